@@ -1,0 +1,42 @@
+"""truesparse: sparse neural networks that are really sparse.
+
+Stores, trains, saves and runs only the connections that exist.
+"""
+
+__version__ = "0.1.0"
+
+from . import algorithms, nn, ops
+from .algorithms import SET, RigL, Static  # type: ignore[attr-defined]
+from .budgets import ER, ERK, Uniform
+from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, densify, sparsify
+from .patterns import NM, Block, FanIn, Unstructured
+from .summary import summary
+from .topology import Move, Topology
+from .train import Rewirer, rewire
+
+__all__ = [
+    "ER",
+    "ERK",
+    "NM",
+    "SET",
+    "Block",
+    "FanIn",
+    "MaskedConv2d",
+    "MaskedLinear",
+    "Move",
+    "Rewirer",
+    "RigL",
+    "SparseConv2d",
+    "SparseLinear",
+    "Static",
+    "Topology",
+    "Uniform",
+    "Unstructured",
+    "algorithms",
+    "densify",
+    "nn",
+    "ops",
+    "rewire",
+    "sparsify",
+    "summary",
+]

@@ -1,0 +1,42 @@
+"""SET: drop the weights nearest zero of each sign, grow at random. Mocanu et al. 2018, https://arxiv.org/abs/1707.04780"""
+
+from __future__ import annotations
+
+import torch
+
+from ..select import lowest
+from ..topology import Move, Topology
+from .base import Signals, check_fraction, register
+
+
+@register
+class SET:
+    """Sparse evolutionary training (algorithm 1 of the paper); the paper rewires after every epoch.
+
+    Args:
+        fraction: zeta, the share of the positive and of the negative weights that goes: those nearest zero.
+        grown_std: standard deviation of the normal values of grown connections; 0 starts them at zero.
+    """
+
+    fraction: float = 0.3
+    grown_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_fraction("fraction", self.fraction)
+        if not self.grown_std >= 0:
+            raise ValueError(f"grown_std is a standard deviation, at least 0, got {self.grown_std}")
+
+    def update(self, topology: Topology, signals: Signals) -> Move:
+        values = signals.pattern.pool(topology, signals.values)
+        dropped = [
+            side[lowest(values[side].abs(), int(self.fraction * side.numel()))]
+            # A weight of exactly zero has no sign and is nearest to zero: it goes first.
+            for side in ((values >= 0).nonzero().squeeze(1), (values < 0).nonzero().squeeze(1))
+        ]
+        survivors = signals.pattern.drop_units(topology, torch.cat(dropped))
+        grown = signals.pattern.grow_random(survivors, topology.nnz, signals.generator)
+        # What was just dropped may be drawn again, and then starts anew like any other grown connection.
+        return Move.through(topology, survivors, grown, self._initial(grown.nnz - survivors.nnz, signals))
+
+    def _initial(self, count: int, signals: Signals) -> torch.Tensor | None:
+        return torch.randn(count, generator=signals.generator) * self.grown_std if self.grown_std else None

@@ -1,0 +1,14 @@
+"""Static: never rewires. The control of every comparison. Mocanu et al. 2016, https://arxiv.org/abs/1604.05978"""
+
+from __future__ import annotations
+
+from ..topology import Topology
+from .base import Signals, register
+
+
+@register
+class Static:
+    """Keeps the topology it is given."""
+
+    def update(self, topology: Topology, signals: Signals) -> Topology:
+        return topology

@@ -1,0 +1,146 @@
+"""What do sparse layers and their masked twins have in common? A topology, and one value for each connection."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import Geometry
+from ..patterns import Pattern, Unstructured
+from ..topology import Move, Topology
+from .initial import initial_bias, initial_values, random_topology
+
+Sample = tuple[Tensor, Tensor]  # (gradient of the output, input) of one backward pass
+
+
+class TopologyLayer(nn.Module):
+    """A layer whose connections are a `Topology`. Its two kinds differ in how they hold the values.
+
+    `SparseLayer` holds one number a connection; `MaskedLayer` holds a dense weight and a mask. What trains them
+    (`rewire`, `Rewirer`, the algorithms) sees only what is declared here.
+
+    Attributes:
+        geometry: the dense operation this layer stands for.
+        pattern: the rule its topology obeys.
+        bias: [rows], or None.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, geometry: Geometry, topology: Topology, values: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
+        super().__init__()
+        self.geometry = geometry
+        self.pattern = pattern
+        self._hold(topology, values)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def _draw(
+        self,
+        geometry: Geometry,
+        bias: bool,
+        sparsity: float,
+        pattern: Pattern | None,
+        generator: torch.Generator | None,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        """Start as a random layer. Drawn on the CPU, so that one seed gives one layer on every device."""
+        pattern = pattern or Unstructured()
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        if device.type == "meta":
+            raise ValueError("a sparse layer needs real arrays for its topology: build it on a real device, not on 'meta'")
+        with torch.device("cpu"):
+            topology = random_topology(geometry, sparsity, pattern, generator)
+            values = initial_values(topology, generator, dtype)
+            offsets = initial_bias(topology, generator, dtype) if bias else None
+        offsets = None if offsets is None else offsets.to(device)
+        TopologyLayer.__init__(self, geometry, topology.to(device), values.to(device), offsets, pattern)
+
+    @classmethod
+    def _convert(cls, module: nn.Module, geometry: Geometry, topology: Topology | None, pattern: Pattern | None, values: Tensor | None) -> Self:
+        """A layer of this class with the weight, bias, device and mode of a dense `module`."""
+        weight: Tensor = module.weight.detach()  # type: ignore[assignment]
+        if topology is None:
+            topology = Topology.from_mask(weight.flatten(1) != 0)
+        elif topology.shape != geometry.shape:
+            raise ValueError(f"expected a topology of shape {geometry.shape} for {module}, got {topology.shape}")
+        pattern = pattern or Unstructured()
+        pattern.check(topology)
+        topology = topology.to(weight.device)
+        values = weight.flatten()[topology.keys] if values is None else values.to(weight)
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        layer = cls.__new__(cls)
+        TopologyLayer.__init__(layer, geometry, topology, values, None if bias is None else bias.detach().clone(), pattern)
+        for new, old in ((layer.parameter, module.weight), (layer.bias, bias)):
+            if new is not None:
+                new.requires_grad_(old.requires_grad)  # type: ignore[union-attr]
+        return layer.train(module.training)
+
+    def _fill(self, dense: nn.Module) -> None:
+        """Give a dense module, freshly made, this layer's weight, bias and mode."""
+        for name, new, old in (("weight", self.to_dense(), self.parameter), ("bias", self.bias, self.bias)):
+            if new is not None and old is not None:
+                setattr(dense, name, nn.Parameter(new.detach().clone(), requires_grad=old.requires_grad))
+        dense.train(self.training)
+
+    @abstractmethod
+    def _hold(self, topology: Topology, values: Tensor) -> None:
+        """Register the parameter and buffers for a topology and its values [nnz]."""
+
+    @property
+    @abstractmethod
+    def topology(self) -> Topology:
+        """Which connections exist."""
+
+    @property
+    @abstractmethod
+    def parameter(self) -> nn.Parameter:
+        """The tensor that the optimizer holds for the connections."""
+
+    @abstractmethod
+    def of_connections(self, array: Tensor) -> Tensor:
+        """The [nnz] entries, in the order of the topology, of an array shaped as `parameter`."""
+
+    @abstractmethod
+    def moved(self, move: Move, array: Tensor, fill: float = 0.0) -> Tensor:
+        """`array`, shaped as `parameter`, after `move`; grown connections get `fill`."""
+
+    @abstractmethod
+    def install(self, move: Move) -> None:
+        """Take the new topology of `move`, values following their connections. Only `truesparse.rewire` calls this."""
+
+    @abstractmethod
+    def to_dense(self) -> Tensor:
+        """The dense weight, shaped as in the dense layer. Differentiable."""
+
+    @abstractmethod
+    def gradient_rows(self, sample: Sample, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense gradient of one backward pass, [stop - start, columns]."""
+
+    @abstractmethod
+    def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
+        """Positions outside `kept` of the `count` largest absolute entries of the summed dense gradient, ascending int64."""
+
+    def plan_nbytes(self) -> int:
+        """Bytes of what the kernels have derived from the topology so far: its transpose, block pointers, offsets."""
+        return sum(getattr(plan, "nbytes", 0) for plan in self.topology._derived.values())
+
+    def _flat(self, x: Tensor) -> Tensor:
+        """An input or output as the kernels take it: with exactly one batch dimension."""
+        features = self.geometry.sample_ndim
+        return x if x.ndim == features + 1 else x.reshape(-1, *x.shape[-features:])
+
+    def _prepared(self, x: Tensor) -> Tensor:
+        """The input with whatever happens before the kernel (padding by reflection and the like)."""
+        return x
+
+    def _flat_sample(self, sample: Sample) -> Sample:
+        dy, x = sample
+        return self._flat(dy), self._flat(self._prepared(x))
+
+    def extra_repr(self) -> str:
+        topology = self.topology
+        return f"{self.geometry}, bias={self.bias is not None}, connections={topology.nnz}, sparsity={topology.sparsity:.4f}, pattern={self.pattern}"

@@ -1,0 +1,91 @@
+"""A linear layer that has only its connections."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import Matrix
+from ..patterns import Pattern
+from ..topology import Topology
+from .base import TopologyLayer
+from .sparse import SparseLayer
+
+
+class LinearInterface(TopologyLayer):
+    """The arguments and attributes of `nn.Linear`, however the values are held."""
+
+    geometry: Matrix
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        sparsity: float = 0.9,
+        pattern: Pattern | None = None,
+        generator: torch.Generator | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        for name, extent in (("in_features", in_features), ("out_features", out_features)):
+            if extent < 0:
+                raise ValueError(f"{name} cannot be negative, got {extent}")
+        self._draw(Matrix(out_features, in_features), bias, sparsity, pattern, generator, device, dtype)
+
+    @property
+    def in_features(self) -> int:
+        return self.geometry.columns
+
+    @property
+    def out_features(self) -> int:
+        return self.geometry.rows
+
+    @classmethod
+    def from_dense(cls, module: nn.Linear, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None) -> Self:
+        """A layer with the weight, bias, device and mode of `module`; nothing is shared with it.
+
+        Args:
+            module: the dense layer.
+            topology: which weights to keep; None keeps those that are not zero.
+            pattern: the rule the topology obeys; None is `Unstructured()`.
+            values: [nnz] to use instead of the weights of `module`.
+
+        Raises:
+            ValueError: if the topology has another shape or does not obey the pattern.
+        """
+        return cls._convert(module, cls.geometry_of(module), topology, pattern, values)
+
+    @staticmethod
+    def geometry_of(module: nn.Linear) -> Matrix:
+        """The geometry of a dense layer."""
+        return Matrix(module.out_features, module.in_features)
+
+    def dense_module(self) -> nn.Linear:
+        """The `nn.Linear` that computes exactly the same."""
+        dense = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        self._fill(dense)
+        return dense
+
+
+class SparseLinear(LinearInterface, SparseLayer):
+    """`nn.Linear` that stores, trains and runs only its connections: y = x W^T + b.
+
+    Input (..., in_features), output (..., out_features).
+
+    Args:
+        in_features: columns of the weight.
+        out_features: rows of the weight.
+        bias: whether to add a bias [out_features].
+        sparsity: share of the weights that do not exist, 0 to 1. `NM` patterns fix it themselves.
+        pattern: which topologies are legal; None is `Unstructured()`.
+        generator: CPU generator of the topology and the initial values; None is torch's global one.
+        device, dtype: as in `nn.Linear`.
+
+    Raises:
+        ValueError: if the sparsity or the pattern does not fit.
+    """
+

@@ -1,0 +1,114 @@
+"""What do all others do? A dense weight and a 0/1 mask: no memory saved, no time saved.
+
+The masked twins exist as the oracle of the tests and the baseline of the benchmarks: same interface, same topology and
+same values from the same generator as the sparse layers, and plain dense PyTorch inside.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..topology import Move, Topology
+from .base import Sample, TopologyLayer
+from .conv import ConvolutionInterface
+from .linear import LinearInterface
+
+
+class MaskedLayer(TopologyLayer):
+    """A dense layer whose weight is multiplied by a mask: simulated sparsity.
+
+    Attributes:
+        weight: `nn.Parameter`, shaped as in the dense layer; zero where there is no connection.
+        mask: bool buffer of the same shape.
+    """
+
+    weight: nn.Parameter
+    mask: Tensor
+
+    def _hold(self, topology: Topology, values: Tensor) -> None:
+        self.weight = nn.Parameter(topology.scatter(values).view(self.geometry.weight_shape))
+        self._set_topology(topology)
+
+    def _set_topology(self, topology: Topology) -> None:
+        self.register_buffer("mask", topology.mask().view(self.geometry.weight_shape))
+        self._topology = topology
+        self._topology_mask = self.mask
+
+    @property
+    def topology(self) -> Topology:
+        """Which connections exist."""
+        if self._topology_mask is not self.mask:
+            self._set_topology(Topology.from_mask(self.mask))
+        return self._topology
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.weight
+
+    @property
+    def values(self) -> Tensor:
+        """The weights of the connections, [nnz]. Differentiable; the parameter is `weight`."""
+        return self.of_connections(self.weight)
+
+    @property
+    def kernel(self) -> str:
+        """Which kernel runs this layer: always dense PyTorch."""
+        return "dense + mask"
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: if the shape of `x` does not fit.
+        """
+        self.geometry.check_input(x)
+        return self.geometry.dense(self._prepared(x), self.weight * self.mask, self.bias)
+
+    def to_dense(self) -> Tensor:
+        return self.weight * self.mask
+
+    def of_connections(self, array: Tensor) -> Tensor:
+        return array.flatten()[self.topology.keys]
+
+    def moved(self, move: Move, array: Tensor, fill: float = 0.0) -> Tensor:
+        moved = torch.zeros_like(array).flatten()
+        survivors, grown = move.new.keys[~move.grown], move.new.keys[move.grown]
+        moved[survivors] = array.flatten()[survivors]
+        moved[grown] = fill
+        return moved.view_as(array)
+
+    def install(self, move: Move) -> None:
+        weight = self.moved(move, self.weight.detach())
+        if move.grown_values is not None:
+            weight.view(-1)[move.new.keys[move.grown]] = move.grown_values.to(weight)
+        self.weight.data = weight
+        self._set_topology(move.new)
+
+    def gradient_rows(self, sample: Sample, start: int, stop: int) -> Tensor:
+        return self._dense_gradient(sample)[start:stop]
+
+    def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
+        dense = torch.stack([self._dense_gradient(sample) for sample in samples]).sum(0).abs().flatten()
+        dense[kept.keys] = -1.0
+        return dense.sort(descending=True, stable=True).indices[: min(count, kept.size - kept.nnz)].sort().values
+
+    def _dense_gradient(self, sample: Sample) -> Tensor:
+        dy, x = self._flat_sample(sample)
+        weight = torch.zeros(self.geometry.weight_shape, dtype=x.dtype, device=x.device, requires_grad=True)
+        with torch.enable_grad():
+            y = self.geometry.dense(x, weight, None)
+        return torch.autograd.grad(y, weight, dy)[0].flatten(1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        self.mask = self.mask.clone()  # loading writes in place: a new tensor makes `topology` look again
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class MaskedLinear(LinearInterface, MaskedLayer):
+    """`nn.Linear` with a masked weight: the simulated twin of `SparseLinear`, same arguments."""
+
+
+class MaskedConv2d(ConvolutionInterface, MaskedLayer):
+    """`nn.Conv2d` with a masked weight: the simulated twin of `SparseConv2d`, same arguments."""

@@ -1,0 +1,135 @@
+"""How are values held when only the connections exist? One number a connection, the topology as buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..topology import Move, Topology
+from .base import Sample, TopologyLayer
+
+
+class SparseLayer(TopologyLayer):
+    """A layer that stores, trains and runs only its connections.
+
+    Attributes:
+        values: `nn.Parameter` [nnz], row by row, columns ascending.
+        indptr, indices: the topology as buffers, so that `state_dict` and `.to(device)` carry it.
+    """
+
+    values: nn.Parameter
+    indptr: Tensor
+    indices: Tensor
+
+    def _hold(self, topology: Topology, values: Tensor) -> None:
+        self.values = nn.Parameter(values)
+        self._set_topology(topology)
+
+    def _set_topology(self, topology: Topology) -> None:
+        self.register_buffer("indptr", topology.indptr)
+        self.register_buffer("indices", topology.indices)
+        self._topology = topology
+
+    @property
+    def topology(self) -> Topology:
+        """Which connections exist. Replaced by `truesparse.rewire` and `load_state_dict`, never changed in place."""
+        # Whatever swaps a buffer (.to(device), deepcopy, assign=True) is seen here, so the two cannot disagree.
+        if self._topology.indptr is not self.indptr or self._topology.indices is not self.indices:
+            self._topology = Topology._trusted(self.geometry.shape, self.indptr, self.indices)
+        return self._topology
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.values
+
+    @property
+    def kernel(self) -> str:
+        """Which kernel runs this layer: "cpu.matrix[avx512]"."""
+        return self._verbs().name
+
+    def forward(self, x: Tensor) -> Tensor:
+        """
+        Raises:
+            ValueError: if the shape of `x` does not fit.
+            TypeError: if `x` and the values differ in dtype, outside of autocast.
+            NotImplementedError: if there is no kernel for this device and dtype.
+        """
+        self.geometry.check_input(x)
+        if x.dtype != self.values.dtype:
+            if not torch.is_autocast_enabled(x.device.type):
+                raise TypeError(
+                    f"expected an input of {self.values.dtype}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
+                )
+            x = x.to(self.values.dtype)
+        x = self._prepared(x)
+        y = ops.product(self.values, self._flat(x), self.bias, self._verbs())
+        lead = x.shape[: x.ndim - self.geometry.sample_ndim]
+        return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+
+    def to_dense(self) -> Tensor:
+        return self.topology.scatter(self.values).view(self.geometry.weight_shape)
+
+    def of_connections(self, array: Tensor) -> Tensor:
+        return array
+
+    def moved(self, move: Move, array: Tensor, fill: float = 0.0) -> Tensor:
+        return move(array, fill)
+
+    def install(self, move: Move) -> None:
+        self._replace_values(move.values(self.values.detach()))
+        self._set_topology(move.new)
+
+    def gradient_rows(self, sample: Sample, start: int, stop: int) -> Tensor:
+        return self._verbs().gradient_rows(*self._flat_sample(sample), start, stop)
+
+    def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
+        return self._verbs().top_gradients([self._flat_sample(sample) for sample in samples], kept, count)
+
+    def _verbs(self) -> ops.Verbs:
+        return ops.verbs(self.topology, self.geometry, self.values.dtype)
+
+    def _replace_values(self, values: Tensor) -> None:
+        """Give the parameter other data, possibly of another length, while optimizers keep holding the same parameter."""
+        if values.shape != self.values.shape:
+            # A graph that is still alive keeps the node that accumulates this parameter's gradient, and that node
+            # remembers the old length. Passing through another dtype makes torch forget the node.
+            self.values.grad = None
+            other = torch.float64 if self.values.dtype != torch.float64 else torch.float32
+            self.values.data = torch.empty(0, dtype=other, device=values.device)
+        self.values.data = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                f"{type(self).__name__} has no dense weight: its connections are .values and .topology; .to_dense() makes the dense weight"
+            )
+        return super().__getattr__(name)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        arrays = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
+        if all(isinstance(array, Tensor) for array in arrays):
+            indptr, indices, values = (array.to(self.values.device) for array in arrays)  # type: ignore[union-attr]
+            try:
+                topology = Topology(self.geometry.shape, indptr.clone(), indices.clone())
+                self.pattern.check(topology)
+                if values.shape != (topology.nnz,):
+                    raise ValueError(f"expected {topology.nnz} values, one for each connection, got shape {tuple(values.shape)}")
+            except (TypeError, ValueError) as error:
+                error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
+                return
+            if not topology.equal(self.topology):
+                self._replace_values(self.values.new_empty(topology.nnz))
+                self._set_topology(topology)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)

@@ -1,0 +1,111 @@
+"""Which kernel runs which layer? The one list of kernels, and the only place that chooses."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..geometry import Convolution, Geometry, Matrix
+from ..topology import Topology
+from .cpu import ConvolutionKernels, MatrixKernels
+from .reference import ConvolutionReference, MatrixReference
+from .verbs import Verbs
+
+ENVIRONMENT_VARIABLE = "TRUESPARSE_KERNELS"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One entry of the list: `build` makes the verbs of `operation` for arrays of these kinds."""
+
+    family: str
+    operation: type[Matrix] | type[Convolution]
+    build: Callable[[Topology, Any], Verbs]
+    devices: tuple[str, ...]  # empty: any
+    dtypes: tuple[torch.dtype, ...]  # empty: any floating one
+
+    def fits(self, geometry: Geometry, device: torch.device, dtype: torch.dtype) -> bool:
+        return (
+            isinstance(geometry, self.operation)
+            and (not self.devices or device.type in self.devices)
+            and (dtype in self.dtypes if self.dtypes else dtype.is_floating_point)
+        )
+
+
+# The first family that fits is used; "reference" runs only when it is asked for by name (law 5: no silent fallback).
+KERNELS = (
+    Kernel("native", Matrix, MatrixKernels, ("cpu",), (torch.float32, torch.float64)),
+    Kernel("native", Convolution, ConvolutionKernels, ("cpu",), (torch.float32, torch.float64)),
+    Kernel("reference", Matrix, MatrixReference, (), ()),
+    Kernel("reference", Convolution, ConvolutionReference, (), ()),
+)
+FAMILIES = tuple(dict.fromkeys(kernel.family for kernel in KERNELS))
+
+_family: ContextVar[str | None] = ContextVar("family", default=None)
+
+
+@contextmanager
+def use(family: str) -> Iterator[None]:
+    """Within this context, layers run on kernels of `family`: "native" or "reference".
+
+    The environment variable TRUESPARSE_KERNELS does the same for a whole process.
+
+    Raises:
+        ValueError: if there is no such family.
+    """
+    token = _family.set(_checked(family))
+    try:
+        yield
+    finally:
+        _family.reset(token)
+
+
+def family() -> str:
+    """The family of kernels in force."""
+    return _family.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE) or FAMILIES[0])
+
+
+def verbs(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
+    """The verbs that compute with `topology` as `geometry`, made once for each topology.
+
+    Raises:
+        NotImplementedError: if no kernel of the family in force handles this device and dtype.
+    """
+    wanted = family()
+    for kernel in KERNELS:
+        if kernel.family == wanted and kernel.fits(geometry, topology.device, dtype):
+            return topology.derived(kernel.build, geometry)
+    known = ", ".join(
+        f"{kernel.family} ({'/'.join(kernel.devices) or 'any device'}: {'/'.join(str(d).removeprefix('torch.') for d in kernel.dtypes) or 'any'})"
+        for kernel in KERNELS
+        if isinstance(geometry, kernel.operation)
+    )
+    raise NotImplementedError(
+        f"no {wanted} kernel for {type(geometry).__name__.lower()} on {topology.device.type} in {str(dtype).removeprefix('torch.')}; "
+        f"there are: {known}. Convert the layer with .to(...), or choose the slow reference with truesparse.ops.use('reference')"
+    )
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """(family, operation, devices, dtypes) of every kernel, in order of preference."""
+    return [
+        (
+            kernel.family,
+            kernel.operation.__name__.lower(),
+            ", ".join(kernel.devices) or "any",
+            ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes) or "any floating",
+        )
+        for kernel in KERNELS
+    ]
+
+
+def _checked(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"unknown family of kernels {name!r}; known: {', '.join(FAMILIES)}")
+    return name

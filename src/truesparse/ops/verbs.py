@@ -1,0 +1,40 @@
+"""What must a kernel be able to do? The protocol that every implementation of the verbs follows."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..topology import Topology
+
+Sample = tuple[Tensor, Tensor]  # (dy, x) of one backward pass
+
+
+class Verbs(Protocol):
+    """The arithmetic of one (topology, geometry). `reference.py` says what each method means."""
+
+    @property
+    def name(self) -> str:
+        """Which kernel this is, for people: "cpu.matrix[avx512]"."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beside the topology: its transpose, block pointers, offsets."""
+        ...
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor: ...
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor: ...
+
+    def sddmm(self, dy: Tensor, x: Tensor) -> Tensor: ...
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor: ...
+
+    def top_gradients(self, samples: list[Sample], kept: Topology, k: int) -> Tensor: ...
+
+    def backward(
+        self, values: Tensor, x: Tensor, dy: Tensor, need: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...

@@ -1,0 +1,268 @@
+"""Which topologies are legal, and who competes with whom?
+
+A pattern is two numbers. Its *unit* is the block of connections that live and die together (one connection, or
+b x b of them). Its *group* is a run of neighbouring units that always holds the same number of connected ones: the whole
+layer, a row, or a window of m columns. Everything else follows from the two, so no algorithm needs to know a
+pattern by name: it drops the weakest units of the layer, and each group grows back what it lost.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .select import highest, lowest, random_absent
+from .topology import Topology
+
+Shape = tuple[int, int]
+
+SLAB_ENTRIES = 1 << 22  # entries of a dense gradient held at one time
+
+
+class AbsentGradients(Protocol):
+    """The dense gradient of one layer, available without ever being held whole."""
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense gradient, [stop - start, columns]."""
+        ...
+
+    def top(self, kept: Topology, count: int) -> Tensor:
+        """Positions outside `kept` of the `count` largest absolute gradients, ascending int64."""
+        ...
+
+
+class Pattern(ABC):
+    """A rule that a topology obeys. Concrete patterns are frozen dataclasses."""
+
+    @property
+    def unit(self) -> Shape:
+        """(rows, columns) of the block of connections that live and die together."""
+        return 1, 1
+
+    @abstractmethod
+    def group_size(self, grid: Shape) -> int:
+        """Units in a group, for a layer of `grid` (rows, columns) units."""
+
+    def round(self, shape: Shape, nnz: int) -> int:
+        """The legal number of connections nearest to `nnz`: at least one unit a group when `nnz` > 0.
+
+        Raises:
+            ValueError: if the pattern does not fit the shape.
+        """
+        groups, size = self._groups(shape)
+        unit = self.unit[0] * self.unit[1]
+        if not groups or not nnz:
+            return 0
+        return groups * min(max(round(nnz / (groups * unit)), 1), size) * unit
+
+    def random(self, shape: Shape, nnz: int, generator: torch.Generator | None = None) -> Topology:
+        """A uniformly random legal topology with `nnz` connections.
+
+        Raises:
+            ValueError: if the pattern does not fit the shape or cannot have that many connections.
+        """
+        return self.grow_random(Topology.from_keys(shape, torch.empty(0, dtype=torch.int64)), nnz, generator)
+
+    def check(self, topology: Topology) -> None:
+        """
+        Raises:
+            ValueError: if `topology` does not obey this pattern.
+        """
+        grid = self.units(topology)
+        if grid.nnz * self.unit[0] * self.unit[1] != topology.nnz:
+            raise ValueError(f"{self} needs whole blocks of {self.unit[0]} x {self.unit[1]}; some blocks of {topology} are not full")
+        counts = self._counts(grid, topology.shape)
+        if counts.numel() and int(counts.min()) != int(counts.max()):
+            raise ValueError(f"{self} needs the same count in every group, {topology} has {int(counts.min())} to {int(counts.max())}")
+
+    def pool(self, topology: Topology, scores: Tensor) -> Tensor:
+        """The sum of `scores` [nnz] over each unit, in the order of `units(topology)`."""
+        if self.unit == (1, 1):
+            return scores
+        grid = self.units(topology)
+        at = torch.searchsorted(grid.keys, self._unit_keys(topology))
+        return scores.new_zeros(grid.nnz).index_add(0, at, scores)
+
+    def strongest(self, scores: Tensor, nnz: int) -> Topology:
+        """The `nnz` connections of highest `scores` [rows, columns], each group with its due. The scores are dense.
+
+        Raises:
+            ValueError: if the pattern does not fit the shape or cannot have that many connections.
+        """
+        shape = (scores.shape[0], scores.shape[1])
+        due, (groups, size), grid = self._due(shape, nnz), self._groups(shape), self._grid(shape)
+        pooled = scores.reshape(grid[0], self.unit[0], grid[1], self.unit[1]).sum((1, 3))
+        chosen = highest(pooled.reshape(groups, size), torch.full((groups,), due, device=scores.device))
+        return self._connections(Topology._from_sorted_keys(grid, chosen.flatten().nonzero().squeeze(1)), shape)
+
+    def drop(self, topology: Topology, scores: Tensor, count: int) -> Topology:
+        """What survives when the units of lowest summed `scores` [nnz] go, `count` connections of them (rounded down to units)."""
+        return self.drop_units(topology, lowest(self.pool(topology, scores), count // (self.unit[0] * self.unit[1])))
+
+    def drop_units(self, topology: Topology, dropped: Tensor) -> Topology:
+        """What survives without the units at the indices `dropped` of `units(topology)`."""
+        return self._connections(self.units(topology).drop(dropped), topology.shape)
+
+    def grow_random(self, kept: Topology, nnz: int, generator: torch.Generator | None) -> Topology:
+        """`kept` and random new connections, `nnz` in all: each group is filled to its due."""
+        grid = self.units(kept)
+        vacant = self._vacant(grid, kept.shape, nnz)
+        grown = random_absent(grid.keys, self._groups(kept.shape)[1], vacant, generator)
+        return self._connections(grid.grow(grown), kept.shape)
+
+    def grow_highest(self, kept: Topology, nnz: int, gradients: AbsentGradients) -> Topology:
+        """`kept` and the connections of largest absolute gradient, `nnz` in all: each group is filled to its due."""
+        grid = self.units(kept)
+        vacant = self._vacant(grid, kept.shape, nnz)
+        if vacant.numel() == 1 and self.unit == (1, 1):
+            return kept.grow(gradients.top(kept, int(vacant)))
+        return self._connections(grid.grow(self._highest_absent(grid, kept.shape, vacant, gradients)), kept.shape)
+
+    def units(self, topology: Topology) -> Topology:
+        """The topology of the units: one entry a block. The topology itself when a unit is one connection."""
+        if self.unit == (1, 1):
+            return topology
+        return Topology._from_sorted_keys(self._grid(topology.shape), self._unit_keys(topology).unique())
+
+    def _highest_absent(self, grid: Topology, shape: Shape, vacant: Tensor, gradients: AbsentGradients) -> Tensor:
+        size = self._groups(shape)[1]
+        whole_layer = vacant.numel() == 1
+        best_keys, best_scores = grid.keys.new_empty(0), torch.empty(0)
+        grown: list[Tensor] = []
+        for start, stop, scores in self._slabs(grid, shape, gradients):
+            first = start * grid.shape[1]
+            if not whole_layer:
+                groups = slice(first // size, stop * grid.shape[1] // size)
+                chosen = highest(scores.view(-1, size), vacant[groups])
+                grown.append(chosen.flatten().nonzero().squeeze(1) + first)
+                continue
+            # A group that spans slabs: what is best so far competes with the best of the new slab.
+            scores = scores.flatten()
+            candidates = highest(scores[None], vacant.clamp(max=int((scores > -torch.inf).sum())))[0].nonzero().squeeze(1)
+            best_keys = torch.cat([best_keys, candidates + first])
+            best_scores = torch.cat([best_scores.to(scores), scores[candidates]])
+            chosen = highest(best_scores[None], vacant.clamp(max=best_keys.numel()))[0]
+            best_keys, best_scores = best_keys[chosen], best_scores[chosen]
+        return best_keys if whole_layer else torch.cat([best_keys, *grown])
+
+    def _slabs(self, grid: Topology, shape: Shape, gradients: AbsentGradients) -> Iterator[tuple[int, int, Tensor]]:
+        """(first unit row, last + 1, scores [unit rows, unit columns]), -inf where there is a unit already."""
+        height, width = self.unit
+        step = max(SLAB_ENTRIES // max(shape[1] * height, 1), 1)
+        indptr = grid.indptr.tolist() if grid.shape[0] <= step else None
+        for start in range(0, grid.shape[0], step):
+            stop = min(start + step, grid.shape[0])
+            scores = gradients.rows(start * height, stop * height).abs()
+            if self.unit != (1, 1):
+                scores = scores.view(stop - start, height, grid.shape[1], width).sum((1, 3))
+            first, last = (indptr[start], indptr[stop]) if indptr else (int(grid.indptr[start]), int(grid.indptr[stop]))
+            rows = torch.repeat_interleave(torch.arange(stop - start, device=grid.device), grid.fan_in[start:stop])
+            scores = scores.nan_to_num(nan=-1.0, posinf=torch.inf)
+            scores[rows, grid.indices[first:last].long()] = -torch.inf
+            yield start, stop, scores
+
+    def _grid(self, shape: Shape) -> Shape:
+        for extent, unit, name in zip(shape, self.unit, ("rows", "columns"), strict=True):
+            if extent % unit:
+                raise ValueError(f"{self} needs {name} divisible by {unit}, got shape {shape}; exclude this layer or use another pattern")
+        return shape[0] // self.unit[0], shape[1] // self.unit[1]
+
+    def _groups(self, shape: Shape) -> tuple[int, int]:
+        """(number of groups, units in each)."""
+        grid = self._grid(shape)
+        size = self.group_size(grid)
+        if size and grid[1] % size and size % max(grid[1], 1):
+            raise ValueError(f"{self} needs columns divisible by {size}, got shape {shape}; exclude this layer or use another pattern")
+        return (grid[0] * grid[1] // size if size else 0), size
+
+    def _due(self, shape: Shape, nnz: int) -> int:
+        """Units each group must hold for `nnz` connections in all."""
+        groups, size = self._groups(shape)
+        unit = self.unit[0] * self.unit[1]
+        due, rest = divmod(nnz, max(groups, 1) * unit)
+        if rest or not 0 <= due <= size:
+            raise ValueError(f"{self} cannot have {nnz} connections in shape {shape}; the nearest legal count is {self.round(shape, nnz)}")
+        return due
+
+    def _counts(self, grid: Topology, shape: Shape) -> Tensor:
+        groups, size = self._groups(shape)
+        return torch.bincount(grid.keys // max(size, 1), minlength=groups)
+
+    def _vacant(self, grid: Topology, shape: Shape, nnz: int) -> Tensor:
+        vacant = self._due(shape, nnz) - self._counts(grid, shape)
+        if vacant.numel() and int(vacant.min()) < 0:
+            raise ValueError(f"{self} with {nnz} connections in shape {shape} is exceeded by what is kept: drop before growing")
+        return vacant
+
+    def _unit_keys(self, topology: Topology) -> Tensor:
+        height, width = self.unit
+        return topology.rows.long() // height * self._grid(topology.shape)[1] + topology.indices // width
+
+    def _connections(self, grid: Topology, shape: Shape) -> Topology:
+        if self.unit == (1, 1):
+            return grid
+        height, width = self.unit
+        rows = grid.rows.long()[:, None, None] * height + torch.arange(height, device=grid.device)[:, None]
+        columns = grid.indices.long()[:, None, None] * width + torch.arange(width, device=grid.device)
+        return Topology.from_keys(shape, (rows * shape[1] + columns).flatten())
+
+
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """Connections anywhere in the layer."""
+
+    def group_size(self, grid: Shape) -> int:
+        return grid[0] * grid[1]
+
+
+@dataclass(frozen=True)
+class FanIn(Pattern):
+    """Every row (output neuron) has the same number of connections: constant fan-in. Lasby et al. 2024, https://arxiv.org/abs/2305.02299"""
+
+    def group_size(self, grid: Shape) -> int:
+        return grid[1]
+
+
+@dataclass(frozen=True)
+class NM(Pattern):
+    """`n` connections in every window of `m` neighbouring columns. The pattern fixes the sparsity: 1 - n / m.
+
+    Zhou et al. 2021, https://arxiv.org/abs/2102.04010
+    """
+
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n <= self.m:
+            raise ValueError(f"NM needs 0 < n <= m, got n={self.n}, m={self.m}")
+
+    def group_size(self, grid: Shape) -> int:
+        return self.m
+
+    def round(self, shape: Shape, nnz: int) -> int:
+        groups, _ = self._groups(shape)
+        return groups * self.n
+
+
+@dataclass(frozen=True)
+class Block(Pattern):
+    """Connections come in full, aligned blocks of `size` x `size`."""
+
+    size: int = 4
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ValueError(f"a block has at least 1 x 1 connections, got size={self.size}")
+
+    @property
+    def unit(self) -> Shape:
+        return self.size, self.size
+
+    def group_size(self, grid: Shape) -> int:
+        return grid[0] * grid[1]

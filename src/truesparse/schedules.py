@@ -1,0 +1,41 @@
+"""When does an algorithm act, and how much does it change?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import cos, pi
+
+
+def cosine(fraction: float, progress: float) -> float:
+    """`fraction` decaying to 0 as `progress` goes from 0 to 1. Evci et al. 2020, section 3: f = alpha / 2 (1 + cos(pi t / T_end))."""
+    return fraction / 2 * (1 + cos(pi * min(max(progress, 0.0), 1.0)))
+
+
+@dataclass(frozen=True)
+class Periodic:
+    """Acts every `every` steps, before step `until`.
+
+    Args:
+        every: steps between two actions, at least 1; the first comes at step `every`.
+        until: steps; no action at this step or later. None: no end.
+
+    Raises:
+        ValueError: if `every` is not a positive whole number, or `until` is negative.
+    """
+
+    every: int = 100
+    until: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.every, int) or isinstance(self.every, bool) or self.every < 1:
+            raise ValueError(f"every must be a whole number of steps, at least 1, got {self.every!r}")
+        if self.until is not None and not self.until >= 0:
+            raise ValueError(f"until must be a number of steps, at least 0, or None, got {self.until!r}")
+
+    def due(self, step: int) -> bool:
+        """Whether to act at `step`, counted from 1."""
+        return step % self.every == 0 and (self.until is None or step < self.until)
+
+    def progress(self, step: int) -> float:
+        """Share of the time to `until` that has passed at `step`: 0 to 1, always 0 without an end."""
+        return min(step / self.until, 1.0) if self.until else 0.0

@@ -1,0 +1,107 @@
+"""What does a model hold, layer by layer?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from torch import nn
+
+from .nn import TopologyLayer
+from .nn.sparse import SparseLayer
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """One layer with weights.
+
+    Attributes:
+        shape: of the dense weight.
+        connections: weights that exist.
+        sparsity: share of the dense weight that does not exist.
+        nbytes: bytes of parameters and buffers (topology or mask included), without gradients, optimizer state and plans.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    connections: int
+    sparsity: float
+    pattern: str
+    kernel: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class ModelSummary:
+    """Every layer with weights; `str()` and `print` show a table."""
+
+    layers: tuple[LayerSummary, ...]
+
+    @property
+    def connections(self) -> int:
+        """Weights that exist in all layers."""
+        return sum(layer.connections for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Weights the dense model has in these layers."""
+        return sum(prod(layer.shape) for layer in self.layers)
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the dense weights that does not exist."""
+        return 1.0 - self.connections / self.size if self.size else 0.0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the parameters and buffers of these layers."""
+        return sum(layer.nbytes for layer in self.layers)
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("layer", "kind", "shape")
+        for heading in ("connections", "sparsity"):
+            table.add_column(heading, justify="right")
+        table.add_column("pattern")
+        table.add_column("kernel")
+        table.add_column("bytes", justify="right")
+        for layer in self.layers:
+            shape = " x ".join(map(str, layer.shape))
+            table.add_row(
+                layer.name, layer.kind, shape, f"{layer.connections:,}", f"{layer.sparsity:.2%}", layer.pattern, layer.kernel, f"{layer.nbytes:,}"
+            )
+        table.add_section()
+        table.add_row("all", "", "", f"{self.connections:,}", f"{self.sparsity:.2%}", "", "", f"{self.nbytes:,}")
+        console = Console(width=160, color_system=None)
+        with console.capture() as captured:
+            console.print(table)
+        return captured.get()
+
+
+def summary(model: nn.Module) -> ModelSummary:
+    """Count the connections and bytes of every layer that has weights of two or more dimensions.
+
+    Args:
+        model: dense, sparse, or both.
+    """
+    return ModelSummary(tuple(_summarized(name, module) for name, module in model.named_modules() if _has_weights(module)))
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return isinstance(module, TopologyLayer) or any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
+
+
+def _summarized(name: str, module: nn.Module) -> LayerSummary:
+    own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in own)
+    name, kind = name or "(model)", type(module).__name__
+    if isinstance(module, TopologyLayer):
+        topology = module.topology
+        kernel = module.kernel if isinstance(module, SparseLayer) else "dense + mask"
+        return LayerSummary(name, kind, module.geometry.weight_shape, topology.nnz, topology.sparsity, str(module.pattern), kernel, nbytes)
+    weights = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
+    shape = tuple(weights[0].shape) if len(weights) == 1 else (sum(weight.numel() for weight in weights),)
+    return LayerSummary(name, kind, shape, prod(shape), 0.0, "", "dense", nbytes)

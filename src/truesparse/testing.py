@@ -1,0 +1,188 @@
+"""Does an algorithm keep the contract? Public checks, as scikit-learn's `check_estimator` is.
+
+    from truesparse.testing import check_algorithm
+    check_algorithm(MyAlgorithm())
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .algorithms import Algorithm, Signals
+from .nn import sparsify, topology_layers
+from .patterns import NM, Block, FanIn, Pattern, Unstructured
+from .topology import Move, Topology
+from .train import Rewirer
+
+PATTERNS: tuple[Pattern, ...] = (Unstructured(), FanIn(), NM(2, 8), Block(2))
+
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
+    "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
+    "momentum": lambda parameters: torch.optim.SGD(parameters, lr=0.02, momentum=0.9),
+    "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.01),
+    "AdamW": lambda parameters: torch.optim.AdamW(parameters, lr=0.01, weight_decay=0.1),
+}
+
+STEPS, EVERY = 60, 6  # 9 rewirings before step 60
+
+
+def check_algorithm(algorithm: Algorithm, patterns: Sequence[Pattern] = PATTERNS) -> None:
+    """Hold an algorithm to the contract.
+
+    Its settings are frozen and survive a round trip; it leaves its input as it is; the same generator gives the same
+    topology; the number of connections and the pattern are kept; training with it is that of the masked twin, topologies
+    equal and losses within rounding, on linear layers and convolutions under SGD, momentum, Adam and AdamW; a checkpoint
+    loads into a model with other topologies.
+
+    Args:
+        algorithm: an instance.
+        patterns: the patterns it must keep.
+
+    Raises:
+        AssertionError: that says which clause is broken.
+    """
+    check_settings(algorithm)
+    for pattern in patterns:
+        check_update(algorithm, pattern)
+    for model in (linear_model, convolution_model):
+        for name in OPTIMIZERS:
+            check_against_masked(algorithm, model, name)
+    check_checkpoint(algorithm)
+
+
+def check_settings(algorithm: Algorithm) -> None:
+    """Settings are a frozen dataclass that can be built again from its own fields."""
+    kind = type(algorithm)
+    assert dataclasses.is_dataclass(kind), f"{kind.__name__} is no dataclass; decorate it with @register or @dataclass(frozen=True)"
+    assert kind.__dataclass_params__.frozen, f"{kind.__name__} can be changed in place; make it frozen"  # type: ignore[attr-defined]
+    again = kind(**{field.name: getattr(algorithm, field.name) for field in dataclasses.fields(kind)})
+    assert again == algorithm, f"{kind.__name__} built from its own settings is another: {again} != {algorithm}"
+
+
+def check_update(algorithm: Algorithm, pattern: Pattern, shape: tuple[int, int] = (16, 32), sparsity: float = 0.75) -> None:
+    """One update is pure, repeatable, and keeps the count and the pattern."""
+    what = f"{algorithm} with {pattern}"
+    nnz = pattern.round(shape, round(shape[0] * shape[1] * (1 - sparsity)))
+    topology = pattern.random(shape, nnz, torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(1)
+    values = torch.randn(nnz, generator=draw)
+    dy, x = torch.randn(8, shape[0], generator=draw), torch.randn(8, shape[1], generator=draw)
+    before = topology.indptr.clone(), topology.indices.clone(), values.clone()
+
+    def updated(seed: int) -> Topology:
+        generator = torch.Generator().manual_seed(seed)
+        dense = dy.T @ x
+        signals = Signals(values, lambda: dense.flatten()[topology.keys], _Dense(dense), 0.25, pattern, generator)
+        new = algorithm.update(topology, signals)
+        return new.new if isinstance(new, Move) else new
+
+    first, second = updated(7), updated(7)
+    after = topology.indptr, topology.indices, values
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True)), f"{what} changed its input"
+    assert first.equal(second), f"{what} gives another topology from the same generator"
+    assert first.shape == shape, f"{what} made shape {first.shape} of {shape}"
+    assert first.nnz == nnz, f"{what} made {first.nnz} connections of {nnz}"
+    pattern.check(first)
+    Topology(first.shape, first.indptr, first.indices)
+
+
+def check_against_masked(
+    algorithm: Algorithm, model: Callable[[], nn.Module], optimizer: str, steps: int = STEPS, every: int = EVERY
+) -> None:
+    """Truly sparse training is masked training: same seed, same topologies, same losses up to rounding (float64)."""
+    runs = [_trained(algorithm, model(), OPTIMIZERS[optimizer], masked, steps, every) for masked in (False, True)]
+    (losses, topologies, rewirings), (masked_losses, masked_topologies, _) = runs
+    what = f"{algorithm} under {optimizer}"
+    assert rewirings == (steps - 1) // every, f"{what} rewired {rewirings} times in {steps} steps"
+    for step, (ours, theirs) in enumerate(zip(topologies, masked_topologies, strict=True)):
+        for name, topology in ours.items():
+            assert topology.equal(theirs[name]), f"{what}: layer {name!r} has another topology than the masked twin after step {step}"
+    difference = (losses - masked_losses).abs() / masked_losses.abs()
+    worst = int(difference.argmax())
+    assert float(difference[worst]) < 1e-9, (
+        f"{what}: the loss at step {worst} is {losses[worst]:.12g}, the masked twin's {masked_losses[worst]:.12g}"
+    )
+
+
+def check_checkpoint(algorithm: Algorithm) -> None:
+    """What is saved after rewirings loads into a model with other topologies, and trains on bit for bit."""
+    make = OPTIMIZERS["Adam"]
+    model = sparsify(linear_model(), 0.8, generator=torch.Generator().manual_seed(0))
+    optimizer = make(list(model.parameters()))
+    rewirer = Rewirer(model, optimizer, algorithm, EVERY, STEPS, torch.Generator().manual_seed(1))
+    _steps(model, optimizer, rewirer, 0, 15)
+    saved = copy.deepcopy((model.state_dict(), optimizer.state_dict(), rewirer.state_dict()))
+    expected = _steps(model, optimizer, rewirer, 15, 30)
+
+    other = sparsify(linear_model(), 0.6, generator=torch.Generator().manual_seed(5))
+    other_optimizer = make(list(other.parameters()))
+    other_rewirer = Rewirer(other, other_optimizer, algorithm, EVERY, STEPS, torch.Generator().manual_seed(9))
+    other.load_state_dict(saved[0])
+    other_optimizer.load_state_dict(saved[1])
+    other_rewirer.load_state_dict(saved[2])
+    found = _steps(other, other_optimizer, other_rewirer, 15, 30)
+    assert torch.equal(expected, found), f"{algorithm}: training on from a checkpoint gives other losses than training on"
+
+
+def linear_model() -> nn.Module:
+    """Two linear layers of odd shapes, in float64."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 7)).double()
+
+
+def convolution_model() -> nn.Module:
+    """Two convolutions, one strided, in float64; its input is that of `linear_model`, seen as an image of 3 x 4."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 7, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(28, 7)
+    ).double()
+
+
+class _Dense:
+    """`AbsentGradients` from a gradient that a test holds whole."""
+
+    def __init__(self, dense: Tensor) -> None:
+        self.dense = dense
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        return self.dense[start:stop].clone()
+
+    def top(self, kept: Topology, count: int) -> Tensor:
+        scores = self.dense.abs().flatten()
+        scores[kept.keys] = -1
+        return scores.sort(descending=True, stable=True).indices[:count].sort().values
+
+
+def _trained(
+    algorithm: Algorithm, model: nn.Module, make: Callable[[list[nn.Parameter]], Optimizer], masked: bool, steps: int, every: int
+) -> tuple[Tensor, list[dict[str, Topology]], int]:
+    """(losses [steps], the topologies after each step, rewirings)."""
+    sparsify(model, 0.7, masked=masked, generator=torch.Generator().manual_seed(3))
+    optimizer = make(list(model.parameters()))
+    rewirer = Rewirer(model, optimizer, algorithm, every, steps, torch.Generator().manual_seed(4))
+    losses, topologies = [], []
+    for step in range(steps):
+        losses.append(_steps(model, optimizer, rewirer, step, step + 1))
+        topologies.append({name: layer.topology for name, layer in topology_layers(model).items()})
+    return torch.cat(losses), topologies, rewirer.rewirings
+
+
+def _steps(model: nn.Module, optimizer: Optimizer, rewirer: Rewirer, first: int, last: int) -> Tensor:
+    losses = []
+    for step in range(first, last):
+        draw = torch.Generator().manual_seed(1000 + step)
+        x, target = (torch.randn(16, width, generator=draw, dtype=torch.float64) for width in (12, 7))
+        loss = F.mse_loss(model(x), target)
+        loss.backward()
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    return torch.stack(losses)

@@ -1,0 +1,297 @@
+"""Which connections exist? A `Topology` says so, and a `Move` says how arrays follow from one to the next.
+
+Connections are kept in one order everywhere: row by row, columns ascending. Values, gradients and
+optimizer state are arrays in that order, so position `i` of any of them belongs to the same connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, TypeVarTuple
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+Settings = TypeVarTuple("Settings")
+
+LARGEST_COUNT = 2**31 - 1  # indptr and indices are int32; linear positions are int64 and may be larger
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    """The connections of one layer, as an immutable value. Changing one means making another.
+
+    A convolution is the matrix [out_channels, in_channels / groups * kernel height * kernel width].
+
+    Args:
+        shape: (rows, columns) of the matrix; rows are outputs, columns are inputs.
+        indptr: [rows + 1] int32; the connections of row `r` are `indptr[r]` to `indptr[r + 1]`.
+        indices: [nnz] int32; the column of each connection, ascending within a row.
+
+    Raises:
+        ValueError: if the arrays do not describe a legal topology of this shape.
+        TypeError: if they are not int32.
+    """
+
+    shape: tuple[int, int]
+    indptr: Tensor
+    indices: Tensor
+    _derived: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _check(self.shape, self.indptr, self.indices)
+
+    @classmethod
+    def _trusted(cls, shape: tuple[int, int], indptr: Tensor, indices: Tensor) -> Topology:
+        """A topology from arrays known to be legal, without reading them."""
+        topology = object.__new__(cls)
+        for name, value in (("shape", shape), ("indptr", indptr), ("indices", indices), ("_derived", {})):
+            object.__setattr__(topology, name, value)
+        return topology
+
+    @classmethod
+    def from_keys(cls, shape: tuple[int, int], keys: Tensor) -> Topology:
+        """The topology whose connections stand at the linear positions `row * columns + column`.
+
+        Args:
+            shape: (rows, columns).
+            keys: [nnz] integers in any order, without repeats.
+
+        Raises:
+            ValueError: if a position lies outside the matrix or is given twice.
+        """
+        rows, columns = _checked_shape(shape)
+        keys = keys.to(torch.int64).flatten()
+        if keys.numel() > 1 and not bool((keys[1:] > keys[:-1]).all()):
+            keys = keys.sort().values
+            if bool((keys[1:] == keys[:-1]).any()):
+                twice = int(keys[1:][keys[1:] == keys[:-1]][0])
+                raise ValueError(f"each connection may be given once, got position {twice} twice; pass unique positions")
+        if keys.numel() and (int(keys[0]) < 0 or int(keys[-1]) >= rows * columns):
+            raise ValueError(f"positions in shape {(rows, columns)} lie in [0, {rows * columns}), got {int(keys[0])} to {int(keys[-1])}")
+        return cls._from_sorted_keys((rows, columns), keys)
+
+    @classmethod
+    def _from_sorted_keys(cls, shape: tuple[int, int], keys: Tensor) -> Topology:
+        rows, columns = shape
+        if keys.numel() > LARGEST_COUNT:
+            raise ValueError(f"a topology holds at most {LARGEST_COUNT} connections, got {keys.numel()}; split the layer")
+        row = keys // max(columns, 1)
+        indptr = torch.zeros(rows + 1, dtype=torch.int64, device=keys.device)
+        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=indptr[1:])
+        return cls._trusted(shape, indptr.to(torch.int32), (keys - row * columns).to(torch.int32))
+
+    @classmethod
+    def from_mask(cls, mask: Tensor) -> Topology:
+        """The topology of the true entries of `mask`, [rows, ...]; trailing dimensions are flattened to columns."""
+        if mask.ndim < 2:
+            raise ValueError(f"expected a mask of two or more dimensions, got shape {tuple(mask.shape)}")
+        flat = mask.flatten(1).bool()
+        return cls._from_sorted_keys((flat.shape[0], flat.shape[1]), flat.flatten().nonzero().squeeze(1))
+
+    @property
+    def nnz(self) -> int:
+        """Number of connections."""
+        return self.indices.numel()
+
+    @property
+    def size(self) -> int:
+        """Number of positions, rows x columns."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def sparsity(self) -> float:
+        """Share of positions without a connection, 0 to 1."""
+        return 1.0 - self.nnz / self.size if self.size else 0.0
+
+    @property
+    def device(self) -> torch.device:
+        return self.indices.device
+
+    @property
+    def fan_in(self) -> Tensor:
+        """Connections of each row, [rows] int32."""
+        return self.indptr.diff()
+
+    @property
+    def fan_out(self) -> Tensor:
+        """Connections of each column, [columns] int64."""
+        return torch.bincount(self.indices, minlength=self.shape[1])
+
+    # Rows and keys are computed when asked for: kept, they would cost more than the topology itself.
+    @property
+    def rows(self) -> Tensor:
+        """Row of each connection, [nnz] int32."""
+        rows = torch.arange(self.shape[0], dtype=torch.int32, device=self.device)
+        return torch.repeat_interleave(rows, self.fan_in, output_size=self.nnz)
+
+    @property
+    def keys(self) -> Tensor:
+        """Linear position `row * columns + column` of each connection, [nnz] int64, ascending."""
+        return self.rows.to(torch.int64).mul_(self.shape[1]).add_(self.indices)
+
+    def mask(self) -> Tensor:
+        """The dense [rows, columns] bool mask. Costs rows x columns: for tests, masked twins and pictures."""
+        mask = torch.zeros(self.size, dtype=torch.bool, device=self.device)
+        mask[self.keys] = True
+        return mask.view(self.shape)
+
+    def scatter(self, values: Tensor) -> Tensor:
+        """`values` [nnz] as a dense [rows, columns] matrix, zero elsewhere. Differentiable."""
+        return values.new_zeros(self.size).index_put((self.keys,), values).view(self.shape)
+
+    def equal(self, other: Topology) -> bool:
+        """Whether both have the same shape and the same connections."""
+        return self is other or (
+            self.shape == other.shape and torch.equal(self.indptr, other.indptr) and torch.equal(self.indices, other.indices)
+        )
+
+    def contains(self, keys: Tensor) -> Tensor:
+        """Which of the linear positions `keys` hold a connection, bool of the same shape."""
+        return _position_in(self.keys, keys) >= 0
+
+    def keep(self, kept: Tensor) -> Topology:
+        """The connections where `kept` [nnz] bool is true."""
+        return Topology._from_sorted_keys(self.shape, self.keys[kept])
+
+    def drop(self, dropped: Tensor) -> Topology:
+        """Without the connections at the indices `dropped` (integers in [0, nnz))."""
+        kept = torch.ones(self.nnz, dtype=torch.bool, device=self.device)
+        kept[dropped] = False
+        return self.keep(kept)
+
+    def grow(self, keys: Tensor) -> Topology:
+        """With new connections at the linear positions `keys`.
+
+        Raises:
+            ValueError: if a position is outside the matrix, repeated, or already connected.
+        """
+        grown = Topology.from_keys(self.shape, keys).keys
+        mine = self.keys
+        if bool((_position_in(mine, grown) >= 0).any()):
+            raise ValueError("a connection can grow only where there is none; some of the given positions are connected already")
+        merged = mine.new_empty(mine.numel() + grown.numel())
+        at = torch.searchsorted(mine, grown) + torch.arange(grown.numel(), device=mine.device)
+        old = torch.ones_like(merged, dtype=torch.bool)
+        old[at] = False
+        merged[at], merged[old] = grown, mine
+        return Topology._from_sorted_keys(self.shape, merged)
+
+    def derived(self, build: Callable[[Topology, *Settings], T], *settings: *Settings) -> T:
+        """`build(self, *settings)`, computed once. Never stale, because a topology cannot change."""
+        key = (build, settings)
+        if key not in self._derived:
+            self._derived[key] = build(self, *settings)
+        return self._derived[key]
+
+    def to(self, device: torch.device | str) -> Topology:
+        """The same topology on another device."""
+        device = torch.device(device)
+        return self if device == self.device else Topology._trusted(self.shape, self.indptr.to(device), self.indices.to(device))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Topology:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Topology, (self.shape, self.indptr, self.indices)
+
+    def __repr__(self) -> str:
+        return f"Topology({self.shape[0]} x {self.shape[1]}, {self.nnz} connections, sparsity {self.sparsity:.4f})"
+
+
+@dataclass(frozen=True, eq=False)
+class Move:
+    """How arrays in the order of one topology become arrays in the order of the next.
+
+    Args:
+        old: the topology the arrays are in now.
+        new: the topology they go to.
+        source: [new.nnz] int64; index in the old order, or -1 for a grown connection.
+        grown_values: [number of -1 in source] initial values of grown connections; None means 0.
+    """
+
+    old: Topology
+    new: Topology
+    source: Tensor
+    grown_values: Tensor | None = None
+
+    @classmethod
+    def between(cls, old: Topology, new: Topology) -> Move:
+        """Every connection found in both topologies keeps what it has."""
+        return cls.through(old, old, new)
+
+    @classmethod
+    def through(cls, old: Topology, survivors: Topology, new: Topology, grown_values: Tensor | None = None) -> Move:
+        """Only `survivors` (a part of `old`) keep what they have: a connection dropped and grown again starts anew.
+
+        Raises:
+            ValueError: if the shapes differ.
+        """
+        if not old.shape == survivors.shape == new.shape:
+            raise ValueError(f"a move stays within one shape, got {old.shape}, {survivors.shape} and {new.shape}")
+        keys = new.keys
+        source = _position_in(old.keys, keys)
+        if survivors is not old:
+            source = torch.where(survivors.contains(keys), source, -1)
+        return cls(old, new, source, grown_values)
+
+    @property
+    def grown(self) -> Tensor:
+        """Which connections of the new topology start anew, [new.nnz] bool."""
+        return self.source < 0
+
+    def __call__(self, array: Tensor, fill: float = 0.0) -> Tensor:
+        """`array` [old.nnz] in the order of the new topology, [new.nnz], grown connections set to `fill`."""
+        if array.shape != (self.old.nnz,):
+            raise ValueError(f"expected an array of shape ({self.old.nnz},), one entry per connection, got {tuple(array.shape)}")
+        if not self.old.nnz:
+            return array.new_full((self.new.nnz,), fill)
+        return array[self.source.clamp(min=0)].masked_fill_(self.grown, fill)
+
+    def values(self, array: Tensor) -> Tensor:
+        """Like calling the move, with grown connections set to their initial values."""
+        moved = self(array)
+        if self.grown_values is not None:
+            moved[self.grown] = self.grown_values.to(moved)
+        return moved
+
+
+def _position_in(ascending: Tensor, keys: Tensor) -> Tensor:
+    """Index of each key in `ascending`, or -1."""
+    if not ascending.numel():
+        return torch.full_like(keys, -1, dtype=torch.int64)
+    at = torch.searchsorted(ascending, keys).clamp_(max=ascending.numel() - 1)
+    return torch.where(ascending[at] == keys, at, -1)
+
+
+def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:
+    rows, columns = (int(extent) for extent in shape)
+    if not (0 <= rows <= LARGEST_COUNT and 0 <= columns <= LARGEST_COUNT):
+        raise ValueError(f"rows and columns lie in [0, {LARGEST_COUNT}], got {(rows, columns)}")
+    return rows, columns
+
+
+def _check(shape: tuple[int, int], indptr: Tensor, indices: Tensor) -> None:
+    rows, columns = _checked_shape(shape)
+    for name, array in (("indptr", indptr), ("indices", indices)):
+        if array.dtype != torch.int32:
+            raise TypeError(f"{name} must be int32, got {array.dtype}; convert with .to(torch.int32)")
+        if array.ndim != 1 or not array.is_contiguous():
+            raise ValueError(f"{name} must be one contiguous dimension, got shape {tuple(array.shape)}")
+    if indptr.device != indices.device:
+        raise ValueError(f"indptr and indices must be on one device, got {indptr.device} and {indices.device}")
+    if indptr.numel() != rows + 1:
+        raise ValueError(f"indptr must have rows + 1 = {rows + 1} entries, got {indptr.numel()}")
+    nnz = indices.numel()
+    if int(indptr[0]) != 0 or int(indptr[-1]) != nnz or bool((indptr.diff() < 0).any()):
+        raise ValueError(f"indptr must rise from 0 to the number of connections, {nnz}; got {int(indptr[0])} to {int(indptr[-1])}")
+    if not nnz:
+        return
+    if int(indices.min()) < 0 or int(indices.max()) >= columns:
+        raise ValueError(f"columns lie in [0, {columns}), got {int(indices.min())} to {int(indices.max())}")
+    starts = torch.zeros(nnz + 1, dtype=torch.bool, device=indices.device)
+    starts[indptr.long()] = True  # position nnz collects the empty rows at the end
+    if not bool(((indices[1:] > indices[:-1]) | starts[1:-1]).all()):
+        raise ValueError("columns must ascend within each row, without repeats; build with Topology.from_keys to have them sorted")
