@@ -54,7 +54,9 @@ class ER:
     epsilon: float | None = None
 
     def counts(self, shapes: Mapping[str, WeightShape], sparsity: float) -> dict[str, int]:
-        return _erdos_renyi({name: (prod(shape), sum(shape[:2]) / prod(shape[:2])) for name, shape in shapes.items()}, sparsity, self.epsilon)
+        return _erdos_renyi(
+            {name: (prod(shape), sum(shape[:2]) / prod(shape[:2])) for name, shape in shapes.items()}, sparsity, self.epsilon
+        )
 
 
 @dataclass(frozen=True)

@@ -82,7 +82,8 @@ class Convolution:
         height, width = self.output_size((x.shape[-2], x.shape[-1]))
         if height < 1 or width < 1:
             raise ValueError(
-                f"an input of {x.shape[-2]} x {x.shape[-1]} is too small for kernel {self.kernel}, padding {self.padding}, dilation {self.dilation}"
+                f"an input of {x.shape[-2]} x {x.shape[-1]} is too small for kernel {self.kernel}, "
+                f"padding {self.padding}, dilation {self.dilation}"
             )
 
 

@@ -24,10 +24,7 @@ def highest(scores: Tensor, counts: Tensor) -> Tensor:
     most = int(counts.max()) if counts.numel() else 0
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    if most == scores.shape[1]:
-        ranked = scores.sort(1, descending=True).values
-    else:
-        ranked = scores.topk(most, 1).values
+    ranked = scores.topk(most, 1).values
     last = ranked.gather(1, (counts - 1).clamp(min=0)[:, None])
     last = last.masked_fill(counts[:, None] == 0, torch.inf)
     above = scores > last

@@ -71,7 +71,14 @@ class ModelSummary:
         for layer in self.layers:
             shape = " x ".join(map(str, layer.shape))
             table.add_row(
-                layer.name, layer.kind, shape, f"{layer.connections:,}", f"{layer.sparsity:.2%}", layer.pattern, layer.kernel, f"{layer.nbytes:,}"
+                layer.name,
+                layer.kind,
+                shape,
+                f"{layer.connections:,}",
+                f"{layer.sparsity:.2%}",
+                layer.pattern,
+                layer.kernel,
+                f"{layer.nbytes:,}",
             )
         table.add_section()
         table.add_row("all", "", "", f"{self.connections:,}", f"{self.sparsity:.2%}", "", "", f"{self.nbytes:,}")

@@ -1,7 +1,7 @@
 """Does an algorithm keep the contract? Public checks, as scikit-learn's `check_estimator` is.
 
-    from truesparse.testing import check_algorithm
-    check_algorithm(MyAlgorithm())
+from truesparse.testing import check_algorithm
+check_algorithm(MyAlgorithm())
 """
 
 from __future__ import annotations
@@ -141,7 +141,12 @@ def convolution_model() -> nn.Module:
     """Two convolutions, one strided, in float64; its input is that of `linear_model`, seen as an image of 3 x 4."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Unflatten(1, (1, 3, 4)), nn.Conv2d(1, 9, 3, padding=1), nn.ReLU(), nn.Conv2d(9, 7, 3, stride=2, padding=1), nn.Flatten(), nn.Linear(28, 7)
+        nn.Unflatten(1, (1, 3, 4)),
+        nn.Conv2d(1, 9, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(9, 7, 3, stride=2, padding=1),
+        nn.Flatten(),
+        nn.Linear(28, 7),
     ).double()
 
 

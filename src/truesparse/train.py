@@ -152,7 +152,9 @@ class Rewirer:
         if set(state) != expected:
             raise ValueError(f"expected a state with {', '.join(sorted(expected))}, got {', '.join(sorted(map(str, state)))}")
         if (state["generator"] is None) != (self.generator is None):
-            raise ValueError("the state was saved with a generator of its own and this Rewirer has none, or the other way round; pass generator= alike")
+            raise ValueError(
+                "the state was saved with a generator of its own and this Rewirer has none, or the other way round; pass generator= alike"
+            )
         if self.generator is not None:
             self.generator.set_state(state["generator"])
         self.steps, self.rewirings = state["steps"], state["rewirings"]
@@ -189,7 +191,7 @@ class Rewirer:
 
         signals = Signals(
             values=layer.of_connections(layer.parameter.detach()),
-            gradients=gradients,
+            read_gradients=gradients,
             absent=_Absent(name, layer, self._samples[name]),
             progress=self.schedule.progress(self.steps),
             pattern=layer.pattern,
@@ -262,8 +264,8 @@ def _state_moves(layer: TopologyLayer, optimizer: Optimizer | None) -> StateMove
         else:
             what = f"a tensor of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else f"a {type(entry).__name__}"
             raise TypeError(
-                f"{type(optimizer).__name__} keeps {name!r}, {what}, for a parameter of shape {tuple(parameter.shape)}: it cannot follow the "
-                "connections; use an optimizer whose state has the parameter's shape (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, ...)"
+                f"{type(optimizer).__name__} keeps {name!r}, {what}, for a parameter of shape {tuple(parameter.shape)}: it cannot follow "
+                "the connections; use an optimizer whose state has the parameter's shape (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, ...)"
             )
     return moves
 
@@ -283,9 +285,12 @@ def _check_held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> No
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     missing = [name for name, layer in layers.items() if id(layer.parameter) not in held]
     if missing:
-        raise ValueError(f"the optimizer does not hold the parameters of {', '.join(map(repr, missing))}: build it from model.parameters() after sparsify")
+        names = ", ".join(map(repr, missing))
+        raise ValueError(f"the optimizer does not hold the parameters of {names}: build it from model.parameters() after sparsify")
     if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError("LBFGS keeps one history for all parameters together, which cannot follow the connections; use SGD, Adam, AdamW, ...")
+        raise TypeError(
+            "LBFGS keeps one history for all parameters together, which cannot follow the connections; use SGD, Adam, AdamW, ..."
+        )
 
 
 def _check_move(layer: TopologyLayer, move: Move) -> None:

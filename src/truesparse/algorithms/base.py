@@ -22,7 +22,7 @@ class Signals:
 
     Attributes:
         values: [nnz] weights, in the order of the topology.
-        gradients: computes [nnz] gradients of the last backward pass, when called.
+        read_gradients: gives `gradients`; called when an algorithm asks for them.
         absent: the dense gradient, for growing where it is largest; never held whole.
         progress: 0 at the start of training, 1 when rewiring ends.
         pattern: the rule the layer's topology obeys; it drops and grows accordingly.
@@ -30,11 +30,16 @@ class Signals:
     """
 
     values: Tensor
-    gradients: Callable[[], Tensor] = field(repr=False)
+    read_gradients: Callable[[], Tensor] = field(repr=False)
     absent: AbsentGradients = field(repr=False)
     progress: float
     pattern: Pattern
     generator: torch.Generator | None
+
+    @property
+    def gradients(self) -> Tensor:
+        """[nnz] gradients of the last backward pass, in the order of the topology."""
+        return self.read_gradients()
 
 
 @runtime_checkable
@@ -68,7 +73,7 @@ def register(algorithm: A) -> A:
     if name in ALGORITHMS:
         raise ValueError(f"an algorithm named {name!r} is already registered by {ALGORITHMS[name].__module__}")
     ALGORITHMS[name] = dataclass(frozen=True)(algorithm)
-    return ALGORITHMS[name]
+    return algorithm
 
 
 def check_fraction(name: str, value: float) -> None:

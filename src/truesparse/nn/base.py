@@ -60,7 +60,9 @@ class TopologyLayer(nn.Module):
         TopologyLayer.__init__(self, geometry, topology.to(device), values.to(device), offsets, pattern)
 
     @classmethod
-    def _convert(cls, module: nn.Module, geometry: Geometry, topology: Topology | None, pattern: Pattern | None, values: Tensor | None) -> Self:
+    def _convert(
+        cls, module: nn.Module, geometry: Geometry, topology: Topology | None, pattern: Pattern | None, values: Tensor | None
+    ) -> Self:
         """A layer of this class with the weight, bias, device and mode of a dense `module`."""
         weight: Tensor = module.weight.detach()  # type: ignore[assignment]
         if topology is None:
@@ -143,4 +145,5 @@ class TopologyLayer(nn.Module):
 
     def extra_repr(self) -> str:
         topology = self.topology
-        return f"{self.geometry}, bias={self.bias is not None}, connections={topology.nnz}, sparsity={topology.sparsity:.4f}, pattern={self.pattern}"
+        counts = f"connections={topology.nnz}, sparsity={topology.sparsity:.4f}"
+        return f"{self.geometry}, bias={self.bias is not None}, {counts}, pattern={self.pattern}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from ..topology import Topology
 from .base import TopologyLayer
 from .sparse import SparseLayer
 
+PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}  # ours: torch's
 
 
@@ -21,6 +22,8 @@ class ConvolutionInterface(TopologyLayer):
     """The arguments and attributes of `nn.Conv2d`, however the values are held."""
 
     geometry: Convolution
+    padding: Pair | str
+    padding_mode: PaddingMode
 
     def __init__(
         self,
@@ -32,7 +35,7 @@ class ConvolutionInterface(TopologyLayer):
         dilation: int | Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: PaddingMode = "zeros",
         *,
         sparsity: float = 0.9,
         pattern: Pattern | None = None,
@@ -46,8 +49,8 @@ class ConvolutionInterface(TopologyLayer):
         self._set_padding(like)
 
     def _set_padding(self, like: nn.Conv2d) -> None:
-        self.padding = like.padding
-        self.padding_mode = like.padding_mode
+        self.padding = like.padding if isinstance(like.padding, str) else _pair(like.padding)
+        self.padding_mode = like.padding_mode  # type: ignore[assignment]
         self._padding_before = _padding(like)[1]
 
     @property
@@ -75,7 +78,9 @@ class ConvolutionInterface(TopologyLayer):
         return self.geometry.groups
 
     @classmethod
-    def from_dense(cls, module: nn.Conv2d, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None) -> Self:
+    def from_dense(
+        cls, module: nn.Conv2d, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
+    ) -> Self:
         """A layer with the weight, bias, device and mode of `module`; nothing is shared with it.
 
         Args:
@@ -109,7 +114,16 @@ class ConvolutionInterface(TopologyLayer):
         """The `nn.Conv2d` that computes exactly the same."""
         g = self.geometry
         dense = nn.Conv2d(
-            g.in_channels, g.out_channels, g.kernel, g.stride, self.padding, g.dilation, g.groups, self.bias is not None, self.padding_mode, device="meta"
+            g.in_channels,
+            g.out_channels,
+            g.kernel,
+            g.stride,
+            self.padding,
+            g.dilation,
+            g.groups,
+            self.bias is not None,
+            self.padding_mode,
+            device="meta",
         )
         self._fill(dense)
         return dense

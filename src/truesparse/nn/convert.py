@@ -13,12 +13,12 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..budgets import Budget, budget as named_budget, kept
+from ..budgets import Budget, kept
+from ..budgets import budget as named_budget
 from ..patterns import Pattern, Unstructured
-from ..select import lowest
 from .base import TopologyLayer
 from .conv import ConvolutionInterface, SparseConv2d
-from .initial import initial_values, random_topology
+from .initial import initial_values
 from .linear import LinearInterface, SparseLinear
 from .masked import MaskedConv2d, MaskedLinear
 
@@ -71,7 +71,9 @@ def sparsify(
     """
     layers = _convertible(model, list(exclude))
     if not layers:
-        raise ValueError("found no nn.Linear or nn.Conv2d to make sparse: the model has none, they are all excluded, or it is sparse already")
+        raise ValueError(
+            "found no nn.Linear or nn.Conv2d to make sparse: the model has none, they are all excluded, or it is sparse already"
+        )
     counts = _counts(layers, sparsity, named_budget(budget), dict(sparsities or {}))
     pattern = pattern or Unstructured()
     replacements: dict[str, nn.Module] = {}
@@ -107,11 +109,15 @@ def _convertible(model: nn.Module, exclude: list[Excluded]) -> dict[str, Dense]:
         if isinstance(module, LazyModuleMixin):
             raise TypeError(f"layer {name!r} ({type(module).__name__}) has no shape yet: run the model once on an example before sparsify")
         if isinstance(module, CLOSED) or (isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, nn.Conv2d)):
-            raise TypeError(_refusal(name, module, "reads its weights itself" if isinstance(module, CLOSED) else "has no sparse counterpart"))
+            raise TypeError(
+                _refusal(name, module, "reads its weights itself" if isinstance(module, CLOSED) else "has no sparse counterpart")
+            )
         if not isinstance(module, Dense):
             continue
         if type(module) not in (nn.Linear, nn.Conv2d):
-            raise TypeError(_refusal(name, module, f"is a subclass of {type(module).__mro__[1].__name__} whose own behaviour would be lost"))
+            raise TypeError(
+                _refusal(name, module, f"is a subclass of {type(module).__mro__[1].__name__} whose own behaviour would be lost")
+            )
         if is_parametrized(module) or not isinstance(getattr(module, "weight", None), nn.Parameter):
             raise TypeError(_refusal(name, module, "has a parametrized or pruned weight (make it permanent first)"))
         layers[name] = module
@@ -124,9 +130,13 @@ def _convertible(model: nn.Module, exclude: list[Excluded]) -> dict[str, Dense]:
 
 def _walk(model: nn.Module, exclude: list[Excluded], unmatched: set[str]) -> Iterator[tuple[str, nn.Module]]:
     """Modules that are not excluded and not inside an excluded or closed one, noting which names have matched."""
-    pending = [("", model)]
+    pending: list[tuple[str, nn.Module]] = [("", model)]
+    seen: set[nn.Module] = set()
     while pending:
         name, module = pending.pop()
+        if module in seen:
+            continue
+        seen.add(module)
         hits = [entry for entry in exclude if _matches(entry, name, module)]
         unmatched.difference_update(entry for entry in hits if isinstance(entry, str))
         if not hits:
@@ -146,7 +156,7 @@ def _refusal(name: str, module: nn.Module, reason: str) -> str:
 
 
 def _refuse_shared(model: nn.Module, layers: dict[str, Dense]) -> None:
-    owners: dict[nn.Parameter, set[nn.Module]] = {}
+    owners: dict[torch.Tensor, set[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, set()).add(module)
@@ -165,7 +175,7 @@ def _counts(layers: dict[str, Dense], sparsity: float, budget: Budget, sparsitie
             raise ValueError(f"the sparsity of {pattern!r} lies in [0, 1], got {value}")
         own.update({name: kept(layers[name].weight.numel(), value) for name in names})
     shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items() if name not in own and prod(layer.weight.shape)}
-    return {name: 0 for name in layers} | (budget.counts(shapes, sparsity) if shapes else {}) | own
+    return dict.fromkeys(layers, 0) | (budget.counts(shapes, sparsity) if shapes else {}) | own
 
 
 def _sparse(

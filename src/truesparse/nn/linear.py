@@ -45,7 +45,9 @@ class LinearInterface(TopologyLayer):
         return self.geometry.rows
 
     @classmethod
-    def from_dense(cls, module: nn.Linear, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None) -> Self:
+    def from_dense(
+        cls, module: nn.Linear, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
+    ) -> Self:
         """A layer with the weight, bias, device and mode of `module`; nothing is shared with it.
 
         Args:
@@ -88,4 +90,3 @@ class SparseLinear(LinearInterface, SparseLayer):
     Raises:
         ValueError: if the sparsity or the pattern does not fit.
     """
-

@@ -101,9 +101,9 @@ class MaskedLayer(TopologyLayer):
             y = self.geometry.dense(x, weight, None)
         return torch.autograd.grad(y, weight, dy)[0].flatten(1)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
         self.mask = self.mask.clone()  # loading writes in place: a new tensor makes `topology` look again
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(*arguments, **options)
 
 
 class MaskedLinear(LinearInterface, MaskedLayer):

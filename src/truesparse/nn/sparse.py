@@ -61,7 +61,8 @@ class SparseLayer(TopologyLayer):
         if x.dtype != self.values.dtype:
             if not torch.is_autocast_enabled(x.device.type):
                 raise TypeError(
-                    f"expected an input of {self.values.dtype}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
+                    f"expected an input of {self.values.dtype}, the dtype of the values, got {x.dtype}; "
+                    "convert the input, or the layer with .to(...)"
                 )
             x = x.to(self.values.dtype)
         x = self._prepared(x)
@@ -89,7 +90,7 @@ class SparseLayer(TopologyLayer):
         return self._verbs().top_gradients([self._flat_sample(sample) for sample in samples], kept, count)
 
     def _verbs(self) -> ops.Verbs:
-        return ops.verbs(self.topology, self.geometry, self.values.dtype)
+        return ops.verbs_for(self.topology, self.geometry, self.values.dtype)
 
     def _replace_values(self, values: Tensor) -> None:
         """Give the parameter other data, possibly of another length, while optimizers keep holding the same parameter."""

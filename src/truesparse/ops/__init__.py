@@ -1,7 +1,7 @@
 """The four verbs of sparse arithmetic, and which kernel speaks them."""
 
 from .autograd import product
-from .table import family, use, verbs
+from .table import family, use, verbs_for
 from .verbs import Verbs
 
-__all__ = ["Verbs", "family", "product", "use", "verbs"]
+__all__ = ["Verbs", "family", "product", "use", "verbs_for"]

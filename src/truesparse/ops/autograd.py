@@ -32,7 +32,8 @@ class _Product(Function):
         return verbs.spmm(values, x, bias)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        (dy,) = grad_outputs
         values, x = ctx.saved_tensors
         need = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
@@ -52,7 +53,8 @@ class _Transposed(Function):
         return verbs.spmm_t(values, dy, like)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (g,) = grad_outputs
         values, dy = ctx.saved_tensors
         dvalues = _Sampled.apply(dy, g, ctx.verbs) if ctx.needs_input_grad[0] else None
         ddy = _Product.apply(values, g, None, ctx.verbs) if ctx.needs_input_grad[1] else None
@@ -67,7 +69,8 @@ class _Sampled(Function):
         return verbs.sddmm(dy, x)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        (g,) = grad_outputs
         dy, x = ctx.saved_tensors
         ddy = _Product.apply(g, x, None, ctx.verbs) if ctx.needs_input_grad[0] else None
         dx = _Transposed.apply(g, dy, x.shape, ctx.verbs) if ctx.needs_input_grad[1] else None

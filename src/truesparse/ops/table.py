@@ -71,7 +71,7 @@ def family() -> str:
     return _family.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE) or FAMILIES[0])
 
 
-def verbs(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
+def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
     """The verbs that compute with `topology` as `geometry`, made once for each topology.
 
     Raises:
@@ -81,14 +81,11 @@ def verbs(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
     for kernel in KERNELS:
         if kernel.family == wanted and kernel.fits(geometry, topology.device, dtype):
             return topology.derived(kernel.build, geometry)
-    known = ", ".join(
-        f"{kernel.family} ({'/'.join(kernel.devices) or 'any device'}: {'/'.join(str(d).removeprefix('torch.') for d in kernel.dtypes) or 'any'})"
-        for kernel in KERNELS
-        if isinstance(geometry, kernel.operation)
-    )
+    operation = type(geometry).__name__.lower()
+    known = ", ".join(f"{family} on {devices} in {dtypes}" for family, named, devices, dtypes in describe() if named == operation)
     raise NotImplementedError(
-        f"no {wanted} kernel for {type(geometry).__name__.lower()} on {topology.device.type} in {str(dtype).removeprefix('torch.')}; "
-        f"there are: {known}. Convert the layer with .to(...), or choose the slow reference with truesparse.ops.use('reference')"
+        f"no {wanted} kernel for a {operation} on {topology.device.type} in {_dtype_name(dtype)}; there are: {known}. "
+        "Convert the layer with .to(...), or choose the slow reference with truesparse.ops.use('reference')"
     )
 
 
@@ -98,11 +95,15 @@ def describe() -> list[tuple[str, str, str, str]]:
         (
             kernel.family,
             kernel.operation.__name__.lower(),
-            ", ".join(kernel.devices) or "any",
-            ", ".join(str(dtype).removeprefix("torch.") for dtype in kernel.dtypes) or "any floating",
+            "/".join(kernel.devices) or "any device",
+            "/".join(map(_dtype_name, kernel.dtypes)) or "any floating dtype",
         )
         for kernel in KERNELS
     ]
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _checked(name: str) -> str:
