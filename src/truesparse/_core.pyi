@@ -12,10 +12,12 @@ def supported_isas() -> list[str]:
     """What this machine has, best last. Never fails."""
 
 def threading() -> str:
-    """"openmp: <path>" or "serial: no OpenMP runtime loaded"."""
+    """ "openmp: <path>" or "serial: no OpenMP runtime loaded"."""
 
 class Layout:
-    def __init__(self, rows: int, columns: int, indptr: int, indices: int, permutation: int, starts: int, blocks: int) -> None: ...
+    def __init__(
+        self, rows: int, columns: int, indptr: int, indices: int, permutation: int, starts: int, blocks: int, width: int
+    ) -> None: ...
 
 class Convolution:
     def __init__(
@@ -34,14 +36,11 @@ class TopK:
     def __init__(self, k: int) -> None: ...
     def push_float32(self, slab: int, row_start: int, rows: int, columns: int, indptr: int, indices: int) -> None: ...
     def push_float64(self, slab: int, row_start: int, rows: int, columns: int, indptr: int, indices: int) -> None: ...
-    def result(self) -> list[int]: ...
+    def result(self, keys: int) -> int: ...
 
 def block_starts(rows: int, indptr: int, indices: int, width: int, blocks: int, starts: int) -> None: ...
 def transpose(rows: int, columns: int, indptr: int, indices: int, t_indptr: int, t_indices: int, permutation: int) -> None: ...
-def transpose_convolution(
-    convolution: Convolution, indptr: int, indices: int, t_indptr: int, t_indices: int, permutation: int
-) -> None: ...
-
+def transpose_convolution(convolution: Convolution, indptr: int, indices: int, t_indptr: int, t_indices: int, permutation: int) -> None: ...
 def matrix_spmm_float32(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
 def matrix_spmm_float64(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
 def matrix_backward_float32(
@@ -57,10 +56,32 @@ def convolution_spmm_float64(
     convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
 ) -> None: ...
 def convolution_backward_float32(
-    convolution: Convolution, layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int,
-    batch: int, height: int, width: int, threads: int,
+    convolution: Convolution,
+    layout: Layout,
+    transposed: Layout | None,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    batch: int,
+    height: int,
+    width: int,
+    threads: int,
 ) -> None: ...
 def convolution_backward_float64(
-    convolution: Convolution, layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int,
-    batch: int, height: int, width: int, threads: int,
+    convolution: Convolution,
+    layout: Layout,
+    transposed: Layout | None,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    batch: int,
+    height: int,
+    width: int,
+    threads: int,
 ) -> None: ...

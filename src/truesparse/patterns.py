@@ -79,6 +79,7 @@ class Pattern(ABC):
         counts = self._counts(grid, topology.shape)
         if counts.numel() and int(counts.min()) != int(counts.max()):
             raise ValueError(f"{self} needs the same count in every group, {topology} has {int(counts.min())} to {int(counts.max())}")
+        self._due(topology.shape, topology.nnz)
 
     def pool(self, topology: Topology, scores: Tensor) -> Tensor:
         """The sum of `scores` [nnz] over each unit, in the order of `units(topology)`."""
@@ -119,6 +120,8 @@ class Pattern(ABC):
         """`kept` and the connections of largest absolute gradient, `nnz` in all: each group is filled to its due."""
         grid = self.units(kept)
         vacant = self._vacant(grid, kept.shape, nnz)
+        if not bool(vacant.any()):
+            return kept
         if vacant.numel() == 1 and self.unit == (1, 1):
             return kept.grow(gradients.top(kept, int(vacant)))
         return self._connections(grid.grow(self._highest_absent(grid, kept.shape, vacant, gradients)), kept.shape)
@@ -154,6 +157,10 @@ class Pattern(ABC):
         """(first unit row, last + 1, scores [unit rows, unit columns]), -inf where there is a unit already."""
         height, width = self.unit
         step = max(SLAB_ENTRIES // max(shape[1] * height, 1), 1)
+        groups, size = self._groups(shape)
+        if groups > 1 and size > grid.shape[1]:  # no slab may cut a group of several rows
+            rows_of_group = size // grid.shape[1]
+            step = max(step // rows_of_group, 1) * rows_of_group
         indptr = grid.indptr.tolist() if grid.shape[0] <= step else None
         for start in range(0, grid.shape[0], step):
             stop = min(start + step, grid.shape[0])
@@ -176,18 +183,18 @@ class Pattern(ABC):
         """(number of groups, units in each)."""
         grid = self._grid(shape)
         size = self.group_size(grid)
-        if size and grid[1] % size and size % max(grid[1], 1):
-            raise ValueError(f"{self} needs columns divisible by {size}, got shape {shape}; exclude this layer or use another pattern")
+        if size and (grid[0] * grid[1] % size or (grid[1] % size and size % grid[1])):
+            raise ValueError(
+                f"{self} needs a layer of whole groups of {size} units, got shape {shape}; exclude this layer or use another pattern"
+            )
         return (grid[0] * grid[1] // size if size else 0), size
 
     def _due(self, shape: Shape, nnz: int) -> int:
         """Units each group must hold for `nnz` connections in all."""
-        groups, size = self._groups(shape)
-        unit = self.unit[0] * self.unit[1]
-        due, rest = divmod(nnz, max(groups, 1) * unit)
-        if rest or not 0 <= due <= size:
-            raise ValueError(f"{self} cannot have {nnz} connections in shape {shape}; the nearest legal count is {self.round(shape, nnz)}")
-        return due
+        legal = self.round(shape, nnz)
+        if nnz != legal:
+            raise ValueError(f"{self} cannot have {nnz} connections in shape {shape}; the nearest legal count is {legal}")
+        return nnz // (max(self._groups(shape)[0], 1) * self.unit[0] * self.unit[1])
 
     def _counts(self, grid: Topology, shape: Shape) -> Tensor:
         groups, size = self._groups(shape)
@@ -244,6 +251,11 @@ class NM(Pattern):
 
     def group_size(self, grid: Shape) -> int:
         return self.m
+
+    def _grid(self, shape: Shape) -> Shape:
+        if shape[1] % self.m:
+            raise ValueError(f"{self} needs columns divisible by {self.m}, got shape {shape}; exclude this layer or use another pattern")
+        return super()._grid(shape)
 
     def round(self, shape: Shape, nnz: int) -> int:
         groups, _ = self._groups(shape)

@@ -160,7 +160,7 @@ class _Dense:
         return self.dense[start:stop].clone()
 
     def top(self, kept: Topology, count: int) -> Tensor:
-        scores = self.dense.abs().flatten()
+        scores = self.dense.abs().flatten().nan_to_num(nan=-0.5, posinf=torch.inf)
         scores[kept.keys] = -1
         return scores.sort(descending=True, stable=True).indices[:count].sort().values
 

@@ -104,6 +104,7 @@ class Rewirer:
             RuntimeError: if the algorithm asks for gradients and there was no backward pass since the last call.
         """
         self.steps += 1
+        self._pending = False  # a step that the optimizer was never asked to take has no rewiring after it
         if not self.schedule.due(self.steps):
             self._forget()
             return True
@@ -127,7 +128,9 @@ class Rewirer:
                     for parameter in group["params"]:
                         parameter.grad = None
 
-        return self.optimizer.register_step_pre_hook(before)
+        handle = self.optimizer.register_step_pre_hook(before)
+        self._handles.append(handle)
+        return handle
 
     def detach(self) -> None:
         """Remove every hook this object has put on the model and the optimizer."""
@@ -178,7 +181,7 @@ class Rewirer:
         for name, layer in self.layers.items():
             _check_move(layer, moves[name])
         for name, layer in self.layers.items():
-            if moves[name].new is not layer.topology:
+            if moves[name].new is not layer.topology or bool(moves[name].grown.any()):
                 _apply(layer, moves[name], self.optimizer, plans[name])
         self.rewirings += 1
         self._forget()
@@ -253,6 +256,10 @@ def _state_moves(layer: TopologyLayer, optimizer: Optimizer | None) -> StateMove
     """For each entry of the optimizer's state: does it follow the connections, and where do grown ones start?"""
     if optimizer is None:
         return {}
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError(
+            "LBFGS keeps one history for all parameters together, which cannot follow the connections; use SGD, Adam, AdamW, ..."
+        )
     parameter = layer.parameter
     group = next((group for group in optimizer.param_groups if any(held is parameter for held in group["params"])), {})
     moves: StateMoves = {}
@@ -287,10 +294,6 @@ def _check_held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> No
     if missing:
         names = ", ".join(map(repr, missing))
         raise ValueError(f"the optimizer does not hold the parameters of {names}: build it from model.parameters() after sparsify")
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError(
-            "LBFGS keeps one history for all parameters together, which cannot follow the connections; use SGD, Adam, AdamW, ..."
-        )
 
 
 def _check_move(layer: TopologyLayer, move: Move) -> None:
@@ -299,6 +302,9 @@ def _check_move(layer: TopologyLayer, move: Move) -> None:
     if move.new.shape != layer.topology.shape:
         raise ValueError(f"expected a topology of shape {layer.topology.shape}, got {move.new.shape}")
     layer.pattern.check(move.new)
+    grown = int(move.grown.sum())
+    if move.grown_values is not None and move.grown_values.shape != (grown,):
+        raise ValueError(f"expected {grown} values, one for each grown connection, got shape {tuple(move.grown_values.shape)}")
 
 
 def _apply(layer: TopologyLayer, move: Move, optimizer: Optimizer | None, state_moves: StateMoves) -> None:

@@ -46,8 +46,9 @@ class Signals:
 class Algorithm(Protocol):
     """Any object with this method is an algorithm.
 
-    An optional class attribute `replaces_step = True` says that a topology update takes the place of the optimizer's step
-    (RigL); otherwise the update follows the step.
+    Two optional class attributes: `replaces_step = True` says that a topology update takes the place of the optimizer's step
+    (RigL), otherwise the update follows the step; `each_epoch = True` says that the paper rewires once an epoch (SET), which
+    the command line then does by default.
     """
 
     def update(self, topology: Topology, signals: Signals) -> Topology | Move:

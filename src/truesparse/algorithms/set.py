@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
 from ..select import lowest
@@ -20,6 +22,8 @@ class SET:
 
     fraction: float = 0.3
     grown_std: float = 0.0
+
+    each_epoch: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)

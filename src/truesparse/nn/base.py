@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from math import prod
 from typing import Self
 
 import torch
@@ -126,21 +127,21 @@ class TopologyLayer(nn.Module):
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
         """Positions outside `kept` of the `count` largest absolute entries of the summed dense gradient, ascending int64."""
 
+    @abstractmethod
     def plan_nbytes(self) -> int:
         """Bytes of what the kernels have derived from the topology so far: its transpose, block pointers, offsets."""
-        return sum(getattr(plan, "nbytes", 0) for plan in self.topology._derived.values())
 
     def _flat(self, x: Tensor) -> Tensor:
         """An input or output as the kernels take it: with exactly one batch dimension."""
         features = self.geometry.sample_ndim
-        return x if x.ndim == features + 1 else x.reshape(-1, *x.shape[-features:])
+        return x if x.ndim == features + 1 else x.reshape(prod(x.shape[:-features]), *x.shape[-features:])
 
     def _prepared(self, x: Tensor) -> Tensor:
         """The input with whatever happens before the kernel (padding by reflection and the like)."""
         return x
 
     def _flat_sample(self, sample: Sample) -> Sample:
-        dy, x = sample
+        dy, x = (part.to(self.parameter.dtype) for part in sample)  # autocast runs the layers around this one in another
         return self._flat(dy), self._flat(self._prepared(x))
 
     def extra_repr(self) -> str:

@@ -129,8 +129,9 @@ class ConvolutionInterface(TopologyLayer):
         return dense
 
     def _prepared(self, x: Tensor) -> Tensor:
-        if not any(self._padding_before):
-            return x
+        fits = x.ndim in (3, 4) and x.shape[-3] == self.in_channels
+        if not fits or not any(self._padding_before):
+            return x  # what does not fit is refused after this, in the shape it came in
         return F.pad(x, self._padding_before, mode=PADDING_MODES[self.padding_mode])
 
 

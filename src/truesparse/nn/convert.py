@@ -129,20 +129,16 @@ def _convertible(model: nn.Module, exclude: list[Excluded]) -> dict[str, Dense]:
 
 
 def _walk(model: nn.Module, exclude: list[Excluded], unmatched: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are not excluded and not inside an excluded or closed one, noting which names have matched."""
-    pending: list[tuple[str, nn.Module]] = [("", model)]
-    seen: set[nn.Module] = set()
-    while pending:
-        name, module = pending.pop()
-        if module in seen:
-            continue
-        seen.add(module)
+    """Modules that are not excluded and not inside an excluded one, each once, noting which names have matched."""
+    excluded: set[nn.Module] = set()
+    for name, module in model.named_modules(remove_duplicate=False):
         hits = [entry for entry in exclude if _matches(entry, name, module)]
         unmatched.difference_update(entry for entry in hits if isinstance(entry, str))
-        if not hits:
+        if hits:
+            excluded.update(module.modules())
+    for name, module in model.named_modules():
+        if module not in excluded:
             yield name, module
-            children = [(f"{name}.{child_name}" if name else child_name, child) for child_name, child in module.named_children()]
-            pending.extend(reversed(children))
 
 
 def _matches(entry: Excluded, name: str, module: nn.Module) -> bool:
@@ -161,8 +157,8 @@ def _refuse_shared(model: nn.Module, layers: dict[str, Dense]) -> None:
         for parameter in module.parameters(recurse=False):
             owners.setdefault(parameter, set()).add(module)
     for name, layer in layers.items():
-        if len(owners[layer.weight]) > 1:
-            raise TypeError(_refusal(name, layer, "shares its weight with another module (tied weights)"))
+        if any(len(owners[parameter]) > 1 for parameter in layer.parameters(recurse=False)):
+            raise TypeError(_refusal(name, layer, "shares its weight or bias with another module (tied weights)"))
 
 
 def _counts(layers: dict[str, Dense], sparsity: float, budget: Budget, sparsities: dict[str, float]) -> dict[str, int]:

@@ -41,7 +41,7 @@ class MaskedLayer(TopologyLayer):
     def topology(self) -> Topology:
         """Which connections exist."""
         if self._topology_mask is not self.mask:
-            self._set_topology(Topology.from_mask(self.mask))
+            self._topology, self._topology_mask = Topology.from_mask(self.mask), self.mask
         return self._topology
 
     @property
@@ -53,6 +53,9 @@ class MaskedLayer(TopologyLayer):
         """The weights of the connections, [nnz]. Differentiable; the parameter is `weight`."""
         return self.of_connections(self.weight)
 
+    def plan_nbytes(self) -> int:
+        return 0
+
     @property
     def kernel(self) -> str:
         """Which kernel runs this layer: always dense PyTorch."""
@@ -63,8 +66,9 @@ class MaskedLayer(TopologyLayer):
         Raises:
             ValueError: if the shape of `x` does not fit.
         """
+        x = self._prepared(x)
         self.geometry.check_input(x)
-        return self.geometry.dense(self._prepared(x), self.weight * self.mask, self.bias)
+        return self.geometry.dense(x, self.weight * self.mask, self.bias)
 
     def to_dense(self) -> Tensor:
         return self.weight * self.mask
@@ -91,6 +95,7 @@ class MaskedLayer(TopologyLayer):
 
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
         dense = torch.stack([self._dense_gradient(sample) for sample in samples]).sum(0).abs().flatten()
+        dense = dense.nan_to_num(nan=-0.5, posinf=torch.inf)  # NaN comes after every number
         dense[kept.keys] = -1.0
         return dense.sort(descending=True, stable=True).indices[: min(count, kept.size - kept.nnz)].sort().values
 

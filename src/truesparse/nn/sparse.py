@@ -45,6 +45,9 @@ class SparseLayer(TopologyLayer):
     def parameter(self) -> nn.Parameter:
         return self.values
 
+    def plan_nbytes(self) -> int:
+        return self._verbs().nbytes
+
     @property
     def kernel(self) -> str:
         """Which kernel runs this layer: "cpu.matrix[avx512]"."""
@@ -57,6 +60,7 @@ class SparseLayer(TopologyLayer):
             TypeError: if `x` and the values differ in dtype, outside of autocast.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
+        x = self._prepared(x)
         self.geometry.check_input(x)
         if x.dtype != self.values.dtype:
             if not torch.is_autocast_enabled(x.device.type):
@@ -65,7 +69,6 @@ class SparseLayer(TopologyLayer):
                     "convert the input, or the layer with .to(...)"
                 )
             x = x.to(self.values.dtype)
-        x = self._prepared(x)
         y = ops.product(self.values, self._flat(x), self.bias, self._verbs())
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
@@ -119,16 +122,21 @@ class SparseLayer(TopologyLayer):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        arrays = [state_dict.get(prefix + name) for name in ("indptr", "indices", "values")]
-        if all(isinstance(array, Tensor) for array in arrays):
-            indptr, indices, values = (array.to(self.values.device) for array in arrays)  # type: ignore[union-attr]
+        arrays = {name: state_dict[prefix + name] for name in ("indptr", "indices", "values") if prefix + name in state_dict}
+        who = prefix.removesuffix(".") or type(self).__name__
+        if 0 < len(arrays) < 3:
+            # Copied one by one, they would change a topology in place, or give values to the connections of another.
+            error_msgs.append(f"{who}: expected indptr, indices and values together, got only {', '.join(arrays)}")
+            return
+        if arrays:
             try:
+                indptr, indices, values = (array.to(self.values.device) for array in arrays.values())
                 topology = Topology(self.geometry.shape, indptr.clone(), indices.clone())
                 self.pattern.check(topology)
                 if values.shape != (topology.nnz,):
                     raise ValueError(f"expected {topology.nnz} values, one for each connection, got shape {tuple(values.shape)}")
             except (TypeError, ValueError) as error:
-                error_msgs.append(f"{prefix.removesuffix('.') or type(self).__name__}: {error}")
+                error_msgs.append(f"{who}: {error}")
                 return
             if not topology.equal(self.topology):
                 self._replace_values(self.values.new_empty(topology.nnz))

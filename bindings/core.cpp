@@ -1,0 +1,130 @@
+// truesparse._core: shapes and addresses in, the GIL released while kernels run. Python checks types and shapes beforehand.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include "convolution.h"
+#include "isa.h"
+#include "layout.h"
+#include "matrix.h"
+#include "threads.h"
+#include "top_k.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+using namespace truesparse;
+
+namespace {
+
+using Address = uintptr_t;  // what torch's data_ptr() returns; 0 means "not given"
+
+template <class T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+void bind_verbs(nb::module_& m, const char* suffix) {
+  const auto name = [suffix](const char* verb) { return std::string(verb) + suffix; };
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  m.def(
+      name("matrix_spmm").c_str(),
+      [](const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t threads) {
+        matrix_spmm(layout, at<const T>(values), at<const T>(bias), at<const T>(x), at<T>(y), batch, threads);
+      },
+      Release(), "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+  m.def(
+      name("matrix_backward").c_str(),
+      [](const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues, Address dx, Address dbias,
+         int64_t batch, int64_t threads) {
+        matrix_backward(layout, transposed, at<const T>(values), at<const T>(dy), at<const T>(x), at<T>(dvalues), at<T>(dx), at<T>(dbias), batch,
+                        threads);
+      },
+      Release(), "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a, "threads"_a);
+  m.def(
+      name("convolution_spmm").c_str(),
+      [](const Convolution& convolution, const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t height,
+         int64_t width, int64_t threads) {
+        convolution_spmm(convolution, layout, at<const T>(values), at<const T>(bias), at<const T>(x), at<T>(y), batch, {height, width}, threads);
+      },
+      Release(), "convolution"_a, "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "height"_a, "width"_a, "threads"_a);
+  m.def(
+      name("convolution_backward").c_str(),
+      [](const Convolution& convolution, const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues,
+         Address dx, Address dbias, int64_t batch, int64_t height, int64_t width, int64_t threads) {
+        convolution_backward(convolution, layout, transposed, at<const T>(values), at<const T>(dy), at<const T>(x), at<T>(dvalues), at<T>(dx),
+                             at<T>(dbias), batch, {height, width}, threads);
+      },
+      Release(), "convolution"_a, "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a,
+      "height"_a, "width"_a, "threads"_a);
+}
+
+}  // namespace
+
+NB_MODULE(_core, m) {
+  m.doc() = "The CPU kernels of truesparse. Addresses are trusted: use truesparse.ops.cpu, which checks.";
+  m.def("isa", [] { return std::string(isa_name(current_isa())); });
+  m.def("use_isa", &use_isa, "name"_a);
+  m.def("supported_isas", &supported_isas);
+  m.def("threading", &threading);
+
+  nb::class_<Layout>(m, "Layout")
+      .def(
+          "__init__",
+          [](Layout* self, int64_t rows, int64_t columns, Address indptr, Address indices, Address permutation, Address starts, int64_t blocks,
+             int64_t width) {
+            new (self) Layout{rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(permutation),
+                              at<const int32_t>(starts), blocks, width};
+          },
+          "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "starts"_a, "blocks"_a, "width"_a);
+
+  nb::class_<Convolution>(m, "Convolution")
+      .def(
+          "__init__",
+          [](Convolution* self, int64_t in_channels, int64_t out_channels, std::vector<int64_t> kernel, std::vector<int64_t> stride,
+             std::vector<int64_t> padding, std::vector<int64_t> dilation, int64_t groups) {
+            const auto pair = [](const std::vector<int64_t>& both) { return Pair{both.at(0), both.at(1)}; };
+            new (self) Convolution{in_channels, out_channels, pair(kernel), pair(stride), pair(padding), pair(dilation), groups};
+          },
+          "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a);
+
+  m.def(
+      "block_starts",
+      [](int64_t rows, Address indptr, Address indices, int64_t width, int64_t blocks, Address starts) {
+        block_starts(rows, at<const int32_t>(indptr), at<const int32_t>(indices), width, blocks, at<int32_t>(starts));
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "width"_a, "blocks"_a, "starts"_a);
+  m.def(
+      "transpose",
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation) {
+        transpose(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), columns, nullptr, 1, 1, at<int32_t>(t_indptr),
+                  at<int32_t>(t_indices), at<int32_t>(permutation));
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "t_indptr"_a, "t_indices"_a, "permutation"_a);
+  m.def(
+      "transpose_convolution",
+      [](const Convolution& convolution, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation) {
+        transpose_convolution(convolution, at<const int32_t>(indptr), at<const int32_t>(indices), at<int32_t>(t_indptr), at<int32_t>(t_indices),
+                              at<int32_t>(permutation));
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "convolution"_a, "indptr"_a, "indices"_a, "t_indptr"_a, "t_indices"_a, "permutation"_a);
+
+  bind_verbs<float>(m, "_float32");
+  bind_verbs<double>(m, "_float64");
+
+  const auto push = [](auto type) {
+    using T = decltype(type);
+    return [](TopK& self, Address slab, int64_t row_start, int64_t rows, int64_t columns, Address indptr, Address indices) {
+      self.push(at<const T>(slab), row_start, rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices));
+    };
+  };
+  nb::class_<TopK>(m, "TopK")
+      .def(nb::init<int64_t>(), "k"_a)
+      .def("push_float32", push(float{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a, "indices"_a)
+      .def("push_float64", push(double{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a, "indices"_a)
+      .def(
+          "result", [](TopK& self, Address keys) { return self.result(at<int64_t>(keys)); }, nb::call_guard<nb::gil_scoped_release>(), "keys"_a);
+
+  // Plans live in caches that an exiting interpreter may never clear; that is no leak worth a page of warnings.
+  nb::set_leak_warnings(false);
+}

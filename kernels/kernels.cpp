@@ -1,0 +1,32 @@
+#include "kernels.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#define KERNEL_FILE "kernels-inl.h"
+#include "foreach_isa.h"
+
+namespace truesparse {
+
+template <class T>
+const Kernels<T>& kernels(Isa isa) {
+  switch (isa) {
+#if defined(__x86_64__)
+    case Isa::avx2:
+      return avx2::Table<T>::table;
+    case Isa::avx512:
+      return avx512::Table<T>::table;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return neon::Table<T>::table;
+#endif
+    default:
+      return scalar::Table<T>::table;
+  }
+}
+
+template const Kernels<float>& kernels<float>(Isa);
+template const Kernels<double>& kernels<double>(Isa);
+
+}  // namespace truesparse

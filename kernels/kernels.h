@@ -1,0 +1,77 @@
+// What does each instruction set provide? One table of functions per (instruction set, scalar type).
+//
+// All arithmetic runs on *packed* tensors: feature-major, positions innermost. A position is one (sample) of a matrix or one
+// (sample, height, width) of a convolution; a tile is 1 to `tile_vectors` vectors of positions, held in registers. For tile `t`
+//
+//     spmm   target[row][t] += value[p] * source[offset(p) + t]          over the connections p of the row
+//     sddmm  dvalue[p]      += sum over t of dtarget[row][t] * source[offset(p) + t]
+//
+// Sums run in the order of the connections, one chain per position, whatever the width of the tile: results do not depend on
+// how the positions are cut into tiles.
+#pragma once
+
+#include <cstdint>
+
+#include "isa.h"
+
+namespace truesparse {
+
+// The numbers 0 to n - 1 as a type, to spell out constant shuffles.
+template <int... lane>
+struct Lanes {};
+template <int n, int... lane>
+struct CountTo : CountTo<n - 1, n - 1, lane...> {};
+template <int... lane>
+struct CountTo<0, lane...> {
+  using type = Lanes<lane...>;
+};
+
+// Some rows of one block of columns: row r holds the connections begins[r] to ends[r].
+template <class T>
+struct Connections {
+  int64_t row_begin, row_end;
+  const int32_t* begins;   // [rows]
+  const int32_t* ends;     // [rows]
+  const int32_t* offsets;  // [nnz] in units of `step`
+  const T* values;         // [nnz]
+  int64_t step;            // elements of the packed source per unit of offset
+};
+
+// Packed samples: element (feature, sample) at packed[place(feature) * width + sample], `width` samples side by side.
+// `place` null means place(i) = i.
+struct Packing {
+  int64_t samples;           // present; the rest of `width` is zero when packed and left out when unpacked
+  int64_t width;             // a multiple of the lanes, or less than the lanes
+  int64_t sample_stride;     // elements between samples in the user's tensor
+  int64_t features;          // contiguous in the user's tensor
+  const int32_t* place;      // [features]
+};
+
+template <class T>
+struct Kernels {
+  int64_t lanes;         // positions in a vector
+  int64_t tile_vectors;  // widest tile
+
+  void (*pack)(const Packing& packing, const T* plain, T* packed);
+  void (*unpack)(const Packing& packing, const T* packed, T* plain);
+
+  // One tile of `vectors` vectors for all rows. `first` starts from `bias` (null: zero) instead of from the target.
+  void (*spmm)(const Connections<T>& connections, int64_t vectors, bool first, const T* bias, const T* source, T* target,
+               int64_t target_stride);
+  // One tile; dvalues is added to unless `first`.
+  void (*sddmm)(const Connections<T>& connections, int64_t vectors, bool first, const T* source, const T* dtarget,
+                int64_t dtarget_stride, T* dvalues);
+  // sums[row] (+)= sum of dtarget[row][0 .. vectors)
+  void (*sum)(int64_t row_begin, int64_t row_end, int64_t vectors, bool first, const T* dtarget, int64_t dtarget_stride, T* sums);
+  // y[row] = bias[row] + sum of value[p] * x[indices[p]]: one sample needs no packing.
+  void (*spmv)(const Connections<T>& connections, const T* bias, const T* x, T* y);
+  // to[i] = x[at[i]]
+  void (*gather)(const T* x, const int32_t* at, int64_t count, T* to);
+  // First index in [from, size) with |row[i]| >= threshold, or size.
+  int64_t (*scan)(const T* row, int64_t from, int64_t size, T threshold);
+};
+
+template <class T>
+const Kernels<T>& kernels(Isa isa);
+
+}  // namespace truesparse

@@ -1,0 +1,39 @@
+// How is a topology laid out for the kernels?
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace truesparse {
+
+// The connections by target row, cut into blocks of columns so that the packed source of a block stays in the nearest cache.
+// The arrays belong to the caller. `starts` is [blocks + 1, rows]: row r holds in block b the connections starts[b][r] to starts[b + 1][r].
+struct Layout {
+  int64_t rows, columns;
+  const int32_t* indptr;       // [rows + 1]
+  const int32_t* indices;      // [nnz] ascending within a row
+  const int32_t* permutation;  // [nnz] where in the user's values; null: in place
+  const int32_t* starts;
+  int64_t blocks, width;       // the last block may be narrower
+
+  int64_t nnz() const { return indptr[rows]; }
+  const int32_t* start(int64_t block) const { return starts + (block < blocks ? block : blocks) * rows; }
+};
+
+// Fills starts, [blocks + 1, rows], for blocks of `width` columns.
+void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts);
+
+// Sorts connections by key, stable. Connection p of row r has the key keys[group(r) * columns + indices[p]], in [0, targets), and
+// becomes index r * factor + indices[p] % factor. Fills t_indptr [targets + 1], t_indices and permutation [nnz].
+// A plain transpose has keys null (the column itself) and factor 1.
+void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, int64_t targets, const int32_t* keys,
+               int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation);
+
+// Cuts the rows into at most `parts` runs of about equal work, connections + a little for the row itself: [parts + 1] boundaries.
+std::vector<int64_t> partition(const Layout& layout, int64_t parts);
+
+// values[permutation[p]] for all p.
+template <class T>
+void gather(const Layout& layout, const T* values, T* gathered, int64_t threads);
+
+}  // namespace truesparse

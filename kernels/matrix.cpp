@@ -1,0 +1,227 @@
+#include "matrix.h"
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "threads.h"
+#include "workspace.h"
+
+namespace truesparse {
+namespace {
+
+constexpr int64_t nearest_cache = 40 << 10;   // bytes of packed source per block: most of a first-level cache
+constexpr int64_t all_dy = 1 << 20;             // bytes of packed dy held at a time, per thread
+constexpr int64_t prefetch_parts = 8;           // the next block is asked for in so many steps
+constexpr int64_t all_sums = 512 << 10;         // bytes of packed target that are kept whole
+constexpr int64_t some_sums = 128 << 10;        // bytes of packed target at a time otherwise
+constexpr int64_t chunk_of_features = 256;    // packed as one item of work
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// How the batch is cut into tiles of `vectors` vectors.
+template <class T>
+struct Tiling {
+  const Kernels<T>& k;
+  int64_t batch, vectors, tiles;
+
+  int64_t width() const { return vectors * k.lanes; }
+  int64_t samples(int64_t tile) const { return std::min(width(), batch - tile * width()); }
+  int64_t vectors_of(int64_t tile) const { return divide_up(samples(tile), k.lanes); }
+};
+
+// As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
+template <class T>
+Tiling<T> tiling(const Kernels<T>& k, int64_t batch, int64_t threads) {
+  const int64_t all = divide_up(batch, k.lanes);
+  int64_t tiles = divide_up(all, k.tile_vectors);
+  const int64_t even = divide_up(tiles, threads) * threads;
+  if (all / even >= 2) tiles = even;
+  const int64_t vectors = divide_up(all, tiles);
+  return {k, batch, vectors, divide_up(all, vectors)};
+}
+
+template <class T>
+void pack_tile(const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* plain, T* packed) {
+  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
+  const Packing packing{tiling.samples(tile), width, features, end - begin, nullptr};
+  tiling.k.pack(packing, plain + tile * tiling.width() * features + begin, packed + begin * width);
+}
+
+// Blocks of the layout that are walked as one, so that their packed source fills the nearest cache.
+template <class T>
+int64_t blocks_at_once(const Layout& layout, int64_t width) {
+  return std::max<int64_t>(1, nearest_cache / std::max<int64_t>(1, layout.width * width * static_cast<int64_t>(sizeof(T))));
+}
+
+template <class T>
+int64_t rows_at_once(const Layout& layout, int64_t width) {
+  const int64_t all = layout.rows * width * static_cast<int64_t>(sizeof(T));
+  return all <= all_sums ? layout.rows : std::max<int64_t>(1, some_sums / (width * static_cast<int64_t>(sizeof(T))));
+}
+
+// Asks for a part of what the next block will be packed from, while the processor is busy multiplying.
+template <class T>
+void prefetch_samples(const T* x, int64_t stride, int64_t sample_begin, int64_t sample_end, int64_t column_begin, int64_t column_end) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t s = sample_begin; s < sample_end; ++s)
+    for (int64_t column = column_begin; column < column_end; column += line) __builtin_prefetch(x + s * stride + column, 0, 2);
+}
+
+// Rows `begin` to `end` of a packed block of one tile. target: [end - begin, width] scratch.
+template <class T>
+void spmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* values, const T* bias,
+                const T* source, T* target) {
+  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
+  const Connections<T> c{begin, end, layout.start(block), layout.start(block + blocks_at_once<T>(layout, width)), layout.indices, values, width};
+  tiling.k.spmm(c, vectors, block == 0, bias, source, target, width);
+}
+
+// Rows `begin` to `end` of one packed tile, some at a time, so that their sums stay in the second-level cache.
+template <class T>
+void spmm_rows(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, const T* values, const T* bias,
+               const T* source, T* target, T* y) {
+  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, rows = rows_at_once<T>(layout, tiling.width());
+  for (int64_t row = begin; row < end; row += rows) {
+    const int64_t last = std::min(end, row + rows);
+    for (int64_t block = 0; block < layout.blocks; block += blocks_at_once<T>(layout, width))
+      spmm_block(layout, tiling, tile, row, last, block, values, bias, source, target - row * width);
+    const Packing packing{tiling.samples(tile), width, layout.rows, last - row, nullptr};
+    tiling.k.unpack(packing, target, y + tile * tiling.width() * layout.rows + row);
+  }
+}
+
+// One tile whose sums all fit: each block is packed just before its use, always to the same place.
+template <class T>
+void spmm_by_blocks(const Layout& layout, const Tiling<T>& tiling, int64_t tile, const T* values, const T* bias, const T* x, T* source, T* target, T* y) {
+  constexpr int64_t parts = prefetch_parts;
+  const int64_t samples = tiling.samples(tile), width = tiling.vectors_of(tile) * tiling.k.lanes, together = blocks_at_once<T>(layout, width);
+  const T* from = x + tile * tiling.width() * layout.columns;
+  for (int64_t block = 0; block < layout.blocks; block += together) {
+    const int64_t begin = block * layout.width, end = std::min(layout.columns, begin + together * layout.width);
+    const int64_t next = std::min(layout.columns, end + together * layout.width);
+    pack_tile(tiling, tile, begin, end, layout.columns, x, source - begin * width);
+    for (int64_t part = 0; part < parts; ++part) {
+      prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, end, next);
+      spmm_block(layout, tiling, tile, layout.rows * part / parts, layout.rows * (part + 1) / parts, block, values, bias, source - begin * width, target);
+    }
+  }
+  tiling.k.unpack({samples, width, layout.rows, layout.rows, nullptr}, target, y + tile * tiling.width() * layout.rows);
+}
+
+// A few samples, one after the other: a tile would be mostly empty lanes.
+template <class T>
+void spmv(const Kernels<T>& k, const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t threads) {
+  const auto parts = partition(layout, threads > 1 && layout.nnz() > 16384 ? 2 * threads : 1);
+  parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, [&](int64_t, int64_t part) {
+    for (int64_t sample = 0; sample < batch; ++sample)
+      k.spmv({parts[part], parts[part + 1], layout.indptr, layout.indptr + 1, layout.indices, values, 1}, bias, x + sample * layout.columns,
+             y + sample * layout.rows);
+  });
+}
+
+// dy is packed once for all threads; x block by block by the thread that needs it. Each dvalue sums over the tiles in order.
+template <class T>
+void sddmm(const Layout& layout, const T* dy, const T* x, T* dvalues, T* dbias, int64_t batch, int64_t threads) {
+  if (!batch) {
+    if (dvalues) std::fill(dvalues, dvalues + layout.nnz(), T(0));
+    if (dbias) std::fill(dbias, dbias + layout.rows, T(0));
+    return;
+  }
+  const Kernels<T>& k = kernels<T>(current_isa());
+  const Tiling<T> t = tiling(k, batch, 1);  // the sums must not depend on the number of threads
+  const int64_t width = t.width(), together = blocks_at_once<T>(layout, width), block_columns = together * layout.width;
+  const size_t source_bytes = dvalues ? lines<T>(block_columns * width) : 0, target_bytes = lines<T>(layout.rows * width);
+  const int64_t group = std::clamp<int64_t>(threads * all_dy / static_cast<int64_t>(target_bytes + 1), 1, t.tiles);
+  const Workspace scratch(target_bytes * group + source_bytes * threads);
+  const auto target = [&](int64_t i) { return scratch.as<T>(target_bytes * i); };
+
+  // Work is shared out by blocks of columns, and by rows too where there are few blocks.
+  const int64_t blocks = dvalues ? divide_up(layout.blocks, together) : 1;
+  const auto rows = partition(layout, threads == 1 ? 1 : divide_up(4 * threads, blocks));
+  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, chunks = divide_up(layout.rows, chunk_of_features);
+
+  for (int64_t start = 0; start < t.tiles; start += group) {
+    const int64_t count = std::min(group, t.tiles - start);
+    parallel_for(count * chunks, threads, [&](int64_t, int64_t item) {
+      const int64_t i = item / chunks, begin = item % chunks * chunk_of_features, end = std::min(layout.rows, begin + chunk_of_features);
+      pack_tile(t, start + i, begin, end, layout.rows, dy, target(i));
+    });
+    parallel_for(blocks * parts, threads, [&](int64_t slot, int64_t item) {
+      const int64_t block = item / parts * together, part = item % parts;
+      const int64_t begin = block * layout.width, end = std::min(layout.columns, begin + block_columns);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t tile = start + i, vectors = t.vectors_of(tile), wide = vectors * k.lanes;
+        if (dbias && !block) k.sum(rows[part], rows[part + 1], vectors, tile == 0, target(i), wide, dbias);
+        if (!dvalues) continue;
+        T* source = scratch.as<T>(target_bytes * group + source_bytes * slot) - begin * wide;
+        pack_tile(t, tile, begin, end, layout.columns, x, source);
+        const int64_t next = std::min(layout.columns, end + block_columns);
+        const T* from = x + tile * width * layout.columns;
+        const int64_t cuts = threads == 1 ? prefetch_parts : 1, height = rows[part + 1] - rows[part];
+        for (int64_t cut = 0; cut < cuts; ++cut) {
+          if (cuts > 1) prefetch_samples(from, layout.columns, t.samples(tile) * cut / cuts, t.samples(tile) * (cut + 1) / cuts, end, next);
+          const Connections<T> c{rows[part] + height * cut / cuts, rows[part] + height * (cut + 1) / cuts, layout.start(block),
+                                 layout.start(block + together), layout.indices, nullptr, wide};
+          k.sddmm(c, vectors, tile == 0, source, target(i), wide, dvalues);
+        }
+      }
+    });
+  }
+}
+
+}  // namespace
+
+template <class T>
+void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t threads) {
+  if (!batch || !layout.rows) return;
+  const Kernels<T>& k = kernels<T>(current_isa());
+  if (batch == 1 || batch * 4 < k.lanes) return spmv(k, layout, values, bias, x, y, batch, threads);
+  const Tiling<T> t = tiling(k, batch, threads);
+  const int64_t width = t.width();
+  const size_t source_bytes = lines<T>(layout.columns * width), target_bytes = lines<T>(std::min(layout.rows, rows_at_once<T>(layout, width)) * width);
+  if (t.tiles >= threads) {
+    const Workspace scratch((source_bytes + target_bytes) * threads);
+    parallel_for(t.tiles, threads, [&](int64_t slot, int64_t tile) {
+      T* source = scratch.as<T>((source_bytes + target_bytes) * slot);
+      T* target = scratch.as<T>((source_bytes + target_bytes) * slot + source_bytes);
+      if (rows_at_once<T>(layout, width) >= layout.rows) return spmm_by_blocks(layout, t, tile, values, bias, x, source, target, y);
+      pack_tile(t, tile, 0, layout.columns, layout.columns, x, source);
+      spmm_rows(layout, t, tile, 0, layout.rows, values, bias, source, target, y);
+    });
+    return;
+  }
+  // Fewer tiles than threads: the rows of a tile are shared out.
+  const Workspace scratch(source_bytes * t.tiles + target_bytes * threads);
+  const int64_t chunks = divide_up(layout.columns, chunk_of_features);
+  parallel_for(t.tiles * chunks, threads, [&](int64_t, int64_t item) {
+    const int64_t tile = item / chunks, begin = item % chunks * chunk_of_features;
+    pack_tile(t, tile, begin, std::min(layout.columns, begin + chunk_of_features), layout.columns, x, scratch.as<T>(source_bytes * tile));
+  });
+  const auto rows = partition(layout, 2 * divide_up(threads, t.tiles));
+  const int64_t parts = static_cast<int64_t>(rows.size()) - 1;
+  parallel_for(t.tiles * parts, threads, [&](int64_t slot, int64_t item) {
+    const int64_t tile = item / parts, part = item % parts;
+    spmm_rows(layout, t, tile, rows[part], rows[part + 1], values, bias, scratch.as<T>(source_bytes * tile),
+              scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
+  });
+}
+
+template <class T>
+void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x, T* dvalues, T* dx, T* dbias,
+                     int64_t batch, int64_t threads) {
+  if (dx) {
+    const Workspace scratch(lines<T>(layout.nnz()));
+    gather(*transposed, values, scratch.as<T>(), threads);
+    matrix_spmm(*transposed, scratch.as<T>(), static_cast<const T*>(nullptr), dy, dx, batch, threads);
+  }
+  if (dvalues || dbias) sddmm(layout, dy, x, dvalues, dbias, batch, threads);
+}
+
+#define INSTANTIATE(T)                                                                                                   \
+  template void matrix_spmm<T>(const Layout&, const T*, const T*, const T*, T*, int64_t, int64_t);                       \
+  template void matrix_backward<T>(const Layout&, const Layout*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace truesparse

@@ -1,0 +1,65 @@
+"""`truesparse doctor`: what does this machine have, and what of it is in use?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+EXTRAS = ("triton", "onnx", "onnxruntime", "lightning", "transformers", "tensorboard")
+
+
+def doctor() -> None:
+    """Show kernels, instruction sets, threads, extras and folders of this machine."""
+    import os
+    from importlib.util import find_spec
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from .. import __version__, _core
+    from ..data import cache_folder
+    from ..ops import family
+    from ..ops.table import describe
+    from ..runs.machine import processor
+
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=160)
+    facts = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("truesparse", __version__),
+        ("torch", torch.__version__),
+        ("processor", f"{processor()}, {os.cpu_count()} logical cores"),
+        ("instruction sets", f"in force {_or_fault(_core.isa)}, supported {', '.join(_core.supported_isas())}"),
+        ("TRUESPARSE_ISA", os.environ.get("TRUESPARSE_ISA") or "not set (the best supported is used)"),
+        ("kernels in force", f"{_or_fault(family)} (TRUESPARSE_KERNELS {os.environ.get('TRUESPARSE_KERNELS') or 'not set'})"),
+        ("threads", f"{torch.get_num_threads()}, kernels through {_core.threading()}, torch through {_openmp()}"),
+        ("extras installed", ", ".join(name for name in EXTRAS if find_spec(name)) or "none"),
+        ("data folder", f"{cache_folder()} (TRUESPARSE_DATA {os.environ.get('TRUESPARSE_DATA') or 'not set'})"),
+    ):
+        facts.add_row(name, value)
+    console.print(facts, highlight=False)
+    kernels = Table("family", "operation", "devices", "dtypes", title="kernels")
+    for row in describe():
+        kernels.add_row(*row)
+    console.print(kernels)
+
+
+def _or_fault(ask: Callable[[], str]) -> str:
+    """The answer, or why there is none: a doctor speaks of faults and has none."""
+    try:
+        return ask()
+    except ValueError as error:
+        return f"NONE: {error}"
+
+
+def _openmp() -> str:
+    """Which OpenMP runtime torch has loaded, by its file."""
+    from pathlib import Path
+
+    try:
+        loaded = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return "an unknown runtime"
+    names = {Path(line.split()[-1]).name for line in loaded if line.endswith(".so") or ".so." in line}
+    return ", ".join(sorted(name for name in names if "omp" in name)) or "no OpenMP runtime"

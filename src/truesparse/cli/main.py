@@ -1,0 +1,81 @@
+"""Which commands are there, and how do they end? With 0, with 2 and one line for what was asked wrongly, with 1 for what failed.
+
+Commands import what they need when they run: `truesparse --help` shall not wait for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .algorithms import algorithms
+from .doctor import doctor
+from .train import train
+
+app = typer.Typer(
+    name="truesparse",
+    help="Sparse neural networks that store, train and run only the connections that exist.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(train)
+app.command()(doctor)
+app.command()(algorithms)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from .. import __version__
+
+        print(f"truesparse {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False,
+) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs a command and leaves the process with its exit code."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Runs a command; its exit code."""
+    try:
+        return int(app(arguments, standalone_mode=False, prog_name="truesparse") or 0)
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        # Typer's errors know a longer form of their message, with the option's name.
+        message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+        if message:
+            print(f"truesparse: {' '.join(message.split())}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    """2 for a wrong request, 1 for what failed for a known reason, None for a fault of this program."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's, whichever module of its defines them
+        return int(error.exit_code)  # type: ignore[attr-defined]
+    if isinstance(error, typer.Abort):
+        return 1
+    if "truesparse.runs.errors" in sys.modules:
+        from ..data import DataError
+        from ..runs import ConfigError, RunError
+
+        if isinstance(error, ConfigError):
+            return 2
+        if isinstance(error, (RunError, DataError)):
+            return 1
+    return None

@@ -1,0 +1,141 @@
+"""`truesparse train`: which options make which run?"""
+
+from __future__ import annotations
+
+import sys
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Training, Sparsity, Run = "Training", "Sparsity", "Run"
+
+
+def train(
+    task: Annotated[
+        str | None, typer.Argument(help="A built-in task (mnist-cnn, mnist-mlp, fashion-cnn, cifar10-mlp, digits-mlp) or FILE.py.")
+    ] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(help="Variants to train side by side: dense, masked, sparse. [default: sparse]", metavar="LIST", rich_help_panel=Run),
+    ] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(help="How the topology evolves, see `truesparse algorithms`. [default: rigl]", rich_help_panel=Sparsity)
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="A setting of the algorithm; may be repeated.", rich_help_panel=Sparsity),
+    ] = None,
+    every: Annotated[
+        int | None, typer.Option(help="Steps between two rewirings. [default: 100; set: one epoch]", rich_help_panel=Sparsity)
+    ] = None,
+    until: Annotated[
+        float | None, typer.Option(help="Share of the training after which the topology stays. [default: 0.75]", rich_help_panel=Sparsity)
+    ] = None,
+    sparsity: Annotated[
+        float | None, typer.Option(help="Share of the weights to leave out, 0 <= S < 1. [default: the task's]", rich_help_panel=Sparsity)
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="How layers share what is kept: erk, er, uniform. [default: erk]", rich_help_panel=Sparsity)
+    ] = None,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Density by SET's factor instead of --sparsity (budgets er, erk).", rich_help_panel=Sparsity)
+    ] = None,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A layer to leave dense, * stands for anything; may be repeated.", rich_help_panel=Sparsity),
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="Passes over the training data. [default: the task's]", rich_help_panel=Training)
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a step. [default: the task's]", rich_help_panel=Training)] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Of torch.optim: adam, adamw, sgd (momentum 0.9), rmsprop, ...", rich_help_panel=Training)
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--lr", help="At the first step. [default: the task's]", rich_help_panel=Training)
+    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Handed to the optimizer.", rich_help_panel=Training)] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the learning rate: cosine (to 0), constant. [default: cosine]", rich_help_panel=Training)
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random choice. [default: 0]", rich_help_panel=Training)] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Of torch and of the kernels. [default: as torch chooses]", rich_help_panel=Run)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run. [default: runs/TASK-DATE]", rich_help_panel=Run)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=Run)] = False,
+) -> int:
+    """Train a task truly sparse, beside dense and dense + mask if wanted. Ctrl-C stops it, --resume goes on."""
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "every": every,
+        "until": until,
+        "sparsity": sparsity,
+        "budget": budget,
+        "epsilon": epsilon,
+        "exclude": tuple(exclude) if exclude else None,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+        "weight_decay": weight_decay,
+        "schedule": schedule,
+        "seed": seed,
+        "threads": threads,
+        "variants": tuple(name.strip() for name in compare.split(",")) if compare is not None else None,
+        "algorithm_settings": _settings(settings) if settings else None,
+    }
+    chosen = {name: value for name, value in options.items() if value is not None}
+    if task is None and not resume:
+        raise typer.BadParameter("say what to train: a task, or the path of a recipe, FILE.py", param_hint="TASK")
+    if resume and out is None:
+        raise typer.BadParameter("say which run with --out DIR", param_hint="--resume")
+    return _run(task, chosen, out, resume)
+
+
+def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bool) -> int:
+    from ..runs import load_recipe, make_config, resume, start
+    from ..runs.folder import RunFolder
+    from .progress import make_observer
+    from .results import print_results
+
+    if resuming:
+        assert out is not None
+        if task is not None:
+            chosen["task"] = load_recipe(task).task
+        with make_observer() as observer:
+            outcome = resume(out, chosen, observer)
+    else:
+        assert task is not None
+        recipe = load_recipe(task)
+        config = make_config(recipe.task, recipe.settings, chosen)
+        out = out or _new_folder(recipe.name)
+        with make_observer() as observer:
+            outcome = start(config, recipe, out, observer)
+    if outcome.results is None:
+        print(f"stopped by {outcome.stopped_by}; go on with: {RunFolder(out).resume_command}", file=sys.stderr)
+        return 130
+    print_results(outcome.results)
+    print(f"The run is in {out}")
+    return 0
+
+
+def _settings(pairs: list[str]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise typer.BadParameter(f"expected NAME=VALUE, got {pair!r}", param_hint="--set")
+        settings[name.strip()] = value.strip()
+    return settings
+
+
+def _new_folder(name: str) -> Path:
+    """`runs/NAME-DATE`, with a number if two runs begin in one second."""
+    stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+    names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]
+    return next(path for name in names if not (path := Path("runs") / name).exists())

@@ -1,0 +1,322 @@
+"""How are the verbs of `reference.py` computed on a CPU? By the C++ kernels, for float32 and float64.
+
+Inputs may be non-contiguous; they are made contiguous. Results are the same from run to run and for any number of
+threads (`torch.get_num_threads()`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _core
+from ..formats.blocked import (
+    Blocked,
+    core_convolution,
+    forward_blocks,
+    forward_channel_blocks,
+    transposed_blocks,
+    transposed_channel_blocks,
+)
+from ..geometry import Convolution, Matrix
+from ..topology import Topology
+from .verbs import Sample
+
+Need = tuple[bool, bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
+SLAB = 1 << 22  # entries of the dense gradient held at a time while looking for the largest
+
+MATRIX_SPMM = {torch.float32: _core.matrix_spmm_float32, torch.float64: _core.matrix_spmm_float64}
+MATRIX_BACKWARD = {torch.float32: _core.matrix_backward_float32, torch.float64: _core.matrix_backward_float64}
+CONVOLUTION_SPMM = {torch.float32: _core.convolution_spmm_float32, torch.float64: _core.convolution_spmm_float64}
+CONVOLUTION_BACKWARD = {torch.float32: _core.convolution_backward_float32, torch.float64: _core.convolution_backward_float64}
+
+
+class _Kernels(ABC):
+    """What both geometries share: the checks, and the verbs that are parts of `backward`."""
+
+    kind: str
+    topology: Topology
+
+    @property
+    def name(self) -> str:
+        """Which kernels run, with the instruction set in force, such as "cpu.matrix[avx512]"."""
+        return f"cpu.{self.kind}[{_core.isa()}]"
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes held beyond the topology; grows with the first backward."""
+
+    @abstractmethod
+    def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients: ...
+
+    def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
+        """dW on the connections only, [nnz]."""
+        dvalues = self.backward(dy.new_empty(self.topology.nnz), x, dy, (True, False, False))[0]
+        assert dvalues is not None
+        return dvalues
+
+    @abstractmethod
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor: ...
+
+    def top_gradients(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
+        """Positions of the k largest |dW| where `kept` has no connection, found slab by slab, never held whole.
+
+        Args:
+            samples: pairs (dy, x) whose gradients add up, such as those of several micro-batches.
+            kept: the connections that are not candidates.
+            k: how many; fewer are returned when fewer positions are empty.
+
+        Returns:
+            Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
+        """
+        rows, columns = kept.shape
+        dtype = _dtype(**{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
+        k = min(k, kept.size - kept.nnz)
+        best = _core.TopK(k)
+        push = best.push_float32 if dtype == torch.float32 else best.push_float64
+        height = max(1, SLAB // max(columns, 1))
+        for start in range(0, rows, height):
+            stop = min(start + height, rows)
+            slab = self._summed_rows(samples, start, stop)
+            push(slab.data_ptr(), start, stop - start, columns, kept.indptr.data_ptr(), kept.indices.data_ptr())
+        keys = torch.empty(k, dtype=torch.int64)
+        return keys[: best.result(keys.data_ptr())]
+
+    def _summed_rows(self, samples: Sequence[Sample], start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense dW summed over the samples, [stop - start, columns], contiguous."""
+        slab = self.gradient_rows(*samples[0], start, stop)
+        for dy, x in samples[1:]:
+            slab += self.gradient_rows(dy, x, start, stop)
+        return slab.contiguous()
+
+    def _threads(self, positions: int) -> int:
+        """As many of torch's threads as the work can keep busy: waking one up costs more than a small product."""
+        work = positions * (self.topology.nnz + sum(self.topology.shape))
+        return max(1, min(torch.get_num_threads(), work // WORK_OF_A_THREAD))
+
+    def _check_values(self, values: Tensor) -> None:
+        if values.shape != (self.topology.nnz,):
+            raise ValueError(f"expected values of shape ({self.topology.nnz},), one per connection, got {tuple(values.shape)}")
+
+    def _check_bias(self, bias: Tensor | None) -> None:
+        if bias is not None and bias.shape != (self.topology.shape[0],):
+            raise ValueError(f"expected a bias of shape ({self.topology.shape[0]},), one per row, got {tuple(bias.shape)}")
+
+
+class MatrixKernels(_Kernels):
+    """The verbs of y [batch, rows] = x [batch, columns] W^T."""
+
+    kind = "matrix"
+
+    def __init__(self, topology: Topology, geometry: Matrix) -> None:
+        if topology.shape != geometry.shape:
+            raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
+        self.topology, self.geometry = topology, geometry
+        self._forward = topology.derived(forward_blocks)
+        self._transposed: Blocked | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beyond the topology; grows with the first backward."""
+        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """y [batch, rows] = x [batch, columns] W^T + bias [rows].
+
+        Raises:
+            TypeError: unless all are float32 or all float64, on the CPU.
+            ValueError: on shapes that do not fit.
+        """
+        dtype = _dtype(values=values, x=x, bias=bias)
+        self._check_values(values)
+        self._check_bias(bias)
+        batch = self._batch("x", x, 1)
+        x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
+        y = torch.empty((batch, self.topology.shape[0]), dtype=dtype)
+        MATRIX_SPMM[dtype](self._forward.layout, values.data_ptr(), _address(bias), x.data_ptr(), y.data_ptr(), batch, self._threads(batch))
+        return y
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        """dx of shape `like` = dy [batch, rows] W."""
+        dx = self.backward(values, dy.new_empty(like), dy, (False, True, False))[1]
+        assert dx is not None
+        return dx
+
+    def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
+        """(dvalues [nnz], dx like x, dbias [rows]), None for each that is not needed.
+
+        Raises:
+            TypeError: unless all are float32 or all float64, on the CPU.
+            ValueError: on shapes that do not fit.
+        """
+        dtype = _dtype(values=values, x=x, dy=dy)
+        self._check_values(values)
+        batch = self._batch("dy", dy, 0)
+        if self._batch("x", x, 1) != batch:
+            raise ValueError(f"expected x and dy of one batch, got {x.shape[0]} and {batch}")
+        if need[1] and self._transposed is None:
+            self._transposed = self.topology.derived(transposed_blocks)
+        values, dy = values.contiguous(), dy.contiguous()
+        x = x.contiguous() if need[0] else x
+        gradients = _empty_gradients(need, values, x, self.topology.shape[0])
+        MATRIX_BACKWARD[dtype](
+            self._forward.layout,
+            self._transposed.layout if self._transposed else None,
+            values.data_ptr(),
+            dy.data_ptr(),
+            x.data_ptr(),
+            _address(gradients[0]),
+            _address(gradients[1]),
+            _address(gradients[2]),
+            batch,
+            self._threads(2 * batch),
+        )
+        return gradients
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
+        return dy[:, start:stop].T @ x
+
+    def _batch(self, name: str, tensor: Tensor, side: int) -> int:
+        if tensor.ndim != 2 or tensor.shape[1] != self.topology.shape[side]:
+            raise ValueError(f"expected {name} of shape (batch, {self.topology.shape[side]}), got {tuple(tensor.shape)}")
+        return tensor.shape[0]
+
+
+class ConvolutionKernels(_Kernels):
+    """The verbs of a 2-D convolution of x [batch, in_channels, height, width]."""
+
+    kind = "convolution"
+
+    def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        if topology.shape != geometry.shape:
+            raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
+        self.topology, self.geometry = topology, geometry
+        self._convolution = core_convolution(geometry)
+        self._forward = topology.derived(forward_channel_blocks, geometry)
+        self._transposed: Blocked | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beyond the topology; grows with the first backward."""
+        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """y [batch, out_channels, output height, output width], as `F.conv2d`.
+
+        Raises:
+            TypeError: unless all are float32 or all float64, on the CPU.
+            ValueError: on shapes that do not fit.
+        """
+        dtype = _dtype(values=values, x=x, bias=bias)
+        self._check_values(values)
+        self._check_bias(bias)
+        shape = self._output_shape(x.shape)
+        x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
+        y = torch.empty(shape, dtype=dtype)
+        CONVOLUTION_SPMM[dtype](
+            self._convolution,
+            self._forward.layout,
+            values.data_ptr(),
+            _address(bias),
+            x.data_ptr(),
+            y.data_ptr(),
+            x.shape[0],
+            x.shape[2],
+            x.shape[3],
+            self._threads(y[:, 0].numel()),
+        )
+        return y
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        """dx of shape `like`, as the gradient of `F.conv2d` to its input."""
+        dx = self.backward(values, dy.new_empty(like), dy, (False, True, False))[1]
+        assert dx is not None
+        return dx
+
+    def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
+        """(dvalues [nnz], dx like x, dbias [out_channels]), None for each that is not needed.
+
+        Raises:
+            TypeError: unless all are float32 or all float64, on the CPU.
+            ValueError: on shapes that do not fit.
+        """
+        dtype = _dtype(values=values, x=x, dy=dy)
+        self._check_values(values)
+        if dy.shape != self._output_shape(x.shape):
+            raise ValueError(f"expected dy of shape {self._output_shape(x.shape)}, got {tuple(dy.shape)}")
+        if need[1] and self._transposed is None:
+            self._transposed = self.topology.derived(transposed_channel_blocks, self.geometry)
+        values, dy = values.contiguous(), dy.contiguous()
+        x = x.contiguous() if need[0] else x
+        gradients = _empty_gradients(need, values, x, self.topology.shape[0])
+        CONVOLUTION_BACKWARD[dtype](
+            self._convolution,
+            self._forward.layout,
+            self._transposed.layout if self._transposed else None,
+            values.data_ptr(),
+            dy.data_ptr(),
+            x.data_ptr(),
+            _address(gradients[0]),
+            _address(gradients[1]),
+            _address(gradients[2]),
+            x.shape[0],
+            x.shape[2],
+            x.shape[3],
+            self._threads(2 * dy[:, 0].numel()),
+        )
+        return gradients
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
+        g = self.geometry
+        rows, inputs = g.out_channels // g.groups, g.in_channels // g.groups
+        slab = x.new_empty((stop - start, g.shape[1]))
+        for group in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
+            first, last = max(start, group * rows), min(stop, (group + 1) * rows)
+            shape = (last - first, inputs, *g.kernel)
+            inside, weight = x[:, group * inputs : (group + 1) * inputs], x.new_empty(1).expand(shape)  # only the shape of it is read
+            settings = (g.stride, g.padding, g.dilation, False, (0, 0), 1, (False, True, False))
+            part = torch.ops.aten.convolution_backward(dy[:, first:last], inside, weight, None, *settings)[1]
+            slab[first - start : last - start] = part.flatten(1)
+        return slab
+
+    def _output_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        if len(shape) != 4 or shape[1] != self.geometry.in_channels:
+            raise ValueError(f"expected x of shape (batch, {self.geometry.in_channels}, height, width), got {tuple(shape)}")
+        height, width = self.geometry.output_size((shape[2], shape[3]))
+        if height < 1 or width < 1:
+            raise ValueError(f"an input of {shape[2]} x {shape[3]} is too small for {self.geometry}")
+        return shape[0], self.geometry.out_channels, height, width
+
+
+def _dtype(**tensors: Tensor | None) -> torch.dtype:
+    """The one dtype of all tensors."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    dtypes = {tensor.dtype for tensor in given.values()}
+    if len(dtypes) != 1 or not dtypes <= MATRIX_SPMM.keys() or any(tensor.device.type != "cpu" for tensor in given.values()):
+        came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in given.items())
+        raise TypeError(
+            f"the CPU kernels take float32 or float64, one dtype for all, on the CPU; got {came}; convert with .to(torch.float32)"
+        )
+    return dtypes.pop()
+
+
+def _address(tensor: Tensor | None) -> int:
+    """Where a tensor's data is; 0 stands for none, so an empty tensor, which nothing reads, may have 0 too."""
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _empty_gradients(need: Need, values: Tensor, x: Tensor, rows: int) -> Gradients:
+    return (
+        torch.empty(values.shape, dtype=values.dtype) if need[0] else None,
+        torch.empty(x.shape, dtype=x.dtype) if need[1] else None,
+        torch.empty(rows, dtype=values.dtype) if need[2] else None,
+    )

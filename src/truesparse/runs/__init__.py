@@ -1,0 +1,26 @@
+"""Training runs: a recipe, a config, a folder. `start` begins one, `resume` goes on with it to the same bits."""
+
+from .config import RunConfig, make_config
+from .errors import ConfigError, RunError
+from .recipe import Recipe, load_recipe, task_names
+from .results import Results, VariantResult
+from .trainer import Observer, Outcome, Plan, resume, start
+from .variant import StepReport
+
+__all__ = [
+    "ConfigError",
+    "Observer",
+    "Outcome",
+    "Plan",
+    "Recipe",
+    "Results",
+    "RunConfig",
+    "RunError",
+    "StepReport",
+    "VariantResult",
+    "load_recipe",
+    "make_config",
+    "resume",
+    "start",
+    "task_names",
+]

@@ -1,0 +1,259 @@
+"""What is to be run? A `RunConfig` says it whole: from it, the recipe and the data, a run follows bit by bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import torch
+
+from ..algorithms import ALGORITHMS, Algorithm
+from ..budgets import BUDGETS, ER, ERK, Budget
+from .errors import ConfigError
+
+Setting = bool | int | float | str
+
+VARIANTS = ("dense", "masked", "sparse")
+SCHEDULES = ("cosine", "constant")
+WITH_EPSILON: Mapping[str, type[ER] | type[ERK]] = {"er": ER, "erk": ERK}
+STEPS_BETWEEN_REWIRINGS = 100
+# These need a closure, sparse gradients or matrices, or keep one history for all parameters.
+UNUSABLE_OPTIMIZERS = frozenset({"lbfgs", "sparseadam", "muon"})
+
+
+def optimizers() -> Mapping[str, type[torch.optim.Optimizer]]:
+    """torch's optimizers by their names in lower case."""
+    found = {name.lower(): value for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    return {
+        name: kind
+        for name, kind in sorted(found.items())
+        if issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer and name not in UNUSABLE_OPTIMIZERS
+    }
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Every choice of a run. A recipe's `settings` may set each of them but `task`.
+
+    Args:
+        task: name of a built-in task, or the absolute path of a recipe file.
+        variants: what to train side by side: "dense", "masked" (dense + mask), "sparse".
+        algorithm: name of a registered algorithm.
+        algorithm_settings: its settings; those left out keep their defaults.
+        every: steps between two rewirings; None: one epoch for algorithms whose paper says so (SET), else 100.
+        until: share of the training after which the topology stays, in (0, 1].
+        sparsity: share of the weights to leave out, in [0, 1).
+        budget: how the layers share what is kept.
+        epsilon: for budgets er and erk, density by the paper's factor instead of by `sparsity`.
+        exclude: names of layers to leave dense; `*` stands for anything.
+        epochs: passes over the training data.
+        batch_size: samples in a step.
+        optimizer: of `torch.optim`, by its name in lower case; "sgd" has momentum 0.9.
+        learning_rate: at the first step.
+        weight_decay: handed to the optimizer.
+        schedule: the learning rate falls to 0 along a "cosine", or is "constant".
+        seed: of every random choice.
+        threads: of torch and of the kernels; None: as torch chooses.
+
+    Raises:
+        ConfigError: if a choice is out of its range or of the wrong type. The message names its option.
+    """
+
+    task: str
+    variants: tuple[str, ...] = ("sparse",)
+    algorithm: str = "rigl"
+    algorithm_settings: Mapping[str, Setting] = field(default_factory=dict)
+    every: int | None = None
+    until: float = 0.75
+    sparsity: float = 0.9
+    budget: str = "erk"
+    epsilon: float | None = None
+    exclude: tuple[str, ...] = ()
+    epochs: int = 5
+    batch_size: int = 64
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    seed: int = 0
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, expected in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _typed(name, getattr(self, name), expected))
+        for variant in self.variants:
+            _one_of("variants", variant, VARIANTS)
+        if not self.variants or len(set(self.variants)) < len(self.variants):
+            raise ConfigError(f"{option('variants')} must name each variant once, got {','.join(self.variants) or 'none'}")
+        _one_of("algorithm", self.algorithm, tuple(ALGORITHMS))
+        _one_of("budget", self.budget, tuple(BUDGETS))
+        _one_of("optimizer", self.optimizer, tuple(optimizers()))
+        _one_of("schedule", self.schedule, SCHEDULES)
+        _require("sparsity", self.sparsity, 0 <= self.sparsity < 1, "in [0, 1)")
+        _require("epsilon", self.epsilon, self.epsilon is None or 0 < self.epsilon < float("inf"), "greater than 0")
+        if self.epsilon is not None and self.budget not in WITH_EPSILON:
+            raise ConfigError(f"{option('epsilon')} goes with the budgets {' and '.join(WITH_EPSILON)}, not with {self.budget}")
+        _require("every", self.every, self.every is None or self.every >= 1, "at least 1")
+        _require("until", self.until, 0 < self.until <= 1, "in (0, 1]")
+        _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
+        _require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
+        _require("learning_rate", self.learning_rate, 0 < self.learning_rate < float("inf"), "greater than 0")
+        _require("weight_decay", self.weight_decay, 0 <= self.weight_decay < float("inf"), "at least 0")
+        _require("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1")
+        _require("threads", self.threads, self.threads is None or 1 <= self.threads <= 1024, "from 1 to 1024")
+        object.__setattr__(self, "algorithm_settings", _algorithm_settings(self.algorithm, self.algorithm_settings))
+        self.make_algorithm()
+
+    def make_algorithm(self) -> Algorithm:
+        """The algorithm with its settings.
+
+        Raises:
+            ConfigError: if the algorithm refuses one.
+        """
+        try:
+            return ALGORITHMS[self.algorithm](**self.algorithm_settings)
+        except ValueError as error:
+            raise ConfigError(f"--set: {error}") from error
+
+    def make_budget(self) -> Budget:
+        """The budget, as `truesparse.sparsify` takes it."""
+        return BUDGETS[self.budget] if self.epsilon is None else WITH_EPSILON[self.budget](epsilon=self.epsilon)
+
+    def steps_between_rewirings(self, steps_per_epoch: int) -> int:
+        """`every`, or what it stands for when left out."""
+        each_epoch = getattr(ALGORITHMS[self.algorithm], "each_epoch", False)
+        return self.every or (steps_per_epoch if each_epoch else STEPS_BETWEEN_REWIRINGS)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return {name: dict(value) if isinstance(value, Mapping) else value for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The config that `to_json` wrote.
+
+        Raises:
+            ConfigError: if a name is unknown or a value cannot be.
+        """
+        unknown = set(values) - {field.name for field in dataclasses.fields(cls)}
+        if unknown or "task" not in values:
+            raise ConfigError(f"expected the settings of a run, got {', '.join(sorted(unknown)) or 'no task'}")
+        return cls(**values)
+
+
+OPTION_NAMES = {"variants": "--compare", "learning_rate": "--lr", "algorithm_settings": "--set", "task": "TASK"}
+
+
+def option(name: str) -> str:
+    """What the command line calls a field of `RunConfig`."""
+    return OPTION_NAMES.get(name, f"--{name.replace('_', '-')}")
+
+
+def make_config(task: str, recipe_settings: Mapping[str, Any], chosen: Mapping[str, Any]) -> RunConfig:
+    """The config of a run: what the user chose, then what the recipe sets, then the defaults.
+
+    Raises:
+        ConfigError: if the recipe sets something unknown, or a value cannot be.
+    """
+    known = {field.name for field in dataclasses.fields(RunConfig)} - {"task"}
+    unknown = sorted(set(recipe_settings) - known)
+    if unknown:
+        raise ConfigError(f"the recipe sets {', '.join(map(repr, unknown))}, which are not settings; known are {', '.join(sorted(known))}")
+    settings = dict(recipe_settings)
+    if "sparsity" in chosen and "epsilon" in chosen:
+        raise ConfigError("--sparsity and --epsilon both say how many connections to keep; give one of them")
+    if "sparsity" in chosen or chosen.get("budget", settings.get("budget")) not in WITH_EPSILON:
+        settings.pop("epsilon", None)
+    if "algorithm" in chosen and chosen["algorithm"] != settings.get("algorithm"):
+        settings.pop("algorithm_settings", None)
+    return RunConfig(task=task, **{**settings, **chosen})
+
+
+def changed_options(old: RunConfig, chosen: Mapping[str, Any]) -> list[str]:
+    """What a user who resumes a run asks for that differs from the run, as `--option is ..., not ...`."""
+    same_algorithm = chosen.get("algorithm", old.algorithm) == old.algorithm
+    settings = {**(old.algorithm_settings if same_algorithm else {}), **chosen.get("algorithm_settings", {})}
+    wanted = dataclasses.replace(old, **{**chosen, "algorithm_settings": settings})
+    return [
+        f"{option(name)} {_shown(getattr(old, name))}, not {_shown(getattr(wanted, name))}"
+        for name in chosen
+        if getattr(old, name) != getattr(wanted, name)
+    ]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return " ".join(f"{name}={setting}" for name, setting in value.items())
+    return ",".join(value) if isinstance(value, tuple) else str(value)
+
+
+def _algorithm_settings(algorithm: str, given: Mapping[str, Any]) -> Mapping[str, Setting]:
+    """All settings of the algorithm, those given and the defaults; text is read as the setting's type."""
+    kind = ALGORITHMS[algorithm]
+    hints = get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    for name in given:
+        if name not in fields:
+            raise ConfigError(f"--set: {algorithm} has no setting {name!r}; it has {', '.join(fields) or 'none'}")
+    settings = {name: field.default for name, field in fields.items() if field.default is not dataclasses.MISSING}
+    return settings | {name: _parsed(f"--set: {name} of {algorithm}", value, hints[name]) for name, value in given.items()}
+
+
+def _parsed(what: str, value: Any, expected: Any) -> Any:
+    """A value of the type, read from text if it is text."""
+    kinds = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
+    if isinstance(value, str):
+        for kind in kinds:
+            if kind is bool and value.lower() in ("true", "false"):
+                return value.lower() == "true"
+            if kind in (int, float, str):
+                try:
+                    return kind(value)
+                except ValueError:
+                    continue
+            if kind is type(None) and value.lower() == "none":
+                return None
+    elif float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, tuple(kinds)) and not (isinstance(value, bool) and bool not in kinds):
+        return value
+    raise ConfigError(f"{what} must be {_type_name(expected)}, got {value!r}")
+
+
+def _typed(name: str, value: Any, expected: Any) -> Any:
+    if name == "algorithm_settings":
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{option(name)} must be names with values, got {value!r}")
+        return value
+    if get_origin(expected) is tuple:
+        if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+            raise ConfigError(f"{option(name)} must be a list of names, got {value!r}")
+        return tuple(value)
+    if isinstance(value, str) and expected is not str:
+        raise ConfigError(f"{option(name)} must be {_type_name(expected)}, got {value!r}")
+    return _parsed(option(name), value, expected)
+
+
+def _type_name(expected: Any) -> str:
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "text", type(None): "none"}
+    kinds = get_args(expected) if get_origin(expected) in (Union, types.UnionType) else (expected,)
+    return " or ".join(names.get(kind, str(kind)) for kind in kinds)
+
+
+def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"{option(name)}: unknown {value!r}; known are {', '.join(known)}")
+
+
+def _require(name: str, value: Any, holds: bool, range_: str) -> None:
+    if not holds:
+        raise ConfigError(f"{option(name)} must be {range_}, got {value}")
+
+
+def as_text(config: RunConfig, extra: Mapping[str, Any]) -> str:
+    """The text of `config.json`."""
+    return json.dumps({**config.to_json(), **extra}, indent=2) + "\n"

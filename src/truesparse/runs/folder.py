@@ -1,0 +1,153 @@
+"""What does a run leave behind? A folder in which every file is whole at any moment.
+
+config.json                                  every choice of the run, the recipe's checksum, and the machine
+metrics.jsonl                                one line for each epoch and variant
+results.json                                 the closing table
+VARIANT/checkpoint.pt                        where the training stands
+VARIANT/model.safetensors                    the network after the last complete epoch
+VARIANT/topologies/epoch-0000.safetensors    LAYER.indptr and LAYER.indices of every sparse layer; 0000 is the start
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from ..data.files import PARTIAL, write_atomically
+from ..nn import topology_layers
+from .config import RunConfig, as_text
+from .errors import RunError
+
+
+class RunFolder:
+    """The files of a run, below `path`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on."""
+        return f"truesparse train --out {shlex.quote(str(self.path))} --resume"
+
+    def check_new(self) -> None:
+        """
+        Raises:
+            RunError: if there is something in it already, or it cannot be read.
+        """
+        try:
+            taken = self.path.exists() and any(self.path.iterdir())
+        except OSError as error:
+            raise RunError(f"cannot use {self.path} as the run's folder: {error.strerror}; choose another --out") from error
+        if taken:
+            is_run = (self.path / "config.json").exists()
+            advice = f"to go on with the run in it: {self.resume_command}" if is_run else "choose another --out"
+            raise RunError(f"the folder {self.path} is not empty; {advice}")
+
+    def create(self) -> None:
+        """
+        Raises:
+            RunError: if it cannot be made.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make the folder {self.path}: {error.strerror}; choose another --out") from error
+
+    def write_config(self, config: RunConfig, recipe_sha256: str, machine: Mapping[str, Any]) -> None:
+        extra = {"recipe_sha256": recipe_sha256, "machine": dict(machine)}
+        self._write(self.path / "config.json", as_text(config, extra))
+
+    def read_config(self) -> tuple[RunConfig, str]:
+        """(config, checksum of the recipe).
+
+        Raises:
+            RunError: if there is no run here, or its config is damaged.
+        """
+        path = self.path / "config.json"
+        try:
+            values = json.loads(path.read_text())
+            recipe_sha256 = values.pop("recipe_sha256")
+            values.pop("machine")
+            return RunConfig.from_json(values), recipe_sha256
+        except OSError as error:
+            raise RunError(f"there is no run to resume in {self.path}: cannot read {path}: {error.strerror}") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise RunError(f"{path} is damaged: {error}; restore it, or start anew with another --out") from error
+
+    def remove_partial_files(self) -> None:
+        """What a killed process had begun to write."""
+        for path in self.path.rglob(f".*{PARTIAL}"):
+            path.unlink(missing_ok=True)
+
+    def write_epoch(self, variant: str, epoch: int, model: nn.Module, metadata: Mapping[str, Any]) -> None:
+        """The network and its topologies after `epoch`. The checkpoint that says so comes after them."""
+        # One entry only: safetensors writes several in an order of its own, and files of equal runs would differ.
+        described = {"truesparse": json.dumps({**metadata, "variant": variant, "epoch": epoch}, sort_keys=True)}
+        weights = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+        self._write(self.path / variant / "model.safetensors", safetensors.torch.save(weights, metadata=described))
+        self.write_topologies(variant, epoch, model)
+
+    def write_topologies(self, variant: str, epoch: int, model: nn.Module) -> None:
+        layers = topology_layers(model)
+        if not layers:
+            return
+        arrays = {f"{name}.indptr": layer.topology.indptr for name, layer in layers.items()}
+        arrays |= {f"{name}.indices": layer.topology.indices for name, layer in layers.items()}
+        shapes = {name: list(layer.topology.shape) for name, layer in layers.items()}
+        content = safetensors.torch.save(
+            {name: array.clone() for name, array in arrays.items()},
+            metadata={"truesparse": json.dumps({"epoch": epoch, "shapes": shapes}, sort_keys=True)},
+        )
+        self._write(self.path / variant / "topologies" / f"epoch-{epoch:04d}.safetensors", content)
+
+    def write_checkpoint(self, variant: str, state: Mapping[str, Any]) -> None:
+        # Through memory: torch's writer does not survive a file that refuses to be written.
+        content = io.BytesIO()
+        torch.save(dict(state), content)
+        self._write(self.path / variant / "checkpoint.pt", content.getvalue())
+
+    def read_checkpoint(self, variant: str) -> dict[str, Any] | None:
+        """The state of a variant, or None if it has not come to its first checkpoint.
+
+        Raises:
+            RunError: if the file is damaged.
+        """
+        path = self.path / variant / "checkpoint.pt"
+        if not path.exists():
+            return None
+        try:
+            return torch.load(path, weights_only=True)
+        except Exception as error:  # torch raises whatever the first damaged byte leads to
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise RunError(damaged_checkpoint(path, reason)) from error
+
+    def write_metrics(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        self._write(self.path / "metrics.jsonl", text)
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        self._write(self.path / "results.json", json.dumps(results, indent=2) + "\n")
+
+    def _write(self, path: Path, content: bytes | str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            reason, advice = ("the disk is full", "Free space") if full else (error.strerror, "Make the folder writable")
+            kept = f"the files written before are whole. {advice}, then go on with: {self.resume_command}"
+            raise RunError(f"cannot write {path}: {reason}; {kept}") from error
+
+
+def damaged_checkpoint(path: Path, reason: str) -> str:
+    return f"the checkpoint {path} is damaged ({reason}); restore it from a copy, or start anew with another --out"

@@ -1,0 +1,46 @@
+"""What did a run run on? Enough to judge its times by, nothing that tells whose machine it is."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import __version__, _core
+from ..ops import family
+from .errors import ConfigError
+
+
+def machine() -> dict[str, Any]:
+    """Processor, kernels and their instruction set, threads, versions.
+
+    Raises:
+        ConfigError: if the environment asks for kernels that are not there.
+    """
+    try:
+        kernels, instruction_set = family(), _core.isa()
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {
+        "processor": processor(),
+        "kernels": kernels,
+        "instruction_set": instruction_set,
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "truesparse": __version__,
+    }
+
+
+def processor() -> str:
+    """The processor's model, as the system calls it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,88 @@
+"""How did the variants do, side by side?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+INFERENCE_SAMPLES = 100
+
+
+@dataclass(frozen=True)
+class VariantResult:
+    """One line of the closing table. Ratios are to the dense variant of the same run, None without one.
+
+    Args:
+        test_accuracy: after the last epoch, 0 to 1; None if the task has no classes.
+        connections: weights that exist.
+        bytes: of weights, gradients, optimizer state and topology, as measured in the last epoch.
+        seconds_per_epoch: of training, the median over epochs.
+        inference_seconds: for `samples` samples, the median over rounds in which the variants took turns.
+    """
+
+    variant: str
+    epochs: int
+    test_accuracy: float | None
+    test_loss: float
+    connections: int
+    bytes: Mapping[str, int]
+    share_of_dense_bytes: float | None
+    seconds_per_epoch: float
+    times_as_fast: float | None
+    inference_seconds: float
+    inference_times_as_fast: float | None
+
+
+@dataclass(frozen=True)
+class Results:
+    """The closing table of a run, and the machine it was measured on."""
+
+    task: str
+    samples: int
+    machine: Mapping[str, Any]
+    variants: tuple[VariantResult, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_results(
+    task: str,
+    samples: int,
+    machine: Mapping[str, Any],
+    histories: Mapping[str, Sequence[Mapping[str, Any]]],
+    inference: Mapping[str, float],
+) -> Results:
+    """The table from each variant's metrics (at least one epoch) and inference seconds."""
+    epoch_seconds = {name: median(line["seconds"] for line in history) for name, history in histories.items()}
+    total = {name: history[-1]["bytes"]["total"] for name, history in histories.items()}
+
+    def over_dense(values: Mapping[str, float], name: str) -> float | None:
+        return values[name] / values["dense"] if values.get("dense") else None
+
+    def speed(seconds: Mapping[str, float], name: str) -> float | None:
+        return seconds["dense"] / seconds[name] if "dense" in seconds and seconds[name] else None
+
+    return Results(
+        task,
+        samples,
+        machine,
+        tuple(
+            VariantResult(
+                variant=name,
+                epochs=history[-1]["epoch"],
+                test_accuracy=history[-1]["test_accuracy"],
+                test_loss=history[-1]["test_loss"],
+                connections=history[-1]["connections"],
+                bytes=history[-1]["bytes"],
+                share_of_dense_bytes=over_dense(total, name),
+                seconds_per_epoch=epoch_seconds[name],
+                times_as_fast=speed(epoch_seconds, name),
+                inference_seconds=inference[name],
+                inference_times_as_fast=speed(inference, name),
+            )
+            for name, history in histories.items()
+        ),
+    )

@@ -1,0 +1,167 @@
+"""In which order do variants, epochs and files come? Epoch by epoch, the variants in turn, each epoch on disk before the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import Dataset
+
+from .batches import Batches, derived_seed
+from .config import RunConfig, changed_options
+from .errors import ConfigError, RunError
+from .folder import RunFolder, damaged_checkpoint
+from .machine import machine
+from .measure import inference_seconds
+from .recipe import Recipe, load_recipe
+from .results import INFERENCE_SAMPLES, Results, make_results
+from .stop import StopRequest, stop_on_signals
+from .variant import Metrics, StepReport, Variant
+
+EVALUATION_BATCH = 4  # times the batch of training: no gradients are held
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is ahead: `epochs` of `steps` for each variant, and how many steps of all of them are behind."""
+
+    variants: tuple[str, ...]
+    epochs: int
+    steps: int
+    done: int
+
+    @property
+    def total(self) -> int:
+        return len(self.variants) * self.epochs * self.steps
+
+
+class Observer(Protocol):
+    """Hears how a run goes."""
+
+    def begin(self, plan: Plan) -> None: ...
+
+    def step(self, report: StepReport) -> None: ...
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: with results, or stopped by a signal."""
+
+    results: Results | None
+    stopped_by: str | None
+
+
+def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer) -> Outcome:
+    """Trains all variants of a new run in the folder `path`.
+
+    Raises:
+        ConfigError: if the recipe or a choice turns out not to work.
+        RunError: if the folder is not empty or cannot be written, or a loss is no longer a number.
+    """
+    config = _with_threads(config)
+    folder = RunFolder(path)
+    folder.check_new()
+    described = machine()
+    variants = _variants(config, recipe, _data(config, recipe), {})
+    folder.create()  # not before everything that can be wrong with the choices has had its chance
+    folder.write_config(config, recipe.sha256, described)
+    for variant in variants:
+        folder.write_topologies(variant.name, 0, variant.model)
+    return _train(config, recipe, folder, variants, observer)
+
+
+def resume(path: Path, chosen: Mapping[str, Any], observer: Observer) -> Outcome:
+    """Goes on with the run in the folder `path`, as if it had never stopped.
+
+    Args:
+        path: the folder of the run.
+        chosen: choices the user states again, which must be those of the run.
+        observer: hears how it goes.
+
+    Raises:
+        RunError: if there is no run, a file is damaged, or a choice or the recipe has changed.
+    """
+    folder = RunFolder(path)
+    config, recipe_sha256 = folder.read_config()
+    changed = changed_options(config, chosen)
+    if changed:
+        raise RunError(f"the run in {path} was started with {'; '.join(changed)}: leave the option out, or start anew with another --out")
+    recipe = load_recipe(config.task)
+    if recipe.sha256 != recipe_sha256:
+        raise RunError(f"the recipe {config.task} has changed since the run in {path} began: restore it, or start anew with another --out")
+    folder.remove_partial_files()
+    config = _with_threads(config)
+    data = _data(config, recipe)
+    states = {name: state for name in config.variants if (state := folder.read_checkpoint(name)) is not None}
+    try:
+        variants = _variants(config, recipe, data, states)
+    except ConfigError:
+        raise
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        # The file could be read but is not the state of this run.
+        raise RunError(damaged_checkpoint(path, str(error).splitlines()[0])) from error
+    for variant in variants:
+        if variant.name not in states:
+            folder.write_topologies(variant.name, 0, variant.model)
+    return _train(config, recipe, folder, variants, observer)
+
+
+def _with_threads(config: RunConfig) -> RunConfig:
+    """The config with the number of threads written out: other threads, other rounding."""
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return dataclasses.replace(config, threads=torch.get_num_threads())
+
+
+def _data(config: RunConfig, recipe: Recipe) -> tuple[Dataset[Any], Dataset[Any]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(config.seed, "data"))
+        return recipe.make_data()
+
+
+def _variants(
+    config: RunConfig, recipe: Recipe, data: tuple[Dataset[Any], Dataset[Any]], states: Mapping[str, Mapping[str, Any]]
+) -> list[Variant]:
+    train = Batches(data[0], config.batch_size, config.seed, recipe.augment)
+    test = Batches(data[1], config.batch_size * EVALUATION_BATCH)
+    return [Variant(name, config, recipe, train, test, states.get(name)) for name in config.variants]
+
+
+def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Sequence[Variant], observer: Observer) -> Outcome:
+    steps = variants[0].train.steps
+    done = sum(variant.epoch * steps + variant.step for variant in variants)
+    observer.begin(Plan(config.variants, config.epochs, steps, done))
+    with stop_on_signals() as stop:
+        for epoch in range(config.epochs):
+            for variant in variants:
+                if variant.epoch <= epoch:
+                    _train_turn(variant, variants, folder, observer, stop)
+                if stop() and not all(variant.finished for variant in variants):
+                    return Outcome(None, stop.signal.name if stop.signal else None)
+    folder.write_metrics(_lines(variants))
+    inference = inference_seconds({variant.name: variant.model for variant in variants}, variants[0].test.first(INFERENCE_SAMPLES))
+    histories = {variant.name: variant.history for variant in variants}
+    results = make_results(recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(), histories, inference)
+    folder.write_results(results.to_json())
+    return Outcome(results, None)
+
+
+def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder, observer: Observer, stop: StopRequest) -> None:
+    """One variant's (rest of an) epoch, and its files. The metrics follow the checkpoint, from which they are made anew if lost."""
+    complete = variant.train_epoch(observer.step, stop)
+    if complete:
+        folder.write_epoch(variant.name, variant.epoch, variant.model, {"task": variant.recipe.name, "seed": variant.config.seed})
+    folder.write_checkpoint(variant.name, variant.state())
+    if complete:
+        folder.write_metrics(_lines(variants))
+        observer.epoch(variant.history[-1])
+
+
+def _lines(variants: Sequence[Variant]) -> list[Metrics]:
+    return sorted((line for variant in variants for line in variant.history), key=lambda line: line["epoch"])

@@ -1,0 +1,244 @@
+"""How does one network of a comparison train? Step by step, from any step, always in the same way."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import cos, isfinite, pi
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..nn import sparsify
+from ..train import Rewirer
+from .batches import Batches, derived_seed
+from .config import RunConfig, optimizers
+from .errors import ConfigError, RunError
+from .measure import connections, live_bytes
+from .recipe import Recipe
+
+Metrics = dict[str, Any]
+MOMENTUM = {"sgd": 0.9}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What an observer hears after each step."""
+
+    variant: str
+    epoch: int  # from 1
+    step: int  # from 1
+    steps: int
+    loss: float
+    seconds: float  # of training, since the epoch began
+
+
+class Variant:
+    """One network ("dense", "masked" or "sparse") with its optimizer, its rewirer and its place in the training.
+
+    Args:
+        name: which variant.
+        config: of the run.
+        recipe: what is trained.
+        train: training batches.
+        test: test batches.
+        state: a `state()` to go on from; None starts anew.
+
+    Raises:
+        ConfigError: if the model cannot be made sparse this way, or the optimizer refuses it.
+    """
+
+    def __init__(self, name: str, config: RunConfig, recipe: Recipe, train: Batches, test: Batches, state: Mapping[str, Any] | None = None):
+        self.name, self.config, self.recipe, self.train, self.test = name, config, recipe, train, test
+        self.epoch = 0  # epochs completed
+        self.step = 0  # steps completed in the epoch under way
+        self.loss_sum = 0.0
+        self.seconds = 0.0
+        self.bytes: dict[str, int] = {}
+        self.history: list[Metrics] = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = _made_variant(name, config, recipe.make_model())
+        if state is not None:
+            self.model.load_state_dict(state["model"])
+        self.optimizer = _made_optimizer(config, self.model)
+        self.rewirer = self._made_rewirer() if name != "dense" else None
+        self.random_state = Generator().manual_seed(derived_seed(config.seed, "train")).get_state()
+        if state is not None:
+            self._go_on(state)
+
+    @property
+    def total_steps(self) -> int:
+        return self.train.steps * self.config.epochs
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.config.epochs
+
+    def train_epoch(self, heard: Callable[[StepReport], None], stop: Callable[[], bool]) -> bool:
+        """Trains to the end of the epoch, or to the first step after which `stop()` is true.
+
+        Returns:
+            Whether the epoch is complete; it then has been evaluated, and its metrics are the last of `history`.
+
+        Raises:
+            RunError: if the loss is no longer a number.
+        """
+        with self._own_randomness():
+            self.model.train()
+            batches = self.train.shuffled(self.epoch, self.step)
+            while self.step < self.train.steps:
+                start = time.perf_counter()
+                inputs, targets = next(batches)
+                loss = self._train_step(inputs, targets)
+                self.seconds += time.perf_counter() - start
+                if not isfinite(loss):
+                    raise RunError(
+                        f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: try a lower --lr; "
+                        "the files of the epochs before are kept"
+                    )
+                self.loss_sum += loss * len(targets)
+                self.step += 1
+                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.seconds))
+                if self.step < self.train.steps and stop():
+                    return False
+            self._end_epoch()
+        return True
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the steps to come depend on, as tensors and plain values."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "history": self.history,
+            "random_state": self.random_state,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rewirer": self.rewirer.state_dict() if self.rewirer is not None else None,
+        }
+
+    def _go_on(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.step, self.loss_sum, self.seconds = (state[key] for key in ("epoch", "step", "loss_sum", "seconds"))
+        self.history = [dict(metrics) for metrics in state["history"]]
+        self.random_state = state["random_state"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.rewirer is not None:
+            self.rewirer.load_state_dict(state["rewirer"])
+
+    def _train_step(self, inputs: Any, targets: Tensor) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._learning_rate()
+        # Before the step and not after it: the gradients of the last step are still there when bytes are counted.
+        self.optimizer.zero_grad()
+        loss = self.recipe.loss(self.model(inputs), targets)
+        loss.backward()
+        last = self.step + 1 == self.train.steps
+        if last:  # here the kernel plans of this step are alive too; the optimizer may still have to make its state
+            self.bytes = live_bytes(self.model, self.optimizer)
+        if self.rewirer is None or self.rewirer.step():
+            self.optimizer.step()
+        if last:
+            after = live_bytes(self.model, self.optimizer)
+            self.bytes = {kind: max(count, after[kind]) for kind, count in self.bytes.items()}
+        return loss.item()
+
+    def _learning_rate(self) -> float:
+        done = (self.epoch * self.train.steps + self.step) / self.total_steps
+        return self.config.learning_rate * (0.5 * (1 + cos(pi * done)) if self.config.schedule == "cosine" else 1.0)
+
+    def _end_epoch(self) -> None:
+        rate = self.optimizer.param_groups[0]["lr"]
+        test_loss, accuracy = self._evaluate()
+        self.epoch += 1
+        self.history.append(
+            {
+                "variant": self.name,
+                "epoch": self.epoch,
+                "train_loss": self.loss_sum / self.train.samples,
+                "test_loss": test_loss,
+                "test_accuracy": accuracy,
+                "seconds": round(self.seconds, 4),
+                "learning_rate": rate,
+                "connections": connections(self.model),
+                "rewirings": self.rewirer.rewirings if self.rewirer is not None else 0,
+                "bytes": {**self.bytes, "total": sum(self.bytes.values())},
+            }
+        )
+        self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
+
+    @torch.no_grad()
+    def _evaluate(self) -> tuple[float, float | None]:
+        """(mean loss, share of right answers) on the test data; None where outputs are not scores of classes."""
+        self.model.eval()
+        loss_sum, right, answers = 0.0, 0, 0
+        for inputs, targets in self.test.in_order():
+            outputs = self.model(inputs)
+            loss_sum += self.recipe.loss(outputs, targets).item() * len(targets)
+            if isinstance(outputs, Tensor) and outputs.ndim > 1 and not targets.is_floating_point():
+                best = outputs.argmax(1)
+                if best.shape == targets.shape:
+                    right += int((best == targets).sum())
+                    answers += targets.numel()
+        return loss_sum / self.test.samples, right / answers if answers else None
+
+    def _made_rewirer(self) -> Rewirer:
+        config = self.config
+        try:
+            return Rewirer(
+                self.model,
+                self.optimizer,
+                config.make_algorithm(),
+                every=config.steps_between_rewirings(self.train.steps),
+                until=config.until * self.total_steps,
+                generator=Generator().manual_seed(derived_seed(config.seed, "rewire")),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.name}: {error}") from error
+
+    @contextmanager
+    def _own_randomness(self) -> Iterator[None]:
+        """Whatever draws from torch's global generator (dropout, ...) draws from this variant's own stream."""
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self.random_state)
+            try:
+                yield
+            finally:
+                self.random_state = torch.get_rng_state()
+
+
+def _made_variant(name: str, config: RunConfig, model: nn.Module) -> nn.Module:
+    if name == "dense":
+        return model
+    try:
+        return sparsify(
+            model,
+            sparsity=config.sparsity,
+            budget=config.make_budget(),
+            exclude=config.exclude,
+            masked=name == "masked",
+            generator=Generator().manual_seed(derived_seed(config.seed, "sparsify")),
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"cannot make the model sparse: {error}") from error
+
+
+def _made_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
+    kind = optimizers()[config.optimizer]
+    known = inspect.signature(kind).parameters
+    settings: dict[str, Any] = {"lr": config.learning_rate}
+    if config.optimizer in MOMENTUM:
+        settings["momentum"] = MOMENTUM[config.optimizer]
+    if "weight_decay" in known:
+        settings["weight_decay"] = config.weight_decay
+    elif config.weight_decay:
+        raise ConfigError(f"--weight-decay: {config.optimizer} has none")
+    try:
+        return kind(model.parameters(), **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"--optimizer {config.optimizer}: {error}") from error

@@ -1,0 +1,238 @@
+"""Every registered algorithm keeps the contract, with every pattern; and the contract has teeth."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from truesparse import NM, SET, Block, FanIn, Move, Rewirer, RigL, Topology, Unstructured, sparsify, testing, train
+from truesparse.algorithms import ALGORITHMS
+from truesparse.nn import topology_layers
+from truesparse.nn.sparse import SparseLayer
+from truesparse.testing import check_against_masked, check_algorithm, check_checkpoint, check_settings, check_update, linear_model
+
+# Settings to try beside the defaults, by name of the algorithm.
+SETTINGS = {
+    "set": [{"fraction": 0.5, "grown_std": 0.1}, {"fraction": 1.0}],
+    "rigl": [{"fraction": 0.0}, {"fraction": 1.0}],
+}
+CANDIDATES = [kind(**settings) for name, kind in ALGORITHMS.items() for settings in ({}, *SETTINGS.get(name, []))]
+PATTERNS = [FanIn(), NM(2, 4), Block(2)]
+
+
+def test_settings_are_of_algorithms_that_exist():
+    assert set(SETTINGS) <= set(ALGORITHMS)
+
+
+@pytest.mark.parametrize("algorithm", CANDIDATES, ids=str)
+def test_contract(algorithm):
+    check_algorithm(algorithm)
+
+
+@pytest.mark.parametrize("algorithm", CANDIDATES, ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), NM(1, 2), NM(3, 4), Block(4)], ids=str)
+def test_one_update_of_other_shapes(algorithm, pattern):
+    for shape, sparsity in (((4, 4), 0.5), ((8, 12), 0.05), ((12, 8), 0.97), ((4, 20), 0.8)):
+        check_update(algorithm, pattern, shape, sparsity)
+
+
+def run(pattern, algorithm, masked, steps=16):
+    """(losses, topologies after each step) of a network that the pattern fits."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Unflatten(1, (4, 2, 2)), nn.Conv2d(4, 8, 1), nn.Flatten()).double()
+    sparsify(model, 0.5, "uniform", pattern, masked=masked, generator=torch.Generator().manual_seed(1), sparsities={"*": 0.5})
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    rewirer = Rewirer(model, optimizer, algorithm, every=2, until=steps, generator=torch.Generator().manual_seed(2))
+    losses, topologies = [], []
+    for step in range(steps):
+        draw = torch.Generator().manual_seed(step)
+        loss = F.mse_loss(model(torch.randn(6, 12, generator=draw, dtype=torch.float64)), torch.ones(6, 32, dtype=torch.float64))
+        loss.backward()
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        topologies.append([layer.topology for layer in topology_layers(model).values()])
+    assert rewirer.rewirings == steps // 2 - 1
+    for layer in topology_layers(model).values():
+        pattern.check(layer.topology)
+    return losses, topologies
+
+
+@pytest.mark.parametrize("algorithm", CANDIDATES, ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_training_with_a_pattern_is_that_of_the_masked_twin(algorithm, pattern):
+    losses, topologies = run(pattern, algorithm, masked=False)
+    masked_losses, masked_topologies = run(pattern, algorithm, masked=True)
+    assert all(len(layers) == 2 for layers in topologies)
+    for ours, theirs in zip(itertools.chain(*topologies), itertools.chain(*masked_topologies), strict=True):
+        assert ours.equal(theirs)
+    assert losses == pytest.approx(masked_losses, rel=1e-9)
+
+
+# What follows breaks the library on purpose: the checks above must notice.
+
+
+def no_state_moves(monkeypatch):
+    monkeypatch.setattr(train, "_state_moves", lambda layer, optimizer: {})
+
+
+def state_moves_and_grown_connections_inherit(monkeypatch):
+    fresh = SparseLayer.moved
+    monkeypatch.setattr(
+        SparseLayer,
+        "moved",
+        lambda self, move, array, fill=0.0: torch.where(move.grown, array.flip(0)[: move.new.nnz], fresh(self, move, array, fill)),
+    )
+
+
+def values_stay_where_they_are(monkeypatch):
+    def install(self, move):
+        self._set_topology(move.new)
+
+    monkeypatch.setattr(SparseLayer, "install", install)
+
+
+def gradient_of_the_wrong_sample(monkeypatch):
+    right = SparseLayer.top_gradients
+    monkeypatch.setattr(
+        SparseLayer, "top_gradients", lambda self, samples, kept, count: right(self, [(dy.flip(0), x) for dy, x in samples], kept, count)
+    )
+
+
+@pytest.mark.parametrize(
+    ("mutation", "optimizers"),
+    [
+        (no_state_moves, ["momentum", "Adam", "AdamW"]),
+        (state_moves_and_grown_connections_inherit, ["momentum", "Adam", "AdamW"]),
+        (values_stay_where_they_are, ["SGD", "Adam"]),
+        (gradient_of_the_wrong_sample, ["SGD"]),
+    ],
+)
+def test_a_broken_rewiring_is_noticed(monkeypatch, mutation, optimizers):
+    mutation(monkeypatch)
+    for optimizer in optimizers:
+        with pytest.raises(AssertionError, match="the masked twin"):
+            check_against_masked(RigL(0.5), linear_model, optimizer, steps=30, every=4)
+
+
+def test_state_that_does_not_move_is_noticed_under_set_too(monkeypatch):
+    no_state_moves(monkeypatch)
+    with pytest.raises(AssertionError, match=r"SET.* under Adam: .* the masked twin"):
+        check_against_masked(SET(), linear_model, "Adam")
+    check_against_masked(SET(), linear_model, "SGD")
+
+
+def test_rewirings_that_do_not_happen_are_noticed(monkeypatch):
+    monkeypatch.setattr(Rewirer, "_rewire", lambda self: None)
+    with pytest.raises(AssertionError, match="rewired 0 times in 60 steps"):
+        check_against_masked(RigL(), linear_model, "SGD")
+
+
+@dataclasses.dataclass(frozen=True)
+class Wrong:
+    """An algorithm that breaks one clause."""
+
+    def update(self, topology, signals):
+        return topology
+
+
+class Shrinks(Wrong):
+    def update(self, topology, signals):
+        return topology.drop(torch.tensor([0]))
+
+
+class Unrepeatable(Wrong):
+    def update(self, topology, signals):
+        return signals.pattern.random(topology.shape, topology.nnz, None)
+
+
+class WritesValues(Wrong):
+    def update(self, topology, signals):
+        signals.values.mul_(2)
+        return topology
+
+
+class WritesTopology(Wrong):
+    def update(self, topology, signals):
+        topology.indices[topology.indptr[:-1].long()[topology.fan_in > 0]] = 0
+        return topology
+
+
+class Transposes(Wrong):
+    def update(self, topology, signals):
+        return Topology.from_mask(topology.mask().T.contiguous())
+
+
+class IgnoresThePattern(Wrong):
+    def update(self, topology, signals):
+        return Unstructured().random(topology.shape, topology.nnz, signals.generator)
+
+
+class MovesOutOfOrder(Wrong):
+    def update(self, topology, signals):
+        broken = Topology._trusted(topology.shape, topology.indptr, topology.indices.flip(0))
+        return Move(topology, broken, torch.arange(topology.nnz))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "pattern", "error", "says"),
+    [
+        (Shrinks(), Unstructured(), AssertionError, "made 127 connections of 128"),
+        (Unrepeatable(), Unstructured(), AssertionError, "gives another topology from the same generator"),
+        (WritesValues(), Unstructured(), AssertionError, "changed its input"),
+        (WritesTopology(), Unstructured(), AssertionError, "changed its input"),
+        (Transposes(), Unstructured(), AssertionError, r"made shape \(32, 16\) of \(16, 32\)"),
+        (IgnoresThePattern(), FanIn(), ValueError, "needs the same count in every group"),
+        (IgnoresThePattern(), Block(2), ValueError, "needs whole blocks"),
+        (MovesOutOfOrder(), Unstructured(), ValueError, "columns must ascend within each row"),
+    ],
+)
+def test_an_update_that_breaks_the_contract_is_noticed(algorithm, pattern, error, says):
+    with pytest.raises(error, match=says):
+        check_update(algorithm, pattern)
+
+
+def test_settings_that_break_the_contract_are_noticed():
+    class Plain:
+        def update(self, topology, signals):
+            return topology
+
+    @dataclasses.dataclass
+    class Open(Plain):
+        fraction: float = 0.3
+
+    @dataclasses.dataclass(frozen=True)
+    class Forgets(Plain):
+        fraction: float = 0.3
+
+        def __post_init__(self):
+            object.__setattr__(self, "fraction", self.fraction / 2)
+
+    with pytest.raises(AssertionError, match=r"Plain is no dataclass; decorate it with @register"):
+        check_settings(Plain())
+    with pytest.raises(AssertionError, match="Open can be changed in place; make it frozen"):
+        check_settings(Open())
+    with pytest.raises(AssertionError, match="Forgets built from its own settings is another"):
+        check_settings(Forgets())
+
+
+def test_state_outside_the_checkpoint_is_noticed():
+    class Remembers(Wrong):
+        calls = itertools.count()
+
+        def update(self, topology, signals):
+            own = torch.Generator().manual_seed(next(self.calls))
+            return signals.pattern.grow_random(signals.pattern.drop(topology, signals.values.abs(), 4), topology.nnz, own)
+
+    with pytest.raises(AssertionError, match="training on from a checkpoint gives other losses than training on"):
+        check_checkpoint(Remembers())
+
+
+def test_the_contract_trains_with_at_least_eight_rewirings():
+    assert (testing.STEPS - 1) // testing.EVERY >= 8
+    assert {"SGD", "momentum", "Adam", "AdamW"} <= set(testing.OPTIMIZERS)
+    assert {type(pattern) for pattern in testing.PATTERNS} == {Unstructured, FanIn, NM, Block}

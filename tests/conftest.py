@@ -1,0 +1,31 @@
+"""What all tests share: repeatable random examples and one seed."""
+
+import pytest
+import torch
+from hypothesis import settings
+
+from truesparse import ops
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
+settings.load_profile("repeatable")
+
+# Examples are small: several threads would only wait for each other. Tests of threads ask for as many as they want.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def generator():
+    """A CPU generator of its own, always in the same state."""
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture(params=["reference", "native"])
+def family(request):
+    """Runs a test on each family of kernels."""
+    with ops.use(request.param):
+        yield request.param

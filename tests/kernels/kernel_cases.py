@@ -1,0 +1,26 @@
+"""Topologies and a comparison for the tests of the kernels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from truesparse.topology import Topology
+
+
+def random_topology(rows: int, columns: int, density: float, seed: int = 0) -> Topology:
+    """Unstructured, with the first row and the last column empty where there are others."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, columns, generator=generator) < density
+    if 0 < density < 1:
+        mask[:1] = False
+        mask[:, -1:] = False
+    return Topology.from_mask(mask)
+
+
+def assert_close(actual: Tensor | None, expected: Tensor, terms: int) -> None:
+    """Within rounding of a sum of `terms` products of numbers near 1, of an expectation in float64."""
+    assert actual is not None
+    assert actual.shape == expected.shape
+    unit = torch.finfo(actual.dtype).eps
+    torch.testing.assert_close(actual.to(torch.float64), expected, rtol=8 * unit, atol=4 * unit * max(terms, 16))

@@ -1,0 +1,157 @@
+"""The verbs of a matrix against float64 dense algebra: every instruction set, thread count and dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import assert_close, random_topology
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from truesparse import _core
+from truesparse.geometry import Matrix
+from truesparse.ops.cpu import MatrixKernels
+from truesparse.topology import Topology
+
+SHAPES = [(1, 1), (7, 5), (33, 130), (130, 33), (96, 300)]
+BATCHES = [0, 1, 2, 63, 64, 65, 130]
+
+
+def check(topology: Topology, batch: int, dtype: torch.dtype) -> None:
+    rows, columns = topology.shape
+    generator = torch.Generator().manual_seed(batch)
+    values, x, dy, bias = (
+        torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((topology.nnz,), (batch, columns), (batch, rows), (rows,))
+    )
+    kernels = MatrixKernels(topology, Matrix(rows, columns))
+    dense = topology.scatter(values.double())
+    y = x.double() @ dense.T
+    fan_in, fan_out = int(topology.fan_in.max()), int(topology.fan_out.max())
+
+    assert_close(kernels.spmm(values, x), y, fan_in)
+    assert_close(kernels.spmm(values, x, bias), y + bias, fan_in)
+    dx, dvalues = dy.double() @ dense, (dy.double().T @ x.double()).flatten()[topology.keys]
+    assert_close(kernels.spmm_t(values, dy, x.shape), dx, fan_out)
+    assert_close(kernels.sddmm(dy, x), dvalues, batch)
+    for need in ((True, True, True), (True, False, True), (False, True, True), (False, False, True), (False, False, False)):
+        for wanted, actual, expected, terms in zip(
+            need, kernels.backward(values, x, dy, need), (dvalues, dx, dy.double().sum(0)), (batch, fan_out, batch), strict=True
+        ):
+            if wanted:
+                assert_close(actual, expected, terms)
+            else:
+                assert actual is None
+
+
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.3, 1.0])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_against_dense(isa: str, threads: int, dtype: torch.dtype, shape: tuple[int, int], density: float) -> None:
+    topology = random_topology(*shape, density)
+    for batch in BATCHES:
+        check(topology, batch, dtype)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 80), columns=st.integers(1, 200), batch=st.integers(0, 300), density=st.floats(0, 1), seed=st.integers(0, 99),
+    which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
+)  # fmt: skip
+def test_any_shape(rows: int, columns: int, batch: int, density: float, seed: int, which: str, threads: int) -> None:
+    _core.use_isa(which)
+    torch.set_num_threads(threads)
+    check(random_topology(rows, columns, density, seed), batch, torch.float32)
+
+
+def results(topology: Topology, x: Tensor, dy: Tensor, values: Tensor) -> list[Tensor | None]:
+    kernels = MatrixKernels(topology, Matrix(*topology.shape))
+    return [kernels.spmm(values, x), *kernels.backward(values, x, dy, (True, True, True))]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 17, 64, 130, 500])
+def test_the_same_bits_for_any_number_of_threads(isa: str, dtype: torch.dtype, batch: int) -> None:
+    topology = random_topology(150, 700, 0.2)
+    x, dy, values = torch.randn(batch, 700, dtype=dtype), torch.randn(batch, 150, dtype=dtype), torch.randn(topology.nnz, dtype=dtype)
+    torch.set_num_threads(1)
+    expected = results(topology, x, dy, values)
+    for threads in (1, 2, 2, 3, 5):
+        torch.set_num_threads(threads)
+        for first, again in zip(expected, results(topology, x, dy, values), strict=True):
+            assert first is not None
+            assert again is not None
+            assert torch.equal(first, again)
+
+
+def test_no_row_or_column_at_all(isa: str, dtype: torch.dtype) -> None:
+    for rows, columns in ((0, 5), (5, 0), (0, 0)):
+        empty = Topology((rows, columns), torch.zeros(rows + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
+        kernels, none = MatrixKernels(empty, Matrix(rows, columns)), torch.zeros(0, dtype=dtype)
+        for batch in (0, 1, 3):
+            assert torch.equal(kernels.spmm(none, torch.ones(batch, columns, dtype=dtype)), torch.zeros(batch, rows, dtype=dtype))
+            dx = kernels.spmm_t(none, torch.ones(batch, rows, dtype=dtype), torch.Size((batch, columns)))
+            assert torch.equal(dx, torch.zeros(batch, columns, dtype=dtype))
+
+
+def test_inputs_may_be_strided_or_expanded(isa: str) -> None:
+    topology = random_topology(20, 30, 0.3)
+    kernels, values = MatrixKernels(topology, Matrix(20, 30)), torch.randn(topology.nnz)
+    x, dy = torch.randn(30, 40).T, torch.randn(()).expand(40, 20)
+    for given_, plain in zip(
+        kernels.backward(values, x, dy, (True, True, True)),
+        kernels.backward(values, x.clone(), dy.clone(), (True, True, True)),
+        strict=True,
+    ):
+        assert given_ is not None
+        assert plain is not None
+        assert torch.equal(given_, plain)
+    assert torch.equal(kernels.spmm(values, x), kernels.spmm(values, x.clone()))
+
+
+@pytest.mark.parametrize("batch", [1, 5, 40])
+def test_nan_and_infinity_stay_in_their_sample(isa: str, batch: int) -> None:
+    topology = random_topology(20, 30, 0.3)
+    kernels, values, x = MatrixKernels(topology, Matrix(20, 30)), torch.randn(topology.nnz), torch.randn(batch, 30)
+    clean = kernels.spmm(values, x)
+    x[0] = float("nan")
+    spoilt = kernels.spmm(values, x)
+    assert bool(spoilt[0][topology.fan_in > 0].isnan().all())
+    assert torch.equal(spoilt[1:], clean[1:])
+
+
+def test_a_large_layer_costs_its_connections_only() -> None:
+    size = 1 << 16  # rows x columns = 2^32
+    keys = torch.randint(0, size * size, (200_000,)).unique()
+    topology = Topology.from_keys((size, size), keys)
+    kernels = MatrixKernels(topology, Matrix(size, size))
+    values, x = torch.randn(topology.nnz), torch.randn(2, size)
+    y = kernels.spmm(values, x)
+    expected = torch.zeros(2, size, dtype=torch.float64).index_add(1, topology.rows, (values * x[:, topology.indices]).double())
+    assert_close(y, expected, 8)
+    kernels.backward(values, x, y, (True, True, True))
+    assert kernels.nbytes < 8 * topology.nnz + 32 * size
+
+
+def test_bytes_per_connection() -> None:
+    topology = random_topology(768, 3072, 0.1)
+    kernels = MatrixKernels(topology, Matrix(768, 3072))
+    kernels.spmm_t(torch.ones(topology.nnz), torch.ones(1, 768), torch.Size((1, 3072)))
+    assert topology.indices.nbytes + topology.indptr.nbytes + kernels.nbytes <= 16 * topology.nnz
+
+
+def test_what_does_not_fit_is_an_error() -> None:
+    topology = random_topology(20, 30, 0.3)
+    kernels, values, x = MatrixKernels(topology, Matrix(20, 30)), torch.randn(topology.nnz), torch.randn(4, 30)
+    with pytest.raises(TypeError, match=r"float32 or float64.*got values torch.float32 on cpu, x torch.float64 on cpu; convert"):
+        kernels.spmm(values, x.double())
+    with pytest.raises(TypeError, match="float16"):
+        kernels.spmm(values.half(), x.half())
+    with pytest.raises(ValueError, match=r"expected x of shape \(batch, 30\), got \(4, 20\)"):
+        kernels.spmm(values, torch.randn(4, 20))
+    with pytest.raises(ValueError, match="one per connection"):
+        kernels.spmm(values[1:], x)
+    with pytest.raises(ValueError, match="one per row"):
+        kernels.spmm(values, x, torch.zeros(3))
+    with pytest.raises(ValueError, match="one batch, got 4 and 3"):
+        kernels.backward(values, x, torch.randn(3, 20), (True, True, True))
+    with pytest.raises(ValueError, match="expected a topology of shape"):
+        MatrixKernels(topology, Matrix(30, 20))

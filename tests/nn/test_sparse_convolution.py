@@ -1,0 +1,157 @@
+"""SparseConv2d against F.conv2d with the dense weight, in float64, under every option of nn.Conv2d."""
+
+import pytest
+import torch
+from torch import nn
+
+from truesparse import FanIn, MaskedConv2d, SparseConv2d, Topology
+
+# nn.Conv2d itself says this of padding that is one longer on one side; it is right all the same.
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+
+OPTIONS = [
+    {},
+    {"padding": 1},
+    {"stride": 2, "padding": 1},
+    {"stride": (2, 1), "padding": (0, 2)},
+    {"dilation": 2, "padding": 2},
+    {"dilation": (1, 2), "stride": (1, 2), "padding": (1, 0)},
+    {"groups": 2, "padding": 1},
+    {"groups": 4},
+    {"bias": False},
+    {"kernel_size": 1},
+    {"kernel_size": (1, 3), "padding": (0, 1)},
+    {"kernel_size": (2, 4)},
+    {"kernel_size": 5, "padding": 2, "stride": 3},
+    {"padding": "same"},
+    {"padding": "same", "kernel_size": (2, 4)},
+    {"padding": "same", "dilation": 2},
+    {"padding": "valid"},
+    {"padding": 1, "padding_mode": "reflect"},
+    {"padding": (2, 1), "padding_mode": "replicate", "stride": 2},
+    {"padding": 2, "padding_mode": "circular", "groups": 2},
+    {"padding": "same", "padding_mode": "circular", "kernel_size": (4, 3)},
+    {"padding_mode": "reflect"},
+    {"sparsity": 0.0},
+    {"sparsity": 1.0},
+    {"pattern": FanIn(), "groups": 2},
+]
+KINDS = [SparseConv2d, MaskedConv2d]
+
+
+def made(kind=SparseConv2d, **options):
+    """A float64 layer of 4 to 8 channels."""
+    return kind(4, 8, **{"kernel_size": 3, "sparsity": 0.7, "dtype": torch.float64, **options})
+
+
+def agree(layer, x):
+    """Output and all gradients of `layer` are those of nn.Conv2d with its dense weight."""
+    dense = layer.dense_module()
+    x = x.clone().requires_grad_()
+    dense_x = x.detach().clone().requires_grad_()
+    y, expected = layer(x), dense(dense_x)
+    assert y.shape == expected.shape
+    torch.testing.assert_close(y, expected)
+    dy = torch.randn_like(expected)
+    y.backward(dy)
+    expected.backward(dy)
+    torch.testing.assert_close(x.grad, dense_x.grad)
+    torch.testing.assert_close(layer.of_connections(layer.parameter.grad), dense.weight.grad.flatten()[layer.topology.keys])
+    if layer.bias is not None:
+        torch.testing.assert_close(layer.bias.grad, dense.bias.grad)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_as_dense(family, options):
+    layer = made(**options)
+    torch.testing.assert_close(layer.dense_module().weight, layer.to_dense())
+    agree(layer, torch.randn(2, 4, 7, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_the_masked_twin_is_as_dense(options):
+    agree(made(MaskedConv2d, **options), torch.randn(2, 4, 7, 9, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("shape", [(4, 7, 9), (0, 4, 7, 9), (1, 4, 3, 3), (5, 4, 3, 4)], ids=str)
+@pytest.mark.parametrize("padding_mode", ["zeros", "circular"])
+def test_batches_and_small_images(family, shape, padding_mode):
+    agree(made(padding=1, padding_mode=padding_mode), torch.randn(shape, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"padding": 2, "padding_mode": "circular", "kernel_size": 5}, {"padding": "same", "kernel_size": 4}])
+def test_an_image_that_only_fits_with_its_padding(kind, options):
+    agree(made(kind, **options), torch.randn(2, 4, 3, 2, dtype=torch.float64))
+
+
+def test_empty_rows_and_channels(family):
+    dense = nn.Conv2d(3, 4, 3, dtype=torch.float64)
+    keys = torch.tensor([0, 5, 27 * 3 + 20])  # rows 1 and 2, and the middle channel, have nothing
+    agree(SparseConv2d.from_dense(dense, Topology.from_keys((4, 27), keys)), torch.randn(2, 3, 5, 5, dtype=torch.float64))
+
+
+def test_channels_last(family):
+    layer = made(padding=1)
+    agree(layer, torch.randn(2, 4, 5, 5, dtype=torch.float64).contiguous(memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "groups": 2, "padding": 1}, {"padding": 1, "padding_mode": "reflect"}], ids=str)
+def test_first_and_second_derivatives(family, options):
+    layer = SparseConv2d(2, 2, 2, **options, sparsity=0.4, dtype=torch.float64)
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    values, bias = (parameter.detach().clone().requires_grad_() for parameter in (layer.values, layer.bias))
+
+    def run(values, x, bias):
+        return torch.func.functional_call(layer, {"values": values, "bias": bias}, (x,))
+
+    assert torch.autograd.gradcheck(run, (values, x, bias))
+    assert torch.autograd.gradgradcheck(run, (values, x, bias))
+
+
+def test_autocast(family):
+    layer, before = SparseConv2d(4, 6, 3, sparsity=0.5), nn.Conv2d(4, 4, 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = before(torch.randn(2, 4, 5, 5))
+        y = layer(hidden)
+    torch.testing.assert_close(y.float(), layer.dense_module()(hidden.float()), rtol=0.02, atol=0.02)
+    y.float().sum().backward()
+    assert layer.values.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_errors(kind):
+    layer = made(kind)
+    for shape in ((2, 3, 7, 9), (4, 7), (1, 2, 4, 7, 9)):
+        with pytest.raises(ValueError, match=r"expected an input of shape \(batch, 4, height, width\), got"):
+            layer(torch.zeros(shape, dtype=torch.float64))
+    with pytest.raises(ValueError, match=r"an input of 2 x 9 is too small for kernel \(3, 3\)"):
+        layer(torch.zeros(1, 4, 2, 9, dtype=torch.float64))
+    for wrong in ({"groups": 3}, {"padding": "same", "stride": 2}, {"padding_mode": "mirror"}):
+        with pytest.raises(
+            ValueError, match="channels must be divisible by groups|padding='same' is not supported|padding_mode must be one of"
+        ):
+            made(kind, **wrong)
+    with pytest.raises(ValueError, match=r"sparsity is the share of connections to leave out"):
+        made(kind, sparsity=2.0)
+
+
+def test_dtype_error(family):
+    with pytest.raises(TypeError, match=r"expected an input of torch\.float64, the dtype of the values, got torch\.float32"):
+        made()(torch.zeros(1, 4, 5, 5))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", OPTIONS[:22], ids=str)
+def test_from_dense_and_back(kind, options):
+    dense = nn.Conv2d(4, 8, **{"kernel_size": 3, "dtype": torch.float64, **options}).eval()
+    mask = torch.rand(dense.weight.shape) < 0.3
+    layer = kind.from_dense(dense, Topology.from_mask(mask))
+    assert torch.equal(layer.to_dense(), dense.weight * mask)
+    back = layer.dense_module()
+    for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode", "training"):
+        assert getattr(back, name) == getattr(dense, name)
+        assert getattr(layer, name) == getattr(dense, name)
+    assert repr(back) == repr(dense)
+    x = torch.randn(2, 4, 7, 9, dtype=torch.float64)
+    torch.testing.assert_close(back(x), layer(x))

@@ -1,0 +1,68 @@
+"""Which kernel runs is chosen in the open."""
+
+import pytest
+import torch
+
+from truesparse import SparseLinear, Topology, ops
+from truesparse.geometry import Convolution, Matrix
+from truesparse.ops import table
+
+
+def test_a_family_is_chosen_for_a_while(monkeypatch):
+    monkeypatch.delenv("TRUESPARSE_KERNELS", raising=False)
+    layer = SparseLinear(8, 4)
+    assert ops.family() == "native"
+    assert layer.kernel.startswith("cpu.matrix[")
+    with ops.use("reference"):
+        assert ops.family() == "reference"
+        assert layer.kernel == "reference"
+        with ops.use("native"):
+            assert layer.kernel.startswith("cpu.matrix[")
+        assert layer.kernel == "reference"
+    assert ops.family() == "native"
+    with pytest.raises(RuntimeError, match="out"), ops.use("reference"):
+        raise RuntimeError("out")
+    assert ops.family() == "native"
+
+
+def test_a_family_is_chosen_for_a_process(monkeypatch):
+    monkeypatch.setenv("TRUESPARSE_KERNELS", "reference")
+    assert SparseLinear(8, 4).kernel == "reference"
+    with ops.use("native"):
+        assert ops.family() == "native"
+    monkeypatch.setenv("TRUESPARSE_KERNELS", "fastest")
+    with pytest.raises(ValueError, match="unknown family of kernels 'fastest'; known: native, reference"):
+        ops.family()
+
+
+def test_an_unknown_family():
+    with pytest.raises(ValueError, match="unknown family of kernels 'dense'; known: native, reference"), ops.use("dense"):
+        pass
+
+
+@pytest.mark.parametrize(("geometry", "word"), [(Matrix(2, 3), "matrix"), (Convolution(3, 2, (1, 1)), "convolution")])
+def test_a_missing_kernel_is_an_error_and_never_another_kernel(geometry, word, monkeypatch):
+    monkeypatch.delenv("TRUESPARSE_KERNELS", raising=False)
+    topology = Topology.from_mask(torch.ones(2, 3))
+    says = rf"no native kernel for a {word} on cpu in float16; there are: native on cpu.*reference on any device.*ops\.use\('reference'\)"
+    with pytest.raises(NotImplementedError, match=says):
+        ops.verbs_for(topology, geometry, torch.float16)
+    with pytest.raises(NotImplementedError, match="on meta in float32"):
+        ops.verbs_for(topology.to("meta"), geometry, torch.float32)
+    with ops.use("reference"), pytest.raises(NotImplementedError, match="no reference kernel for a .* in int64"):
+        ops.verbs_for(topology, geometry, torch.int64)
+
+
+def test_verbs_are_made_once_for_each_topology(family):
+    topology, other = (Topology.from_mask(torch.ones(2, 3)) for _ in range(2))
+    verbs = ops.verbs_for(topology, Matrix(2, 3), torch.float32)
+    assert ops.verbs_for(topology, Matrix(2, 3), torch.float32) is verbs
+    assert ops.verbs_for(other, Matrix(2, 3), torch.float32) is not verbs
+    assert ops.verbs_for(topology, Convolution(3, 2, (1, 1)), torch.float32) is not verbs
+
+
+def test_the_list_names_every_kernel():
+    described = table.describe()
+    assert len(described) == len(table.KERNELS)
+    assert ("reference", "matrix", "any device", "any floating dtype") in described
+    assert ("native", "convolution", "cpu", "float32/float64") in described

@@ -1,0 +1,106 @@
+"""The lowest, the highest, drawn at random: against sorting in plain Python."""
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import given
+from oracles import Watched
+
+from truesparse.select import highest, lowest, random_absent
+
+NAN, INF = float("nan"), float("inf")
+
+
+def ranked(scores):
+    """Indices from highest to lowest; ties to the earlier, NaN after every number, -inf last."""
+
+    def rank(index):
+        score = scores[index]
+        return (1, 0.0, index) if score != score else (2 if score == -INF else 0, -score, index)
+
+    return sorted(range(len(scores)), key=rank)
+
+
+@st.composite
+def grouped_scores(draw):
+    """(scores as lists of equal length, how many to choose of each)."""
+    size = draw(st.integers(0, 6))
+    entry = st.sampled_from([0.0, 1.0, 2.0, -1.0, 0.5, NAN, INF, -INF])
+    scores = draw(st.lists(st.lists(entry, min_size=size, max_size=size), max_size=5))
+    return scores, [draw(st.integers(0, sum(score != -INF for score in group))) for group in scores], size
+
+
+@given(grouped_scores(), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_highest(example, dtype):
+    scores, counts, size = example
+    chosen = highest(torch.tensor(scores, dtype=dtype).view(len(scores), size), torch.tensor(counts, dtype=torch.int64))
+    assert chosen.shape == (len(scores), size)
+    for group, count, found in zip(scores, counts, chosen, strict=True):
+        assert found.nonzero().flatten().tolist() == sorted(ranked(group)[:count])
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, -1.0, NAN, INF])), st.data())
+def test_lowest(scores, data):
+    count = data.draw(st.integers(0, len(scores)))
+    in_order = sorted(range(len(scores)), key=lambda index: (scores[index] != scores[index], scores[index], index))
+    if not any(score == INF for score in scores):
+        assert lowest(torch.tensor(scores), count).tolist() == sorted(in_order[:count])
+
+
+def test_inputs_stay_as_they_are():
+    scores = torch.tensor([[NAN, 1.0, -INF]])
+    highest(scores, torch.tensor([1]))
+    lowest(scores[0], 1)
+    assert scores.isnan().tolist() == [[True, False, False]]
+
+
+@st.composite
+def groups(draw):
+    """(present positions, size, counts): groups empty, full, and in between, with anything drawn from nothing to all."""
+    number, size = draw(st.integers(0, 5)), draw(st.integers(0, 12))
+    everywhere = list(range(number * size))
+    present = sorted(draw(st.sets(st.sampled_from(everywhere)))) if everywhere else []
+    free = [size - sum(position // size == group for position in present) if size else 0 for group in range(number)]
+    return present, size, [draw(st.integers(0, most)) for most in free]
+
+
+@given(groups(), st.integers(0, 3))
+def test_random_absent(example, seed):
+    present, size, counts = example
+    drawn = [
+        random_absent(
+            torch.tensor(present, dtype=torch.int64), size, torch.tensor(counts, dtype=torch.int64), torch.Generator().manual_seed(seed)
+        )
+        for _ in range(2)
+    ]
+    assert torch.equal(*drawn)
+    found = drawn[0].tolist()
+    assert found == sorted(set(found) - set(present))
+    assert [sum(position // size == group for position in found) if size else 0 for group in range(len(counts))] == counts
+
+
+@pytest.mark.parametrize(("size", "present", "count"), [(40, [3, 4, 20], 2), (10, [1, 2, 5, 9], 3)], ids=["by rejection", "from a list"])
+def test_random_absent_is_uniform(size, present, count):
+    generator, draws = torch.Generator().manual_seed(0), 6000
+    hits = torch.zeros(2 * size)
+    occupied = torch.tensor(present + [size + position for position in present])
+    for _ in range(draws):
+        hits[random_absent(occupied, size, torch.tensor([count, 0]), generator)] += 1
+    assert not hits[size:].any(), "nothing was asked of the second group"
+    free = size - len(present)
+    expected = draws * count / free
+    absent = torch.ones(size, dtype=torch.bool)
+    absent[present] = False
+    chi_square = float(((hits[:size][absent] - expected) ** 2 / expected).sum())
+    assert chi_square < free + 5 * (2 * free) ** 0.5, f"chi square {chi_square:.1f} with {free - 1} degrees of freedom"
+    assert not hits[:size][~absent].any()
+
+
+def test_random_absent_among_five_thousand_million_positions_lists_none_of_them():
+    present = torch.arange(0, 70_000**2, 70_001)
+    with Watched() as watched:
+        found = random_absent(present, 70_000, torch.full((70_000,), 2), torch.Generator().manual_seed(0))
+    assert watched.largest < 1_000_000
+    assert found.numel() == found.unique().numel() == 140_000
+    assert torch.equal(torch.bincount(found // 70_000), torch.full((70_000,), 2))
+    assert not torch.isin(found, present).any()
