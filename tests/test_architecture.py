@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import truesparse
+from truesparse.algorithms import ALGORITHMS
 
 SOURCE = Path(truesparse.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "architecture.md"
@@ -73,7 +74,7 @@ def test_a_file_imports_only_from_above_it(path):
     unit, order = unit_of(path), levels()
     if unit == "__init__":
         return
-    below = [number for number, level in enumerate(order) if unit in level][0]
+    below = next(number for number, level in enumerate(order) if unit in level)
     allowed = set().union(*order[:below]) | ({"_core"} if unit in CALLS_KERNELS else set())
     assert inside(path) <= allowed, f"{unit} may not import {sorted(inside(path) - allowed)}"
 
@@ -101,8 +102,6 @@ def test_this_test_sees_imports():
 
 
 def test_every_algorithm_file_registers_one_algorithm_under_its_name():
-    from truesparse.algorithms import ALGORITHMS
-
     files = {path.stem for path in (SOURCE / "algorithms").glob("*.py")} - {"__init__", "base"}
     assert set(ALGORITHMS) == files
     for name, algorithm in ALGORITHMS.items():

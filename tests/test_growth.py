@@ -96,7 +96,7 @@ def test_growth_in_a_layer_of_many_positions_holds_one_slab(pattern, monkeypatch
     with Watched() as watched:
         grown = pattern.grow_highest(made(shape, set()), nnz, Computed())
     assert grown.nnz == nnz
-    assert watched.largest <= max(8000, nnz)
+    assert watched.largest <= max(8000, nnz + 1)
 
 
 def test_units_and_groups_of_the_oracle_cover_the_layer():

@@ -44,3 +44,8 @@ def test_other_layers_and_no_layers():
     nothing = summary(nn.ReLU())
     assert (nothing.layers, nothing.size, nothing.sparsity) == ((), 0, 0.0)
     assert summary(nn.Linear(3, 2)).layers[0].name == "(model)"
+
+
+def test_a_layer_that_no_kernel_runs():
+    model = sparsify(nn.Sequential(nn.Linear(30, 20)), 0.75).to(torch.bfloat16)
+    assert summary(model).layers[0].kernel == "none"

@@ -135,6 +135,7 @@ def test_arrays_that_are_no_topology(shape, indptr, indices, error, says):
 def test_arrays_that_are_a_topology():
     topology = Topology((4, 3), int32(0, 0, 2, 2, 3), int32(0, 2, 0))
     assert pairs_of(topology) == {(1, 0), (1, 2), (3, 0)}
+    assert Topology([4, 3], topology.indptr, topology.indices).equal(topology)
     assert Topology((0, 3), int32(0), int32()).nnz == 0
     assert Topology((3, 0), int32(0, 0, 0, 0), int32()).nnz == 0
 
@@ -227,3 +228,9 @@ def test_positions_beyond_two_to_the_31_cost_no_rows_times_columns():
     assert pairs_of(grown) == (pairs - {(0, 0)}) | {(0, 5), (69_999, 69_997)}
     assert int(fan_in[-1]) == 4
     assert int(fan_out.sum()) == grown.nnz == 7
+
+
+@pytest.mark.parametrize("keys", [torch.tensor([0.0, 1.0]), torch.tensor([True, False])])
+def test_positions_are_whole_numbers(keys):
+    with pytest.raises(TypeError, match=r"positions are whole numbers, got torch\.(float32|bool); a mask goes to"):
+        Topology.from_keys((2, 2), keys)

@@ -8,7 +8,6 @@ from math import prod
 from torch import nn
 
 from .nn import TopologyLayer
-from .nn.sparse import SparseLayer
 
 
 @dataclass(frozen=True)
@@ -101,14 +100,22 @@ def _has_weights(module: nn.Module) -> bool:
     return isinstance(module, TopologyLayer) or any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
+def _kernel(layer: TopologyLayer) -> str:
+    try:
+        return layer.kernel
+    except NotImplementedError:
+        return "none"
+
+
 def _summarized(name: str, module: nn.Module) -> LayerSummary:
     own = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     nbytes = sum(tensor.numel() * tensor.element_size() for tensor in own)
     name, kind = name or "(model)", type(module).__name__
     if isinstance(module, TopologyLayer):
         topology = module.topology
-        kernel = module.kernel if isinstance(module, SparseLayer) else "dense + mask"
-        return LayerSummary(name, kind, module.geometry.weight_shape, topology.nnz, topology.sparsity, str(module.pattern), kernel, nbytes)
+        return LayerSummary(
+            name, kind, module.geometry.weight_shape, topology.nnz, topology.sparsity, str(module.pattern), _kernel(module), nbytes
+        )
     weights = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
     shape = tuple(weights[0].shape) if len(weights) == 1 else (sum(weight.numel() for weight in weights),)
     return LayerSummary(name, kind, shape, prod(shape), 0.0, "", "dense", nbytes)

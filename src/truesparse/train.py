@@ -89,7 +89,7 @@ class Rewirer:
         for layer in self.layers.values():
             _state_moves(layer, optimizer)
         self._samples: dict[str, list[Sample]] = {name: [] for name in self.layers}
-        self._handles = [layer.register_forward_hook(_Recorder(self, name)) for name, layer in self.layers.items()]
+        self._handles = [layer.register_forward_hook(_Recorder(self, name), with_kwargs=True) for name, layer in self.layers.items()]
         self._handles.append(optimizer.register_step_post_hook(self._after_optimizer_step))
         self._pending = False
 
@@ -176,11 +176,12 @@ class Rewirer:
     def _rewire(self) -> None:
         self._pending = False
         # Two passes: whatever can be refused is refused before any layer changes.
-        plans = {name: _state_moves(layer, self.optimizer) for name, layer in self.layers.items()}
-        moves = {name: self._next(name, layer) for name, layer in self.layers.items()}
-        for name, layer in self.layers.items():
+        layers = {name: layer for name, layer in self.layers.items() if layer.parameter.requires_grad}  # frozen ones stay as they are
+        plans = {name: _state_moves(layer, self.optimizer) for name, layer in layers.items()}
+        moves = {name: self._next(name, layer) for name, layer in layers.items()}
+        for name, layer in layers.items():
             _check_move(layer, moves[name])
-        for name, layer in self.layers.items():
+        for name, layer in layers.items():
             if moves[name].new is not layer.topology or bool(moves[name].grown.any()):
                 _apply(layer, moves[name], self.optimizer, plans[name])
         self.rewirings += 1
@@ -213,10 +214,11 @@ class _Recorder:
     def __init__(self, rewirer: Rewirer | None = None, name: str = "") -> None:
         self.rewirer, self.name = rewirer, name
 
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
         rewirer = self.rewirer
         if rewirer is not None and output.requires_grad and rewirer.schedule.due(rewirer.steps + 1):
-            x, samples = args[0].detach(), rewirer._samples[self.name]
+            (x,) = (*args, *named.values())
+            x, samples = x.detach(), rewirer._samples[self.name]
             output.register_hook(lambda dy: samples.append((dy.detach(), x)))
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from oracles import drawing, signals, topology_of
 
-from truesparse import SET, FanIn, Move, SparseLinear, rewire
+from truesparse import SET, Block, FanIn, Move, SparseLinear, rewire
 from truesparse.select import lowest
 
 BEFORE = "xx.x x.xx .xx."
@@ -146,6 +146,16 @@ def test_each_row_gets_back_what_it_lost_when_the_fan_in_is_constant():
     move = SET(0.5).update(topology, signals([0.1, 0.2, 0.9, -0.8, 0.7, -0.05], pattern=FanIn()))
     assert drawing(move.new.keep(move.source >= 0)) == ["....", ".xx.", "x..."]
     assert move.new.fan_in.tolist() == [2, 2, 2]
+
+
+def test_a_block_counts_by_its_magnitudes_not_by_what_is_left_of_their_sum():
+    topology = Block(2).random((4, 4), 12, torch.Generator().manual_seed(0))
+    blocks = Block(2).units(topology)
+    values = torch.where(topology.indices % 2 == 0, 10.0, -9.0)  # each block sums to 2 and weighs 38
+    light = (topology.rows // 2 * 2 + topology.indices // 2).long() == blocks.keys[1]
+    values[light] = 0.6  # this one sums to 2.4 and weighs 2.4
+    move = SET(0.34).update(topology, signals(values.tolist(), pattern=Block(2), generator=torch.Generator().manual_seed(3)))
+    assert torch.equal(move.source[~move.grown], (~light).nonzero().squeeze(1))
 
 
 def test_settings():

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import assert_close, random_topology
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_cases import assert_close, random_topology
 from torch import Tensor
 
 from truesparse import _core

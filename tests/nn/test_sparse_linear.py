@@ -212,3 +212,15 @@ def test_what_a_layer_says_of_itself():
     assert "connections=14, sparsity=0.6000, pattern=Unstructured()" in repr(layer)
     assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == {"values": (14,), "bias": (5,)}
     assert set(layer.state_dict()) == {"values", "bias", "indptr", "indices"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_largest_absent_gradients_rank_nan_last_and_ties_by_position(kind):
+    layer = kind.from_dense(nn.Linear(4, 2), Topology.from_mask(drawn("x... ...x")))
+    dy, x = torch.tensor([[1.0, -1.0]]), torch.tensor([[5.0, float("nan"), 2.0, 2.0]])
+    # |dy x|: row 0 is . nan 2 2, row 1 is 5 nan 2 .
+    for count, expected in ((1, [4]), (2, [2, 4]), (4, [2, 3, 4, 6]), (5, [1, 2, 3, 4, 6]), (9, [1, 2, 3, 4, 5, 6])):
+        assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected
+    half = [(dy / 2, x), (dy / 2, x)]
+    assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]
+    torch.testing.assert_close(layer.gradient_rows(half[0], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)

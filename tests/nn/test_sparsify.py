@@ -21,6 +21,7 @@ from truesparse import (
     densify,
     sparsify,
 )
+from truesparse.budgets import budget as named
 from truesparse.nn import topology_layers
 
 SIZES = {"0": (6, 2, 3, 3), "3.0": (8, 6, 3, 3), "5": (20, 32), "7": (5, 20)}
@@ -46,8 +47,6 @@ def test_every_layer_is_replaced_and_the_rest_is_left():
 
 @pytest.mark.parametrize("budget", ["erk", "er", "uniform", ERK(), Uniform(dense_first=False)], ids=str)
 def test_the_budget_decides_and_dense_layers_stay_dense(budget):
-    from truesparse.budgets import budget as named
-
     model = sparsify(network(), 0.7, budget)
     expected = named(budget).counts(SIZES, 0.7)
     for name, size in SIZES.items():
@@ -226,6 +225,17 @@ def pruned():
     return model
 
 
+def hooked():
+    model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    model[1].register_forward_hook(lambda *_: None)
+    return model
+
+
+def test_a_model_without_values_is_refused():
+    with pytest.raises(TypeError, match=r"layer '0' \(Linear\) .* is on the meta device and has no values yet"):
+        sparsify(nn.Sequential(nn.Linear(6, 6, device="meta")), 0.5)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "says"),
     [
@@ -263,6 +273,7 @@ def pruned():
             TypeError,
             r"layer '1' \(Custom\) .* a subclass of Linear whose own behaviour",
         ),
+        (hooked, TypeError, r"layer '1' \(Linear\) .* has hooks that would be lost \(register them after sparsify\)"),
         (lambda: nn.Sequential(nn.ReLU()), ValueError, "found no nn.Linear or nn.Conv2d to make sparse"),
         (lambda: sparsify(nn.Sequential(nn.Linear(6, 6)), 0.5), ValueError, "or it is sparse already"),
     ],

@@ -7,8 +7,22 @@ import pickle
 import pytest
 import torch
 from oracles import images, network
+from torch.optim.swa_utils import AveragedModel
 
-from truesparse import NM, FanIn, MaskedConv2d, MaskedLinear, Rewirer, RigL, SparseConv2d, SparseLinear, Topology, sparsify
+from truesparse import (
+    NM,
+    FanIn,
+    MaskedConv2d,
+    MaskedLinear,
+    Rewirer,
+    RigL,
+    SparseConv2d,
+    SparseLinear,
+    Topology,
+    Unstructured,
+    rewire,
+    sparsify,
+)
 
 MAKERS = {
     "linear": lambda seed, sparsity=0.7: SparseLinear(9, 6, sparsity=sparsity, generator=torch.Generator().manual_seed(seed)),
@@ -148,12 +162,12 @@ def test_half_a_layer_is_refused_and_never_mixed(missing):
 def test_strict_errors():
     state = MAKERS["linear"](1).state_dict()
     target = MAKERS["linear"](2)
-    with pytest.raises(RuntimeError, match="Unexpected key.*mystery"):
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*mystery"):
         target.load_state_dict({**state, "mystery": torch.zeros(1)})
-    with pytest.raises(RuntimeError, match="Missing key.*bias"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*bias"):
         target.load_state_dict({name: array for name, array in state.items() if name != "bias"})
     assert target.load_state_dict({}, strict=False).missing_keys == ["values", "bias", "indptr", "indices"]
-    with pytest.raises(RuntimeError, match="Missing key.*values"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*values"):
         target.load_state_dict(torch.nn.Linear(9, 6).state_dict())
 
 
@@ -203,6 +217,49 @@ def test_a_swapped_buffer_makes_a_new_topology():
     masked = MAKERS["masked linear"](1)
     masked.mask = torch.ones_like(masked.mask)
     assert masked.topology.nnz == 54
+    assert masked.topology is masked.topology
+
+
+def right(layer, x):
+    """Forward and gradient are those of the dense weight that the layer now claims."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    dense = torch.nn.functional.linear(x.detach(), layer.to_dense(), layer.bias)
+    torch.testing.assert_close(y, dense)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, layer.to_dense().sum(0).expand_as(x))
+
+
+@pytest.mark.parametrize("kind", [SparseLinear, MaskedLinear])
+def test_buffers_that_are_written_in_place(kind):
+    model = kind(600, 40, sparsity=0.5, generator=torch.Generator().manual_seed(1))
+    average = AveragedModel(model)
+    x = torch.randn(64, 600)
+    average(x).sum().backward()  # plans of the topology are in place
+    average.update_parameters(model)
+    rewire(model, None, Unstructured().random((40, 600), model.topology.nnz))
+    average.update_parameters(model)  # copies every buffer into the old one
+    assert average.module.topology.equal(model.topology)
+    assert torch.equal(average.module.to_dense() != 0, model.topology.mask() & (average.module.to_dense() != 0))
+    right(average.module, x)
+
+
+def test_buffers_that_are_written_with_nonsense_are_refused():
+    layer = SparseLinear(64, 48, sparsity=0.5)
+    layer(torch.randn(3, 64))
+    layer.indices.fill_(1000)
+    with pytest.raises(ValueError, match=r"columns lie in \[0, 64\), got 1000 to 1000"):
+        layer(torch.randn(3, 64))
+
+
+def test_memory_that_moves():
+    layer = SparseLinear(512, 512, sparsity=0.5)
+    x = torch.randn(3, 512)
+    right(layer, x)
+    before = layer.indices.data_ptr()
+    layer.share_memory()
+    assert layer.indices.data_ptr() != before
+    right(layer, x)
 
 
 def test_a_graph_that_is_alive_while_the_number_of_connections_changes():

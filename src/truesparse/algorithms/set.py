@@ -31,11 +31,13 @@ class SET:
             raise ValueError(f"grown_std is a standard deviation, at least 0, got {self.grown_std}")
 
     def update(self, topology: Topology, signals: Signals) -> Move:
-        values = signals.pattern.pool(topology, signals.values)
+        # Of a unit of several connections: the sign of its sum, and the sum of its magnitudes.
+        negative = signals.pattern.pool(topology, signals.values) < 0
+        magnitudes = signals.pattern.pool(topology, signals.values.abs())
         dropped = [
-            side[lowest(values[side].abs(), int(self.fraction * side.numel()))]
+            side[lowest(magnitudes[side], int(self.fraction * side.numel()))]
             # A weight of exactly zero has no sign and is nearest to zero: it goes first.
-            for side in ((values >= 0).nonzero().squeeze(1), (values < 0).nonzero().squeeze(1))
+            for side in ((~negative).nonzero().squeeze(1), negative.nonzero().squeeze(1))
         ]
         survivors = signals.pattern.drop_units(topology, torch.cat(dropped))
         grown = signals.pattern.grow_random(survivors, topology.nnz, signals.generator)

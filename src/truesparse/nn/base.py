@@ -127,6 +127,11 @@ class TopologyLayer(nn.Module):
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
         """Positions outside `kept` of the `count` largest absolute entries of the summed dense gradient, ascending int64."""
 
+    @property
+    @abstractmethod
+    def kernel(self) -> str:
+        """Which kernel runs this layer."""
+
     @abstractmethod
     def plan_nbytes(self) -> int:
         """Bytes of what the kernels have derived from the topology so far: its transpose, block pointers, offsets."""
@@ -148,3 +153,8 @@ class TopologyLayer(nn.Module):
         topology = self.topology
         counts = f"connections={topology.nnz}, sparsity={topology.sparsity:.4f}"
         return f"{self.geometry}, bias={self.bias is not None}, {counts}, pattern={self.pattern}"
+
+
+def identity_of(*buffers: Tensor) -> tuple[tuple[int, int], ...]:
+    """What changes when a tensor is written in place or its memory moves."""
+    return tuple((0 if buffer.is_inference() else buffer._version, buffer.data_ptr()) for buffer in buffers)

@@ -28,6 +28,7 @@ Excluded = str | type[nn.Module] | nn.Module
 
 # They read the weights of the linear layers inside them directly, so those cannot be replaced one by one.
 CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 # They hold a matrix of weights for which there is no sparse layer.
 WITHOUT_SPARSE_LAYER = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 
@@ -120,6 +121,10 @@ def _convertible(model: nn.Module, exclude: list[Excluded]) -> dict[str, Dense]:
             )
         if is_parametrized(module) or not isinstance(getattr(module, "weight", None), nn.Parameter):
             raise TypeError(_refusal(name, module, "has a parametrized or pruned weight (make it permanent first)"))
+        if any(getattr(module, hooks) for hooks in HOOKS):
+            raise TypeError(_refusal(name, module, "has hooks that would be lost (register them after sparsify)"))
+        if module.weight.is_meta:
+            raise TypeError(_refusal(name, module, "is on the meta device and has no values yet"))
         layers[name] = module
     if unmatched:
         known = ", ".join(name for name, _ in model.named_modules() if name)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
-from .base import Sample, TopologyLayer
+from .base import Sample, TopologyLayer, identity_of
 from .conv import ConvolutionInterface
 from .linear import LinearInterface
 
@@ -35,13 +35,14 @@ class MaskedLayer(TopologyLayer):
     def _set_topology(self, topology: Topology) -> None:
         self.register_buffer("mask", topology.mask().view(self.geometry.weight_shape))
         self._topology = topology
-        self._topology_mask = self.mask
+        self._topology_mask, self._seen = self.mask, identity_of(self.mask)
 
     @property
     def topology(self) -> Topology:
         """Which connections exist."""
-        if self._topology_mask is not self.mask:
-            self._topology, self._topology_mask = Topology.from_mask(self.mask), self.mask
+        seen = identity_of(self.mask)
+        if self._topology_mask is not self.mask or self._seen != seen:
+            self._topology, self._topology_mask, self._seen = Topology.from_mask(self.mask), self.mask, seen
         return self._topology
 
     @property
@@ -61,12 +62,12 @@ class MaskedLayer(TopologyLayer):
         """Which kernel runs this layer: always dense PyTorch."""
         return "dense + mask"
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """
         Raises:
-            ValueError: if the shape of `x` does not fit.
+            ValueError: if the shape of `input` does not fit.
         """
-        x = self._prepared(x)
+        x = self._prepared(input)
         self.geometry.check_input(x)
         return self.geometry.dense(x, self.weight * self.mask, self.bias)
 

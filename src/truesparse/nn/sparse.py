@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..topology import Move, Topology
-from .base import Sample, TopologyLayer
+from .base import Sample, TopologyLayer, identity_of
 
 
 class SparseLayer(TopologyLayer):
@@ -31,14 +31,17 @@ class SparseLayer(TopologyLayer):
     def _set_topology(self, topology: Topology) -> None:
         self.register_buffer("indptr", topology.indptr)
         self.register_buffer("indices", topology.indices)
-        self._topology = topology
+        self._topology, self._seen = topology, identity_of(topology.indptr, topology.indices)
 
     @property
     def topology(self) -> Topology:
         """Which connections exist. Replaced by `truesparse.rewire` and `load_state_dict`, never changed in place."""
-        # Whatever swaps a buffer (.to(device), deepcopy, assign=True) is seen here, so the two cannot disagree.
-        if self._topology.indptr is not self.indptr or self._topology.indices is not self.indices:
-            self._topology = Topology._trusted(self.geometry.shape, self.indptr, self.indices)
+        # Whatever swaps a buffer (.to(device), deepcopy, assign=True), writes into it (an average of models) or moves its memory
+        # (share_memory) is seen here: kernels have plans and addresses of the topology that they were made for.
+        seen = identity_of(self.indptr, self.indices)
+        if seen != self._seen or self._topology.indptr is not self.indptr or self._topology.indices is not self.indices:
+            make = Topology._trusted if self.indptr.is_meta else Topology
+            self._topology, self._seen = make(self.geometry.shape, self.indptr, self.indices), seen
         return self._topology
 
     @property
@@ -53,14 +56,14 @@ class SparseLayer(TopologyLayer):
         """Which kernel runs this layer: "cpu.matrix[avx512]"."""
         return self._verbs().name
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """
         Raises:
-            ValueError: if the shape of `x` does not fit.
-            TypeError: if `x` and the values differ in dtype, outside of autocast.
+            ValueError: if the shape of `input` does not fit.
+            TypeError: if `input` and the values differ in dtype, outside of autocast.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
-        x = self._prepared(x)
+        x = self._prepared(input)
         self.geometry.check_input(x)
         if x.dtype != self.values.dtype:
             if not torch.is_autocast_enabled(x.device.type):
@@ -141,4 +144,7 @@ class SparseLayer(TopologyLayer):
             if not topology.equal(self.topology):
                 self._replace_values(self.values.new_empty(topology.nnz))
                 self._set_topology(topology)
+        own = self.indptr, self.indices
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        if own[0] is self.indptr and own[1] is self.indices:
+            self._seen = identity_of(*own)  # written with what they held

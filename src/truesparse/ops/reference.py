@@ -96,12 +96,12 @@ class ConvolutionReference(_Composed):
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         height, width = self.geometry.output_size((x.shape[2], x.shape[3]))
         y = self.matrix.spmm(values, self._patches(x), bias)
-        return y.view(x.shape[0], height, width, -1).permute(0, 3, 1, 2).contiguous()
+        return y.view(x.shape[0], height, width, self.geometry.out_channels).permute(0, 3, 1, 2).contiguous()
 
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
         columns = self.matrix.spmm_t(values, self._flat(dy), torch.Size((dy[:, 0].numel(), self.matrix.geometry.columns)))
-        columns = columns.view(dy.shape[0], dy.shape[2] * dy.shape[3], -1).transpose(1, 2)
         g = self.geometry
+        columns = columns.view(dy.shape[0], dy.shape[2] * dy.shape[3], self.matrix.geometry.columns).transpose(1, 2)
         return F.fold(columns, (like[2], like[3]), g.kernel, g.dilation, g.padding, g.stride)
 
     def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
