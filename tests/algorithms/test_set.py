@@ -158,6 +158,13 @@ def test_a_block_counts_by_its_magnitudes_not_by_what_is_left_of_their_sum():
     assert torch.equal(move.source[~move.grown], (~light).nonzero().squeeze(1))
 
 
+def test_a_full_layer_has_nowhere_else_to_grow_and_keeps_its_weights():
+    topology = topology_of("xx xx")
+    move = SET().update(topology, signals([0.1, -0.2, 0.3, -0.4]))
+    assert move.new is topology
+    assert not bool(move.grown.any())
+
+
 def test_settings():
     assert (SET().fraction, SET().grown_std) == (0.3, 0.0)
     for fraction in (-0.1, 1.1, float("nan")):

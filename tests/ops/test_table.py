@@ -43,7 +43,7 @@ def test_an_unknown_family():
 @pytest.mark.parametrize(("geometry", "word"), [(Matrix(2, 3), "matrix"), (Convolution(3, 2, (1, 1)), "convolution")])
 def test_a_missing_kernel_is_an_error_and_never_another_kernel(geometry, word, monkeypatch):
     monkeypatch.delenv("TRUESPARSE_KERNELS", raising=False)
-    topology = Topology.from_mask(torch.ones(2, 3))
+    topology = Topology.from_mask(torch.eye(2, 3))
     says = rf"no native kernel for a {word} on cpu in float16; there are: native on cpu.*reference on any device.*ops\.use\('reference'\)"
     with pytest.raises(NotImplementedError, match=says):
         ops.verbs_for(topology, geometry, torch.float16)
@@ -66,3 +66,23 @@ def test_the_list_names_every_kernel():
     assert len(described) == len(table.KERNELS)
     assert ("reference", "matrix", "any device", "any floating dtype") in described
     assert ("native", "convolution", "cpu", "float32/float64") in described
+
+
+@pytest.mark.parametrize(
+    "geometry", [Matrix(4, 6), Convolution(3, 4, (1, 2), stride=(2, 1), padding=(1, 0))], ids=["matrix", "convolution"]
+)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_full_topology_runs_dense_in_any_dtype(geometry, dtype):
+    topology = Topology.from_mask(torch.ones(geometry.shape))
+    assert ops.verbs_for(topology, geometry, dtype).name == "dense"
+    x = torch.randn((5, 6) if isinstance(geometry, Matrix) else (5, 3, 4, 4)).to(dtype).requires_grad_()
+    values, bias = (torch.randn(n).to(dtype).requires_grad_() for n in (topology.nnz, 4))
+    found = ops.product(values, x, bias, ops.verbs_for(topology, geometry, dtype))
+    expected = geometry.dense(x, values.view(geometry.weight_shape), bias)
+    dy = torch.randn_like(found)
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (values, x, bias), dy) for y in (found, expected)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    if dtype == torch.float64:
+        verbs = ops.verbs_for(topology, geometry, dtype)
+        assert torch.autograd.gradgradcheck(lambda v, x: ops.product(v, x, None, verbs), (values, x))

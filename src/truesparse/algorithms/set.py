@@ -31,6 +31,8 @@ class SET:
             raise ValueError(f"grown_std is a standard deviation, at least 0, got {self.grown_std}")
 
     def update(self, topology: Topology, signals: Signals) -> Move:
+        if topology.nnz == topology.size:  # nowhere else to grow: rewiring would only reset weights
+            return Move.between(topology, topology)
         # Of a unit of several connections: the sign of its sum, and the sum of its magnitudes.
         negative = signals.pattern.pool(topology, signals.values) < 0
         magnitudes = signals.pattern.pool(topology, signals.values.abs())

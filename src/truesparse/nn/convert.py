@@ -47,7 +47,7 @@ def sparsify(
 ) -> Model:
     """Replace every `nn.Linear` and `nn.Conv2d` of `model` by a sparse layer, in place.
 
-    A layer to which the budget gives all its connections stays as it is: there is nothing to leave out.
+    A layer to which the budget gives all its connections gets a full topology, and runs as dense PyTorch does.
 
     Args:
         model: any model. Build its optimizer after this call: the parameters are new ones.
@@ -80,9 +80,7 @@ def sparsify(
     replacements: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         try:
-            count = pattern.round((layer.weight.shape[0], layer.weight[0].numel()), counts[name])
-            if count < layer.weight.numel():
-                replacements[name] = _sparse(layer, count, pattern, from_weights, masked, generator)
+            replacements[name] = _sparse(layer, counts[name], pattern, from_weights, masked, generator)
         except ValueError as error:
             raise ValueError(f"layer {name!r}: {error}") from error
     return _replaced(model, replacements)
@@ -187,6 +185,7 @@ def _sparse(
         kind, geometry = (MaskedLinear if masked else SparseLinear), LinearInterface.geometry_of(layer)
     else:
         kind, geometry = (MaskedConv2d if masked else SparseConv2d), ConvolutionInterface.geometry_of(layer)
+    count = pattern.round(geometry.shape, count)
     if from_weights:
         topology = pattern.strongest(layer.weight.detach().abs().flatten(1), count)
         return kind.from_dense(layer, topology, pattern=pattern)  # type: ignore[arg-type]

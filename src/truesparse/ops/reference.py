@@ -25,12 +25,11 @@ from ..topology import Topology
 from .verbs import Sample
 
 
-class _Composed(ABC):
+class Composed(ABC):
     """The verbs that are made of others, for every geometry."""
 
     name = "reference"
     nbytes = 0
-    topology: Topology
 
     def backward(
         self, values: Tensor, x: Tensor, dy: Tensor, need: tuple[bool, bool, bool]
@@ -56,7 +55,7 @@ class _Composed(ABC):
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor: ...
 
 
-class MatrixReference(_Composed):
+class MatrixReference(Composed):
     """The verbs of y [batch, rows] = x [batch, columns] W^T."""
 
     def __init__(self, topology: Topology, geometry: Matrix) -> None:
@@ -78,7 +77,7 @@ class MatrixReference(_Composed):
         return dy[:, start:stop].T @ x
 
 
-class ConvolutionReference(_Composed):
+class ConvolutionReference(Composed):
     """The verbs of a convolution: those of the matrix, over every patch of the input.
 
     x [batch, in_channels, height, width], y [batch, out_channels, output height, output width].

@@ -14,6 +14,7 @@ import torch
 from ..geometry import Convolution, Geometry, Matrix
 from ..topology import Topology
 from .cpu import ConvolutionKernels, MatrixKernels
+from .dense import ConvolutionDense, MatrixDense
 from .reference import ConvolutionReference, MatrixReference
 from .verbs import Verbs
 
@@ -27,23 +28,31 @@ class Kernel:
     family: str
     operation: type[Matrix] | type[Convolution]
     build: Callable[[Topology, Any], Verbs]
-    devices: tuple[str, ...]  # empty: any
-    dtypes: tuple[torch.dtype, ...]  # empty: any floating one
+    devices: tuple[str, ...] = ()  # empty: any
+    dtypes: tuple[torch.dtype, ...] = ()  # empty: any floating one
+    full_only: bool = False  # for topologies where no connection is absent
 
-    def fits(self, geometry: Geometry, device: torch.device, dtype: torch.dtype) -> bool:
+    def fits(self, topology: Topology, geometry: Geometry, dtype: torch.dtype) -> bool:
         return (
             isinstance(geometry, self.operation)
-            and (not self.devices or device.type in self.devices)
+            and (not self.devices or topology.device.type in self.devices)
             and (dtype in self.dtypes if self.dtypes else dtype.is_floating_point)
+            and (not self.full_only or 0 < topology.size == topology.nnz)
         )
 
+    @property
+    def named_operation(self) -> str:
+        return f"{'full ' * self.full_only}{self.operation.__name__.lower()}"
 
-# The first family that fits is used; "reference" runs only when it is asked for by name (law 5: no silent fallback).
+
+# The first of the family in force that fits is used; "reference" runs only when asked for by name, never as a silent way out.
 KERNELS = (
+    Kernel("native", Matrix, MatrixDense, full_only=True),
+    Kernel("native", Convolution, ConvolutionDense, full_only=True),
     Kernel("native", Matrix, MatrixKernels, ("cpu",), (torch.float32, torch.float64)),
     Kernel("native", Convolution, ConvolutionKernels, ("cpu",), (torch.float32, torch.float64)),
-    Kernel("reference", Matrix, MatrixReference, (), ()),
-    Kernel("reference", Convolution, ConvolutionReference, (), ()),
+    Kernel("reference", Matrix, MatrixReference),
+    Kernel("reference", Convolution, ConvolutionReference),
 )
 FAMILIES = tuple(dict.fromkeys(kernel.family for kernel in KERNELS))
 
@@ -79,7 +88,7 @@ def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Ver
     """
     wanted = family()
     for kernel in KERNELS:
-        if kernel.family == wanted and kernel.fits(geometry, topology.device, dtype):
+        if kernel.family == wanted and kernel.fits(topology, geometry, dtype):
             return topology.derived(kernel.build, geometry)
     operation = type(geometry).__name__.lower()
     known = ", ".join(f"{family} on {devices} in {dtypes}" for family, named, devices, dtypes in describe() if named == operation)
@@ -94,7 +103,7 @@ def describe() -> list[tuple[str, str, str, str]]:
     return [
         (
             kernel.family,
-            kernel.operation.__name__.lower(),
+            kernel.named_operation,
             "/".join(kernel.devices) or "any device",
             "/".join(map(_dtype_name, kernel.dtypes)) or "any floating dtype",
         )

@@ -1,0 +1,70 @@
+"""How is a layer computed that has all its connections? As what it is: its values, row by row, are the dense weight.
+
+Budgets give small layers everything (ERK, a dense first layer). They stay layers with a topology, so that a model's state has
+the same form at every sparsity, and run on dense PyTorch, on any device and dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..geometry import Convolution, Matrix
+from ..topology import Topology
+from .reference import Composed
+
+
+class MatrixDense(Composed):
+    """The verbs of y [batch, rows] = x [batch, columns] W^T where no weight is absent."""
+
+    name = "dense"
+
+    def __init__(self, topology: Topology, geometry: Matrix) -> None:
+        self.geometry = geometry
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return F.linear(x, values.view(self.geometry.shape), bias)
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        return dy @ values.view(self.geometry.shape)
+
+    def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
+        return (dy.T @ x).flatten()
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        return dy[:, start:stop].T @ x
+
+
+class ConvolutionDense(Composed):
+    """The verbs of a convolution where no weight is absent."""
+
+    name = "dense"
+
+    def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        self.geometry = geometry
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        return self.geometry.dense(x, values.view(self.geometry.weight_shape), bias)
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        dx = self.backward(values, dy.new_empty(1).expand(like), dy, (False, True, False))[1]
+        assert dx is not None
+        return dx
+
+    def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
+        dvalues = self.backward(dy.new_empty(self.geometry.weight_shape).flatten(), x, dy, (True, False, False))[0]
+        assert dvalues is not None
+        return dvalues
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        return self.sddmm(dy, x).view(self.geometry.shape)[start:stop]
+
+    def backward(
+        self, values: Tensor, x: Tensor, dy: Tensor, need: tuple[bool, bool, bool]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        g = self.geometry
+        settings = (g.stride, g.padding, g.dilation, False, (0, 0), g.groups)
+        weight, dx_weight_bias = values.view(g.weight_shape), (need[1], need[0], need[2])
+        dx, dweight, dbias = torch.ops.aten.convolution_backward(dy, x, weight, [g.out_channels], *settings, dx_weight_bias)
+        return dweight.flatten() if need[0] else None, dx if need[1] else None, dbias if need[2] else None
