@@ -169,20 +169,22 @@ void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* 
   // Fewer tiles than threads: the rows of a tile are shared out.
   const Workspace scratch(source_bytes * t.tiles + target_bytes * threads);
   const int64_t chunks = divide_up(layout.columns, chunk_of_features);
-  parallel_for(t.tiles * chunks, threads, [&](int64_t, int64_t item) {
-    const int64_t tile = item / chunks, begin = item % chunks * chunk_of_features;
-    pack_tile(t, tile, begin, std::min(layout.columns, begin + chunk_of_features), layout.columns, x, scratch.as<T>(source_bytes * tile));
-  });
   const auto rows = partition(layout, 2 * divide_up(threads, t.tiles));
-  const int64_t parts = static_cast<int64_t>(rows.size()) - 1;
-  parallel_for(t.tiles * parts, threads, [&](int64_t slot, int64_t item) {
-    const int64_t tile = item / parts, part = item % parts;
-    spmm_rows(layout, t, tile, rows[part], rows[part + 1], values, bias, scratch.as<T>(source_bytes * tile),
-              scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
-  });
+  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, ready = t.tiles * chunks;
+  auto one = [&](int64_t slot, int64_t item) {
+    if (item < ready) {
+      const int64_t tile = item / chunks, begin = item % chunks * chunk_of_features;
+      pack_tile(t, tile, begin, std::min(layout.columns, begin + chunk_of_features), layout.columns, x, scratch.as<T>(source_bytes * tile));
+    } else {
+      const int64_t tile = (item - ready) / parts, part = (item - ready) % parts;
+      spmm_rows(layout, t, tile, rows[part], rows[part + 1], values, bias, scratch.as<T>(source_bytes * tile),
+                scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
+    }
+  };
+  parallel_for(ready + t.tiles * parts, threads, one, ready);
 }
 
-// Two parallel regions per group of tiles: dy is packed and the values are put in the order of the transpose; then rows of dx and
+// One parallel region per group of tiles: dy is packed and the values are put in the order of the transpose; then rows of dx and
 // blocks of dvalues, all of which read the packed dy, are shared out together.
 template <class T>
 void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x, T* dvalues, T* dx, T* dbias,
@@ -222,28 +224,35 @@ void matrix_backward(const Layout& layout, const Layout* transposed, const T* va
   const int64_t pack_chunks = divide_up(layout.rows, chunk_of_features), gather_chunks = dx ? divide_up(layout.nnz(), chunk_of_values) : 0;
 
   for (int64_t start = 0; start < t.tiles; start += group) {
-    const int64_t count = std::min(group, t.tiles - start), packs = count * pack_chunks;
-    parallel_for(packs + (start ? 0 : gather_chunks), threads, [&](int64_t, int64_t item) {
-      if (item < packs) {
-        const int64_t i = item / pack_chunks, begin = item % pack_chunks * chunk_of_features;
-        return pack_tile(t, start + i, begin, std::min(layout.rows, begin + chunk_of_features), layout.rows, dy, target(i));
-      }
-      const int64_t begin = (item - packs) * chunk_of_values;
+    const int64_t count = std::min(group, t.tiles - start);
+    const auto pack_dy = [&](int64_t item) {
+      const int64_t i = item / pack_chunks, begin = item % pack_chunks * chunk_of_features;
+      pack_tile(t, start + i, begin, std::min(layout.rows, begin + chunk_of_features), layout.rows, dy, target(i));
+    };
+    const auto gather_values = [&](int64_t item) {
+      const int64_t begin = item * chunk_of_values;
       k.gather(values, transposed->permutation + begin, std::min(layout.nnz() - begin, chunk_of_values), gathered + begin);
-    });
-    const int64_t dx_items = count * column_parts;
-    parallel_for(dx_items + block_items, threads, [&](int64_t slot, int64_t item) {
-      if (item < dx_items) {
-        const int64_t i = item / column_parts, part = item % column_parts;
-        return spmm_rows(*transposed, t, start + i, columns[part], columns[part + 1], gathered, static_cast<const T*>(nullptr), target(i), own(slot), dx);
-      }
-      const int64_t block = (item - dx_items) / parts * together, begin = rows[(item - dx_items) % parts], end = rows[(item - dx_items) % parts + 1];
+    };
+    const auto rows_of_dx = [&](int64_t slot, int64_t item) {
+      const int64_t i = item / column_parts, part = item % column_parts;
+      spmm_rows(*transposed, t, start + i, columns[part], columns[part + 1], gathered, static_cast<const T*>(nullptr), target(i), own(slot), dx);
+    };
+    const auto block_of_dvalues = [&](int64_t slot, int64_t item) {
+      const int64_t block = item / parts * together, begin = rows[item % parts], end = rows[item % parts + 1];
       for (int64_t i = 0; i < count; ++i) {
         const int64_t tile = start + i, vectors = t.vectors_of(tile);
         if (dbias && !block) k.sum(begin, end, vectors, tile == 0, target(i), vectors * k.lanes, dbias);
         if (dvalues) sddmm_block(layout, t, tile, begin, end, block, threads == 1, x, target(i), own(slot), dvalues);
       }
-    });
+    };
+    const int64_t packed = count * pack_chunks, ready = packed + (start ? 0 : gather_chunks), dx_done = ready + count * column_parts;
+    auto one = [&](int64_t slot, int64_t item) {
+      if (item < packed) pack_dy(item);
+      else if (item < ready) gather_values(item - packed);
+      else if (item < dx_done) rows_of_dx(slot, item - ready);
+      else block_of_dvalues(slot, item - dx_done);
+    };
+    parallel_for(dx_done + block_items, threads, one, ready);
   }
 }
 
