@@ -9,10 +9,12 @@ namespace truesparse {
 
 void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts) {
   for (int64_t r = 0; r < rows; ++r) {
-    int64_t block = 0;
-    for (int32_t p = indptr[r]; p < indptr[r + 1]; ++p)
-      for (const int64_t own = indices[p] / width; block <= own; ++block) starts[block * rows + r] = p;
-    for (; block <= blocks; ++block) starts[block * rows + r] = indptr[r + 1];
+    int32_t p = indptr[r];
+    for (int64_t block = 0; block < blocks; ++block) {
+      starts[block * rows + r] = p;
+      for (const int64_t end = (block + 1) * width; p < indptr[r + 1] && indices[p] < end;) ++p;
+    }
+    starts[blocks * rows + r] = p;
   }
 }
 

@@ -14,7 +14,8 @@ constexpr int64_t all_dy = 1 << 20;             // bytes of packed dy held at a 
 constexpr int64_t prefetch_parts = 8;           // the next block is asked for in so many steps
 constexpr int64_t all_sums = 512 << 10;         // bytes of packed target that are kept whole
 constexpr int64_t some_sums = 128 << 10;        // bytes of packed target at a time otherwise
-constexpr int64_t chunk_of_features = 256;    // packed as one item of work
+constexpr int64_t chunk_of_features = 256;      // packed as one item of work
+constexpr int64_t chunk_of_values = 32768;      // gathered as one item of work
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -108,6 +109,11 @@ void spmm_by_blocks(const Layout& layout, const Tiling<T>& tiling, int64_t tile,
   tiling.k.unpack({samples, width, layout.rows, layout.rows, nullptr}, target, y + tile * tiling.width() * layout.rows);
 }
 
+template <class T>
+bool too_few_for_a_tile(const Kernels<T>& k, int64_t batch) {
+  return batch == 1 || batch * 4 < k.lanes;
+}
+
 // A few samples, one after the other: a tile would be mostly empty lanes.
 template <class T>
 void spmv(const Kernels<T>& k, const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t threads) {
@@ -119,53 +125,23 @@ void spmv(const Kernels<T>& k, const Layout& layout, const T* values, const T* b
   });
 }
 
-// dy is packed once for all threads; x block by block by the thread that needs it. Each dvalue sums over the tiles in order.
+// One tile's part of dvalues for some rows and one block of columns. x is packed just before its use, always to the same place;
+// `ahead`: this thread also asks for the samples of the next block.
 template <class T>
-void sddmm(const Layout& layout, const T* dy, const T* x, T* dvalues, T* dbias, int64_t batch, int64_t threads) {
-  if (!batch) {
-    if (dvalues) std::fill(dvalues, dvalues + layout.nnz(), T(0));
-    if (dbias) std::fill(dbias, dbias + layout.rows, T(0));
-    return;
-  }
-  const Kernels<T>& k = kernels<T>(current_isa());
-  const Tiling<T> t = tiling(k, batch, 1);  // the sums must not depend on the number of threads
-  const int64_t width = t.width(), together = blocks_at_once<T>(layout, width), block_columns = together * layout.width;
-  const size_t source_bytes = dvalues ? lines<T>(block_columns * width) : 0, target_bytes = lines<T>(layout.rows * width);
-  const int64_t group = std::clamp<int64_t>(threads * all_dy / static_cast<int64_t>(target_bytes + 1), 1, t.tiles);
-  const Workspace scratch(target_bytes * group + source_bytes * threads);
-  const auto target = [&](int64_t i) { return scratch.as<T>(target_bytes * i); };
-
-  // Work is shared out by blocks of columns, and by rows too where there are few blocks.
-  const int64_t blocks = dvalues ? divide_up(layout.blocks, together) : 1;
-  const auto rows = partition(layout, threads == 1 ? 1 : divide_up(4 * threads, blocks));
-  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, chunks = divide_up(layout.rows, chunk_of_features);
-
-  for (int64_t start = 0; start < t.tiles; start += group) {
-    const int64_t count = std::min(group, t.tiles - start);
-    parallel_for(count * chunks, threads, [&](int64_t, int64_t item) {
-      const int64_t i = item / chunks, begin = item % chunks * chunk_of_features, end = std::min(layout.rows, begin + chunk_of_features);
-      pack_tile(t, start + i, begin, end, layout.rows, dy, target(i));
-    });
-    parallel_for(blocks * parts, threads, [&](int64_t slot, int64_t item) {
-      const int64_t block = item / parts * together, part = item % parts;
-      const int64_t begin = block * layout.width, end = std::min(layout.columns, begin + block_columns);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t tile = start + i, vectors = t.vectors_of(tile), wide = vectors * k.lanes;
-        if (dbias && !block) k.sum(rows[part], rows[part + 1], vectors, tile == 0, target(i), wide, dbias);
-        if (!dvalues) continue;
-        T* source = scratch.as<T>(target_bytes * group + source_bytes * slot) - begin * wide;
-        pack_tile(t, tile, begin, end, layout.columns, x, source);
-        const int64_t next = std::min(layout.columns, end + block_columns);
-        const T* from = x + tile * width * layout.columns;
-        const int64_t cuts = threads == 1 ? prefetch_parts : 1, height = rows[part + 1] - rows[part];
-        for (int64_t cut = 0; cut < cuts; ++cut) {
-          if (cuts > 1) prefetch_samples(from, layout.columns, t.samples(tile) * cut / cuts, t.samples(tile) * (cut + 1) / cuts, end, next);
-          const Connections<T> c{rows[part] + height * cut / cuts, rows[part] + height * (cut + 1) / cuts, layout.start(block),
-                                 layout.start(block + together), layout.indices, nullptr, wide};
-          k.sddmm(c, vectors, tile == 0, source, target(i), wide, dvalues);
-        }
-      }
-    });
+void sddmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, bool ahead, const T* x,
+                 const T* dtarget, T* source, T* dvalues) {
+  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes, together = blocks_at_once<T>(layout, tiling.width());
+  const int64_t first = block * layout.width, last = std::min(layout.columns, first + together * layout.width);
+  const int64_t next = std::min(layout.columns, last + together * layout.width);
+  const int64_t samples = tiling.samples(tile), parts = ahead ? prefetch_parts : 1, height = end - begin;
+  const T* from = x + tile * tiling.width() * layout.columns;
+  source -= first * width;
+  pack_tile(tiling, tile, first, last, layout.columns, x, source);
+  for (int64_t part = 0; part < parts; ++part) {
+    if (ahead) prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, last, next);
+    const Connections<T> c{begin + height * part / parts, begin + height * (part + 1) / parts, layout.start(block), layout.start(block + together),
+                           layout.indices, nullptr, width};
+    tiling.k.sddmm(c, vectors, tile == 0, source, dtarget, width, dvalues);
   }
 }
 
@@ -175,7 +151,7 @@ template <class T>
 void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t threads) {
   if (!batch || !layout.rows) return;
   const Kernels<T>& k = kernels<T>(current_isa());
-  if (batch == 1 || batch * 4 < k.lanes) return spmv(k, layout, values, bias, x, y, batch, threads);
+  if (too_few_for_a_tile(k, batch)) return spmv(k, layout, values, bias, x, y, batch, threads);
   const Tiling<T> t = tiling(k, batch, threads);
   const int64_t width = t.width();
   const size_t source_bytes = lines<T>(layout.columns * width), target_bytes = lines<T>(std::min(layout.rows, rows_at_once<T>(layout, width)) * width);
@@ -193,28 +169,91 @@ void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* 
   // Fewer tiles than threads: the rows of a tile are shared out.
   const Workspace scratch(source_bytes * t.tiles + target_bytes * threads);
   const int64_t chunks = divide_up(layout.columns, chunk_of_features);
-  parallel_for(t.tiles * chunks, threads, [&](int64_t, int64_t item) {
-    const int64_t tile = item / chunks, begin = item % chunks * chunk_of_features;
-    pack_tile(t, tile, begin, std::min(layout.columns, begin + chunk_of_features), layout.columns, x, scratch.as<T>(source_bytes * tile));
-  });
   const auto rows = partition(layout, 2 * divide_up(threads, t.tiles));
-  const int64_t parts = static_cast<int64_t>(rows.size()) - 1;
-  parallel_for(t.tiles * parts, threads, [&](int64_t slot, int64_t item) {
-    const int64_t tile = item / parts, part = item % parts;
-    spmm_rows(layout, t, tile, rows[part], rows[part + 1], values, bias, scratch.as<T>(source_bytes * tile),
-              scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
-  });
+  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, ready = t.tiles * chunks;
+  auto one = [&](int64_t slot, int64_t item) {
+    if (item < ready) {
+      const int64_t tile = item / chunks, begin = item % chunks * chunk_of_features;
+      pack_tile(t, tile, begin, std::min(layout.columns, begin + chunk_of_features), layout.columns, x, scratch.as<T>(source_bytes * tile));
+    } else {
+      const int64_t tile = (item - ready) / parts, part = (item - ready) % parts;
+      spmm_rows(layout, t, tile, rows[part], rows[part + 1], values, bias, scratch.as<T>(source_bytes * tile),
+                scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
+    }
+  };
+  parallel_for(ready + t.tiles * parts, threads, one, ready);
 }
 
+// One parallel region per group of tiles: dy is packed and the values are put in the order of the transpose; then rows of dx and
+// blocks of dvalues, all of which read the packed dy, are shared out together.
 template <class T>
 void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x, T* dvalues, T* dx, T* dbias,
                      int64_t batch, int64_t threads) {
-  if (dx) {
-    const Workspace scratch(lines<T>(layout.nnz()));
-    gather(*transposed, values, scratch.as<T>(), threads);
-    matrix_spmm(*transposed, scratch.as<T>(), static_cast<const T*>(nullptr), dy, dx, batch, threads);
+  const Kernels<T>& k = kernels<T>(current_isa());
+  if (!batch) {
+    if (dvalues) std::fill(dvalues, dvalues + layout.nnz(), T(0));
+    if (dbias) std::fill(dbias, dbias + layout.rows, T(0));
+    return;
   }
-  if (dvalues || dbias) sddmm(layout, dy, x, dvalues, dbias, batch, threads);
+  if (dx && too_few_for_a_tile(k, batch)) {
+    const Workspace gathered(lines<T>(layout.nnz()));
+    gather(*transposed, values, gathered.as<T>(), threads);
+    spmv(k, *transposed, gathered.as<T>(), static_cast<const T*>(nullptr), dy, dx, batch, threads);
+    dx = nullptr;
+  }
+  if (!dx && !dvalues && !dbias) return;
+
+  const Tiling<T> t = tiling(k, batch, 1);  // the sums must not depend on the number of threads
+  const int64_t width = t.width(), together = blocks_at_once<T>(layout, width);
+  const size_t gathered_bytes = dx ? lines<T>(layout.nnz()) : 0, target_bytes = lines<T>(layout.rows * width);
+  const size_t source_bytes = dvalues ? lines<T>(together * layout.width * width) : 0;
+  const size_t sums_bytes = dx ? lines<T>(std::min(layout.columns, rows_at_once<T>(*transposed, width)) * width) : 0;
+  const size_t own_bytes = std::max(source_bytes, sums_bytes);
+  const int64_t group = std::clamp<int64_t>(threads * all_dy / static_cast<int64_t>(target_bytes + 1), 1, t.tiles);
+  const Workspace scratch(gathered_bytes + target_bytes * group + own_bytes * threads);
+  T* gathered = scratch.as<T>();
+  const auto target = [&](int64_t i) { return scratch.as<T>(gathered_bytes + target_bytes * i); };
+  const auto own = [&](int64_t slot) { return scratch.as<T>(gathered_bytes + target_bytes * group + own_bytes * slot); };
+
+  // dvalues is shared out by blocks of columns, and by rows too where there are few blocks.
+  const int64_t blocks = dvalues ? divide_up(layout.blocks, together) : 1;
+  const auto rows = partition(layout, threads == 1 ? 1 : divide_up(4 * threads, blocks));
+  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, block_items = dvalues || dbias ? blocks * parts : 0;
+  const auto columns = dx ? partition(*transposed, threads == 1 ? 1 : divide_up(8 * threads, group)) : std::vector<int64_t>{0};
+  const int64_t column_parts = static_cast<int64_t>(columns.size()) - 1;
+  const int64_t pack_chunks = divide_up(layout.rows, chunk_of_features), gather_chunks = dx ? divide_up(layout.nnz(), chunk_of_values) : 0;
+
+  for (int64_t start = 0; start < t.tiles; start += group) {
+    const int64_t count = std::min(group, t.tiles - start);
+    const auto pack_dy = [&](int64_t item) {
+      const int64_t i = item / pack_chunks, begin = item % pack_chunks * chunk_of_features;
+      pack_tile(t, start + i, begin, std::min(layout.rows, begin + chunk_of_features), layout.rows, dy, target(i));
+    };
+    const auto gather_values = [&](int64_t item) {
+      const int64_t begin = item * chunk_of_values;
+      k.gather(values, transposed->permutation + begin, std::min(layout.nnz() - begin, chunk_of_values), gathered + begin);
+    };
+    const auto rows_of_dx = [&](int64_t slot, int64_t item) {
+      const int64_t i = item / column_parts, part = item % column_parts;
+      spmm_rows(*transposed, t, start + i, columns[part], columns[part + 1], gathered, static_cast<const T*>(nullptr), target(i), own(slot), dx);
+    };
+    const auto block_of_dvalues = [&](int64_t slot, int64_t item) {
+      const int64_t block = item / parts * together, begin = rows[item % parts], end = rows[item % parts + 1];
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t tile = start + i, vectors = t.vectors_of(tile);
+        if (dbias && !block) k.sum(begin, end, vectors, tile == 0, target(i), vectors * k.lanes, dbias);
+        if (dvalues) sddmm_block(layout, t, tile, begin, end, block, threads == 1, x, target(i), own(slot), dvalues);
+      }
+    };
+    const int64_t packed = count * pack_chunks, ready = packed + (start ? 0 : gather_chunks), dx_done = ready + count * column_parts;
+    auto one = [&](int64_t slot, int64_t item) {
+      if (item < packed) pack_dy(item);
+      else if (item < ready) gather_values(item - packed);
+      else if (item < dx_done) rows_of_dx(slot, item - ready);
+      else block_of_dvalues(slot, item - dx_done);
+    };
+    parallel_for(dx_done + block_items, threads, one, ready);
+  }
 }
 
 #define INSTANTIATE(T)                                                                                                   \

@@ -9,6 +9,7 @@
 #include <atomic>
 #include <cstring>
 #include <mutex>
+#include <thread>
 
 namespace truesparse {
 namespace {
@@ -59,13 +60,20 @@ struct Job {
   int64_t items;
   void (*body)(void*, int64_t, int64_t);
   void* context;
-  std::atomic<int64_t> next_item{0}, next_slot{0};
+  int64_t before;
+  std::atomic<int64_t> next_item{0}, next_slot{0}, done_before{0};
 };
 
 void work(void* data) {
   auto* job = static_cast<Job*>(data);
   const int64_t slot = job->next_slot.fetch_add(1);
-  for (int64_t item; (item = job->next_item.fetch_add(1)) < job->items;) job->body(job->context, slot, item);
+  for (int64_t item; (item = job->next_item.fetch_add(1)) < job->items;) {
+    // Nothing is waited for but items that a thread is already working on, so this ends.
+    if (item >= job->before)
+      while (job->done_before.load(std::memory_order_acquire) < job->before) std::this_thread::yield();
+    job->body(job->context, slot, item);
+    if (item < job->before) job->done_before.fetch_add(1, std::memory_order_release);
+  }
 }
 
 }  // namespace
@@ -75,14 +83,14 @@ std::string threading() {
   return found.parallel ? "openmp: " + found.path : "serial: no OpenMP runtime loaded";
 }
 
-void parallel_for(int64_t items, int64_t threads, void (*body)(void*, int64_t, int64_t), void* context) {
+void parallel_for(int64_t items, int64_t threads, void (*body)(void*, int64_t, int64_t), void* context, int64_t before) {
   const int64_t team = std::min(items, threads);
   Parallel* parallel = team > 1 ? runtime().parallel : nullptr;
   if (!parallel) {
     for (int64_t item = 0; item < items; ++item) body(context, 0, item);
     return;
   }
-  Job job{items, body, context};
+  Job job{items, body, context, before};
   parallel(work, &job, static_cast<unsigned>(team), 0);
 }
 
