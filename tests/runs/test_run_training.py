@@ -234,9 +234,11 @@ def test_a_model_that_cannot_be_made_sparse(write_recipe, tmp_path, listener):
     assert not (tmp_path / "run").exists(), "nothing was begun"
 
 
-def test_nothing_to_rewire(begin, tmp_path):
-    with pytest.raises(ConfigError, match="sparse: the model has no sparse layer"):
-        begin(tmp_path / "run", sparsity=0.0)
+@pytest.mark.parametrize("algorithm", ["rigl", "set", "static"])
+def test_a_network_with_all_its_connections(begin, recipe, tmp_path, algorithm):
+    begin(tmp_path / "run", sparsity=0.0, algorithm=algorithm)
+    histories = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert {line["connections"] for line in histories} == {sum(p.numel() for p in recipe.make_model().parameters() if p.ndim > 1)}
 
 
 def test_ratios_of_the_closing_table():
