@@ -316,3 +316,16 @@ def test_data_needs_no_network_library_at_import():
     """Loading packaged data must not need what only fetching needs."""
     code = "import sys, truesparse.data as d; d.load('digits'); assert 'PIL' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_standardized_images_have_mean_zero_and_deviation_one():
+    digits = load("digits")
+    pixels = digits.train_images.double()
+    train, test = digits.standardized(float(pixels.mean()) / 16, [float(pixels.std()) / 16], largest=16)
+    images, labels = train.tensors
+    assert images.dtype == torch.float32
+    assert abs(float(images.mean())) < 1e-5
+    assert abs(float(images.std()) - 1) < 1e-5
+    assert torch.equal(labels, digits.train_labels)
+    assert test.tensors[0].shape == digits.test_images.shape
+    assert digits.train_images.dtype == torch.uint8

@@ -8,6 +8,7 @@ import hashlib
 import os
 import sys
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
+from torch.utils.data import TensorDataset
 
 from .errors import DataError
 from .files import atomic_file
@@ -44,6 +46,20 @@ class DataSet:
     train_labels: Tensor
     test_images: Tensor
     test_labels: Tensor
+
+    def standardized(
+        self, mean: float | Sequence[float], deviation: float | Sequence[float], largest: float = 255
+    ) -> tuple[TensorDataset, TensorDataset]:
+        """(training data, test data) as a recipe gives them: float32 images of mean 0 and deviation 1, and labels.
+
+        Args:
+            mean: of the training pixels, one number or one for each channel.
+            deviation: likewise.
+            largest: the pixel value that `mean` and `deviation` call 1.
+        """
+        shift, scale = (torch.tensor(statistic, dtype=torch.float32).view(-1, 1, 1) for statistic in (mean, deviation))
+        train, test = (images.float().div_(largest).sub_(shift).div_(scale) for images in (self.train_images, self.test_images))
+        return TensorDataset(train, self.train_labels), TensorDataset(test, self.test_labels)
 
     def __repr__(self) -> str:
         shape = " x ".join(map(str, self.train_images.shape[1:]))

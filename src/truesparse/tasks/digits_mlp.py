@@ -1,6 +1,6 @@
 """Digits of 8 x 8 pixels, part of the package: a network of 128 and 64 neurons that trains in seconds."""
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import truesparse.data
@@ -22,10 +22,4 @@ def model() -> nn.Module:
 
 
 def data() -> tuple[TensorDataset, TensorDataset]:
-    images = truesparse.data.load("digits")
-    train = TensorDataset(normalised(images.train_images), images.train_labels)
-    return train, TensorDataset(normalised(images.test_images), images.test_labels)
-
-
-def normalised(images: Tensor) -> Tensor:
-    return images.float().sub_(MEAN).div_(DEVIATION)
+    return truesparse.data.load("digits").standardized(MEAN, DEVIATION, largest=1)

@@ -1,6 +1,6 @@
 """MNIST with two convolutions (16 and 32 channels) and four linear layers: 1,305,272 weights."""
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 import truesparse.data
@@ -30,10 +30,4 @@ def model() -> nn.Module:
 
 
 def data() -> tuple[TensorDataset, TensorDataset]:
-    images = truesparse.data.load("mnist")
-    train = TensorDataset(normalised(images.train_images), images.train_labels)
-    return train, TensorDataset(normalised(images.test_images), images.test_labels)
-
-
-def normalised(images: Tensor) -> Tensor:
-    return images.float().div_(255).sub_(MEAN).div_(DEVIATION)
+    return truesparse.data.load("mnist").standardized(MEAN, DEVIATION)
