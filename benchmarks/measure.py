@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from truesparse import _core
+from truesparse.runs.machine import processor
 
 
 def arguments(what: str) -> argparse.Namespace:
@@ -29,11 +28,7 @@ def arguments(what: str) -> argparse.Namespace:
 
 def headline() -> str:
     """The machine and the versions, so that a table can be read elsewhere."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    return f"{processor}, {_core.isa()}, torch {torch.__version__}, float32, {_core.threading().split(':')[0]}"
+    return f"{processor()}, {_core.isa()}, torch {torch.__version__}, float32, {_core.threading().split(':')[0]}"
 
 
 def refuse_if_wrong(name: str, actual: Tensor | None, expected: Tensor) -> None:

@@ -61,7 +61,7 @@ def test_against_sorting(isa: str, dtype: torch.dtype, density: float, kind: str
 
 @pytest.mark.parametrize("slab", [100, 1 << 22])
 def test_several_samples_of_a_matrix_add_up(isa: str, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
-    monkeypatch.setattr(cpu, "SLAB", slab)
+    monkeypatch.setattr(cpu, "SLAB_ENTRIES", slab)
     kept = random_topology(40, 90, 0.1)
     kernels = MatrixKernels(kept, Matrix(40, 90))
     samples = [(torch.randint(-3, 4, (8, 40)).double(), torch.randint(-3, 4, (8, 90)).double()) for _ in range(3)]
@@ -72,7 +72,7 @@ def test_several_samples_of_a_matrix_add_up(isa: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("slab", [100, 1 << 22])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_convolution(isa: str, monkeypatch: pytest.MonkeyPatch, slab: int, groups: int) -> None:
-    monkeypatch.setattr(cpu, "SLAB", slab)
+    monkeypatch.setattr(cpu, "SLAB_ENTRIES", slab)
     geometry = Convolution(6, 9, (3, 3), stride=(2, 1), padding=(1, 0), groups=groups)
     kept = random_topology(*geometry.shape, 0.2)
     x = torch.randint(-3, 4, (4, 6, 9, 8)).double()

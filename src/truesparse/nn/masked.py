@@ -6,8 +6,6 @@ same values from the same generator as the sparse layers, and plain dense PyTorc
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -106,10 +104,6 @@ class MaskedLayer(TopologyLayer):
         with torch.enable_grad():
             y = self.geometry.dense(x, weight, None)
         return torch.autograd.grad(y, weight, dy)[0].flatten(1)
-
-    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
-        self.mask = self.mask.clone()  # loading writes in place: a new tensor makes `topology` look again
-        super()._load_from_state_dict(*arguments, **options)
 
 
 class MaskedLinear(LinearInterface, MaskedLayer):

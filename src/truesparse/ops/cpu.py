@@ -21,7 +21,8 @@ from ..formats.blocked import (
     transposed_blocks,
     transposed_channel_blocks,
 )
-from ..geometry import Convolution, Matrix
+from ..geometry import Convolution, Geometry, Matrix
+from ..patterns import SLAB_ENTRIES
 from ..topology import Topology
 from .verbs import Sample
 
@@ -29,7 +30,6 @@ Need = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
-SLAB = 1 << 22  # entries of the dense gradient held at a time while looking for the largest
 
 MATRIX_SPMM = {torch.float32: _core.matrix_spmm_float32, torch.float64: _core.matrix_spmm_float64}
 MATRIX_BACKWARD = {torch.float32: _core.matrix_backward_float32, torch.float64: _core.matrix_backward_float64}
@@ -38,10 +38,16 @@ CONVOLUTION_BACKWARD = {torch.float32: _core.convolution_backward_float32, torch
 
 
 class _Kernels(ABC):
-    """What both geometries share: the checks, and the verbs that are parts of `backward`."""
+    """What both geometries share: the layouts, the checks, and the verbs that are parts of `backward`."""
 
     kind: str
-    topology: Topology
+
+    def __init__(self, topology: Topology, geometry: Geometry, forward: Blocked) -> None:
+        if topology.shape != geometry.shape:
+            raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
+        self.topology = topology
+        self._forward = forward
+        self._transposed: Blocked | None = None  # made when a dx is first asked for
 
     @property
     def name(self) -> str:
@@ -49,9 +55,9 @@ class _Kernels(ABC):
         return f"cpu.{self.kind}[{_core.isa()}]"
 
     @property
-    @abstractmethod
     def nbytes(self) -> int:
         """Bytes held beyond the topology; grows with the first backward."""
+        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
 
     @abstractmethod
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients: ...
@@ -61,6 +67,12 @@ class _Kernels(ABC):
         dvalues = self.backward(dy.new_empty(self.topology.nnz), x, dy, (True, False, False))[0]
         assert dvalues is not None
         return dvalues
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        """dx of shape `like`."""
+        dx = self.backward(values, dy.new_empty(like), dy, (False, True, False))[1]
+        assert dx is not None
+        return dx
 
     @abstractmethod
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor: ...
@@ -81,7 +93,7 @@ class _Kernels(ABC):
         k = min(k, kept.size - kept.nnz)
         best = _core.TopK(k)
         push = best.push_float32 if dtype == torch.float32 else best.push_float64
-        height = max(1, SLAB // max(columns, 1))
+        height = max(1, SLAB_ENTRIES // max(columns, 1))
         for start in range(0, rows, height):
             stop = min(start + height, rows)
             slab = self._summed_rows(samples, start, stop)
@@ -116,16 +128,7 @@ class MatrixKernels(_Kernels):
     kind = "matrix"
 
     def __init__(self, topology: Topology, geometry: Matrix) -> None:
-        if topology.shape != geometry.shape:
-            raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
-        self.topology, self.geometry = topology, geometry
-        self._forward = topology.derived(forward_blocks)
-        self._transposed: Blocked | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held beyond the topology; grows with the first backward."""
-        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
+        super().__init__(topology, geometry, topology.derived(forward_blocks))
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, rows] = x [batch, columns] W^T + bias [rows].
@@ -142,12 +145,6 @@ class MatrixKernels(_Kernels):
         y = torch.empty((batch, self.topology.shape[0]), dtype=dtype)
         MATRIX_SPMM[dtype](self._forward.layout, values.data_ptr(), _address(bias), x.data_ptr(), y.data_ptr(), batch, self._threads(batch))
         return y
-
-    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        """dx of shape `like` = dy [batch, rows] W."""
-        dx = self.backward(values, dy.new_empty(like), dy, (False, True, False))[1]
-        assert dx is not None
-        return dx
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
         """(dvalues [nnz], dx like x, dbias [rows]), None for each that is not needed.
@@ -196,17 +193,9 @@ class ConvolutionKernels(_Kernels):
     kind = "convolution"
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
-        if topology.shape != geometry.shape:
-            raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
-        self.topology, self.geometry = topology, geometry
+        super().__init__(topology, geometry, topology.derived(forward_channel_blocks, geometry))
+        self.geometry = geometry
         self._convolution = core_convolution(geometry)
-        self._forward = topology.derived(forward_channel_blocks, geometry)
-        self._transposed: Blocked | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held beyond the topology; grows with the first backward."""
-        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, out_channels, output height, output width], as `F.conv2d`.
@@ -234,12 +223,6 @@ class ConvolutionKernels(_Kernels):
             self._threads(y[:, 0].numel()),
         )
         return y
-
-    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        """dx of shape `like`, as the gradient of `F.conv2d` to its input."""
-        dx = self.backward(values, dy.new_empty(like), dy, (False, True, False))[1]
-        assert dx is not None
-        return dx
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
         """(dvalues [nnz], dx like x, dbias [out_channels]), None for each that is not needed.

@@ -22,9 +22,7 @@ def live_bytes(model: nn.Module, optimizer: Optimizer) -> dict[str, int]:
     Weights are all parameters, and buffers that describe no topology.
     """
     layers = topology_layers(model).values()
-    # Topologies first: a masked layer that was just loaded makes its mask anew when it is asked for its topology.
-    topologies = [layer.topology for layer in layers]
-    describing = [array for topology in topologies for array in (topology.indptr, topology.indices)]
+    describing = [array for layer in layers for array in (layer.topology.indptr, layer.topology.indices)]
     describing += [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
     kinds: list[tuple[str, Iterable[Tensor]]] = [
         ("topology", describing),
