@@ -72,11 +72,11 @@ NB_MODULE(_core, m) {
       .def(
           "__init__",
           [](Layout* self, int64_t rows, int64_t columns, Address indptr, Address indices, Address permutation, Address starts, int64_t blocks,
-             int64_t width) {
+             int64_t width, int64_t alike) {
             new (self) Layout{rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(permutation),
-                              at<const int32_t>(starts), blocks, width};
+                              at<const int32_t>(starts), blocks, width, alike};
           },
-          "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "starts"_a, "blocks"_a, "width"_a);
+          "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "starts"_a, "blocks"_a, "width"_a, "alike"_a);
 
   nb::class_<Convolution>(m, "Convolution")
       .def(
@@ -94,6 +94,12 @@ NB_MODULE(_core, m) {
         block_starts(rows, at<const int32_t>(indptr), at<const int32_t>(indices), width, blocks, at<int32_t>(starts));
       },
       nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "width"_a, "blocks"_a, "starts"_a);
+  m.def(
+      "rows_alike",
+      [](int64_t rows, Address indptr, Address indices, int64_t rows_per_group) {
+        return rows_alike(rows, at<const int32_t>(indptr), at<const int32_t>(indices), rows_per_group);
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "rows_per_group"_a);
   m.def(
       "transpose",
       [](int64_t rows, int64_t columns, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation) {

@@ -80,7 +80,7 @@ template <class T>
 void spmm_planes(const Kernels<T>& k, const Layout& layout, int64_t together, const int32_t* offsets, const T* values, const T* bias, int64_t step,
                  int64_t elements, const T* source, T* target, int64_t target_stride) {
   for (int64_t block = 0; block < layout.blocks; block += together) {
-    const Connections<T> c{0, layout.rows, layout.start(block), layout.start(block + together), offsets, values, step};
+    const Connections<T> c{0, layout.rows, layout.start(block), layout.start(block + together), offsets, values, step, layout.alike};
     for_tiles(k, elements, [&](int64_t vectors, int64_t at) { k.spmm(c, vectors, block == 0, bias, source + at, target + at, target_stride); });
   }
 }
@@ -187,7 +187,7 @@ void convolution_backward(const Convolution& c, const Layout& layout, const Layo
       if (dvalues) {
         source.pack(row, samples, x + sample * c.in_channels * size.height * size.width, packed_x);
         for (int64_t block = 0; block < layout.blocks; block += together) {
-          const Connections<T> part{0, layout.rows, layout.start(block), layout.start(block + together), offsets, nullptr, cuts.width};
+          const Connections<T> part{0, layout.rows, layout.start(block), layout.start(block + together), offsets, nullptr, cuts.width, layout.alike};
           for_tiles(k, elements, [&](int64_t vectors, int64_t at) {
             k.sddmm(part, vectors, first && at == 0, packed_x + at, packed_dy + here + at, dtarget.stride(), partial(slot));
           });

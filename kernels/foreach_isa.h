@@ -2,14 +2,17 @@
 // instruction set turned on. No compiler flag is per file, so no inline function of the standard library can be compiled
 // for a newer machine than the one it runs on; for the same reason a KERNEL_FILE uses nothing of the standard library.
 //
-// Each target says how many bytes a vector has and how many vectors of accumulators a tile has at most.
+// Each target says how many bytes a vector has, how many vectors of accumulators a tile has at most, and how many of them
+// several rows share.
 #define ISA scalar
 #define VECTOR_BYTES 16
 #define TILE_VECTORS 8
+#define ACCUMULATORS 8
 #include KERNEL_FILE
 #undef ISA
 #undef VECTOR_BYTES
 #undef TILE_VECTORS
+#undef ACCUMULATORS
 
 #if defined(__x86_64__)
 
@@ -22,10 +25,12 @@
 #define ISA avx2
 #define VECTOR_BYTES 32
 #define TILE_VECTORS 8
+#define ACCUMULATORS 8
 #include KERNEL_FILE
 #undef ISA
 #undef VECTOR_BYTES
 #undef TILE_VECTORS
+#undef ACCUMULATORS
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma"))), apply_to = function)
@@ -37,10 +42,12 @@
 #define ISA avx512
 #define VECTOR_BYTES 64
 #define TILE_VECTORS 8
+#define ACCUMULATORS 16
 #include KERNEL_FILE
 #undef ISA
 #undef VECTOR_BYTES
 #undef TILE_VECTORS
+#undef ACCUMULATORS
 #if defined(__clang__)
 #pragma clang attribute pop
 #else
@@ -52,9 +59,11 @@
 #define ISA neon
 #define VECTOR_BYTES 16
 #define TILE_VECTORS 16
+#define ACCUMULATORS 16
 #include KERNEL_FILE
 #undef ISA
 #undef VECTOR_BYTES
 #undef TILE_VECTORS
+#undef ACCUMULATORS
 
 #endif

@@ -35,6 +35,7 @@ struct Connections {
   const int32_t* offsets;  // [nnz] in units of `step`
   const T* values;         // [nnz]
   int64_t step;            // elements of the packed source per unit of offset
+  int64_t alike;           // rows i * alike to i * alike + alike - 1 have the same offsets: 1, 2 or 4
 };
 
 // Packed samples: element (feature, sample) at packed[place(feature) * width + sample], `width` samples side by side.

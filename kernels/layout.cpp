@@ -18,6 +18,19 @@ void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, i
   }
 }
 
+int64_t rows_alike(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t rows_per_group) {
+  for (const int64_t alike : {4, 2}) {
+    if (!rows || rows % alike || rows_per_group % alike) continue;
+    bool all = true;
+    for (int64_t r = 0; all && r < rows; ++r) {
+      const int64_t first = r / alike * alike;
+      all = std::equal(indices + indptr[r], indices + indptr[r + 1], indices + indptr[first], indices + indptr[first + 1]);
+    }
+    if (all) return alike;
+  }
+  return 1;
+}
+
 void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, int64_t targets, const int32_t* keys,
                int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation) {
   const auto key = [&](int64_t row, int32_t column) {

@@ -15,6 +15,7 @@ struct Layout {
   const int32_t* permutation;  // [nnz] where in the user's values; null: in place
   const int32_t* starts;
   int64_t blocks, width;       // the last block may be narrower
+  int64_t alike;               // rows that share their columns, see rows_alike
 
   int64_t nnz() const { return indptr[rows]; }
   const int32_t* start(int64_t block) const { return starts + (block < blocks ? block : blocks) * rows; }
@@ -22,6 +23,10 @@ struct Layout {
 
 // Fills starts, [blocks + 1, rows], for blocks of `width` columns.
 void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts);
+
+// The largest of 4, 2 and 1 such that rows i * alike to i * alike + alike - 1 have the same indices for all i, none of them across
+// a multiple of `rows_per_group`. Blocks have such rows; a source loaded once then serves them all.
+int64_t rows_alike(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t rows_per_group);
 
 // Sorts connections by key, stable. Connection p of row r has the key keys[group(r) * columns + indices[p]], in [0, targets), and
 // becomes index r * factor + indices[p] % factor. Fills t_indptr [targets + 1], t_indices and permutation [nnz].

@@ -73,7 +73,7 @@ template <class T>
 void spmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* values, const T* bias,
                 const T* source, T* target) {
   const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
-  const Connections<T> c{begin, end, layout.start(block), layout.start(block + blocks_at_once<T>(layout, width)), layout.indices, values, width};
+  const Connections<T> c{begin, end, layout.start(block), layout.start(block + blocks_at_once<T>(layout, width)), layout.indices, values, width, layout.alike};
   tiling.k.spmm(c, vectors, block == 0, bias, source, target, width);
 }
 
@@ -120,7 +120,7 @@ void spmv(const Kernels<T>& k, const Layout& layout, const T* values, const T* b
   const auto parts = partition(layout, threads > 1 && layout.nnz() > 16384 ? 2 * threads : 1);
   parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, [&](int64_t, int64_t part) {
     for (int64_t sample = 0; sample < batch; ++sample)
-      k.spmv({parts[part], parts[part + 1], layout.indptr, layout.indptr + 1, layout.indices, values, 1}, bias, x + sample * layout.columns,
+      k.spmv({parts[part], parts[part + 1], layout.indptr, layout.indptr + 1, layout.indices, values, 1, 1}, bias, x + sample * layout.columns,
              y + sample * layout.rows);
   });
 }
@@ -140,7 +140,7 @@ void sddmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, in
   for (int64_t part = 0; part < parts; ++part) {
     if (ahead) prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, last, next);
     const Connections<T> c{begin + height * part / parts, begin + height * (part + 1) / parts, layout.start(block), layout.start(block + together),
-                           layout.indices, nullptr, width};
+                           layout.indices, nullptr, width, layout.alike};
     tiling.k.sddmm(c, vectors, tile == 0, source, dtarget, width, dvalues);
   }
 }

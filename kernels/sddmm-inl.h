@@ -16,45 +16,60 @@ inline __attribute__((always_inline)) Vector<T> sums_of(Vector<T>* s) {
   }
 }
 
-// Connections p to p + min(count, left).
-template <class T, int vectors, int count>
-inline __attribute__((always_inline)) void sddmm_group(const Connections<T>& c, int64_t p, int64_t left, bool first, const T* source,
-                                                       const T* dtarget, T* dvalues) {
+// Connections p to p + min(count, left) of `rows` rows that have the same offsets.
+template <class T, int rows, int vectors, int count>
+inline __attribute__((always_inline)) void sddmm_group(const Connections<T>& c, int64_t row, int64_t p, int64_t left, bool first, const T* source,
+                                                       const T* dtarget, int64_t stride, T* dvalues) {
   constexpr int n = lanes<T>;
+  const int32_t* const offsets = c.offsets + c.begins[row] + p;
+  const T* const d = dtarget + row * stride;
   const T* from[count];
 #pragma GCC unroll 16
-  for (int q = 0; q < count; ++q) from[q] = source + c.offsets[q < left ? p + q : p] * c.step;
-  Vector<T> s[count];
-  const Vector<T> d0 = load<T>(dtarget);
+  for (int q = 0; q < count; ++q) from[q] = source + offsets[q < left ? q : 0] * c.step;
+  Vector<T> s[rows][count];
 #pragma GCC unroll 16
-  for (int q = 0; q < count; ++q) s[q] = d0 * load<T>(from[q]);
+  for (int v = 0; v < vectors; ++v) {
+    Vector<T> dv[rows];
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r) dv[r] = load<T>(d + r * stride + v * n);
 #pragma GCC unroll 16
-  for (int v = 1; v < vectors; ++v) {
-    const Vector<T> d = load<T>(dtarget + v * n);
-#pragma GCC unroll 16
-    for (int q = 0; q < count; ++q) s[q] += d * load<T>(from[q] + v * n);
+    for (int q = 0; q < count; ++q) {
+      const Vector<T> x = load<T>(from[q] + v * n);
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) s[r][q] = v ? s[r][q] + dv[r] * x : dv[r] * x;
+    }
   }
-  alignas(64) T sums[n];
-  store<T>(sums, sums_of<T, count, 1>(s));
-  T* to = dvalues + p;
-  if (left >= count) {
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+    alignas(64) T sums[n];
+    store<T>(sums, sums_of<T, count, 1>(s[r]));
+    T* to = dvalues + c.begins[row + r] + p;
 #pragma GCC unroll 16
-    for (int q = 0; q < count; ++q) to[q] = first ? sums[q] : to[q] + sums[q];
-  } else {
-    for (int q = 0; q < left; ++q) to[q] = first ? sums[q] : to[q] + sums[q];
+    for (int q = 0; q < count; ++q)
+      if (q < left) to[q] = first ? sums[q] : to[q] + sums[q];
   }
 }
 
-template <class T, int vectors>
+template <class T, int rows, int vectors>
+inline __attribute__((always_inline)) void sddmm_rows(const Connections<T>& c, int64_t row, bool first, const T* source, const T* dtarget,
+                                                      int64_t stride, T* dvalues) {
+  constexpr int most = rows == 1 ? 8 : ACCUMULATORS / rows, many = lanes<T> < most ? lanes<T> : most, few = rows == 1 ? many / 2 : many;
+  const int64_t count = c.ends[row] - c.begins[row];
+  int64_t p = 0;
+  for (; p + few < count; p += many) sddmm_group<T, rows, vectors, many>(c, row, p, count - p, first, source, dtarget, stride, dvalues);
+  if (p < count) sddmm_group<T, rows, vectors, few>(c, row, p, count - p, first, source, dtarget, stride, dvalues);
+}
+
+template <class T, int vectors, int rows>
 void sddmm_tile(const Connections<T>& c, bool first, const T* source, const T* dtarget, int64_t stride, T* dvalues) {
-  constexpr int many = lanes<T> < 8 ? lanes<T> : 8, few = many / 2;
-  for (int64_t row = c.row_begin; row < c.row_end; ++row) {
-    const T* d = dtarget + row * stride;
-    const int64_t end = c.ends[row];
+  for (int64_t row = c.row_begin; row < c.row_end;) {
     prefetch(c, row);
-    int64_t p = c.begins[row];
-    for (; p + few < end; p += many) sddmm_group<T, vectors, many>(c, p, end - p, first, source, d, dvalues);
-    if (p < end) sddmm_group<T, vectors, few>(c, p, end - p, first, source, d, dvalues);
+    if (rows > 1 && (row % rows || row + rows > c.row_end)) {
+      sddmm_rows<T, 1, vectors>(c, row++, first, source, dtarget, stride, dvalues);
+    } else {
+      sddmm_rows<T, rows, vectors>(c, row, first, source, dtarget, stride, dvalues);
+      row += rows;
+    }
   }
 }
 
@@ -63,7 +78,9 @@ void sddmm(const Connections<T>& c, int64_t wanted, bool first, const T* source,
   if constexpr (vectors > 1) {
     if (wanted < vectors) return sddmm<T, vectors - 1>(c, wanted, first, source, dtarget, stride, dvalues);
   }
-  sddmm_tile<T, vectors>(c, first, source, dtarget, stride, dvalues);
+  if (c.alike == 4) sddmm_tile<T, vectors, 4>(c, first, source, dtarget, stride, dvalues);
+  else if (c.alike == 2) sddmm_tile<T, vectors, 2>(c, first, source, dtarget, stride, dvalues);
+  else sddmm_tile<T, vectors, 1>(c, first, source, dtarget, stride, dvalues);
 }
 
 template <class T>

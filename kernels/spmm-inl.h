@@ -14,34 +14,78 @@ inline __attribute__((always_inline)) void prefetch(const Connections<T>& c, int
   }
 }
 
-template <class T, int vectors>
-void spmm_tile(const Connections<T>& c, bool first, const T* bias, const T* source, T* target, int64_t stride) {
+// `rows` rows that have the same offsets: a source is loaded once for all of them.
+template <class T, int rows, int vectors>
+inline __attribute__((always_inline)) void spmm_rows(const Connections<T>& c, int64_t row, bool first, const T* bias, const T* source, T* target,
+                                                     int64_t stride) {
   constexpr int n = lanes<T>;
-  const int32_t* const offsets = c.offsets;
-  const T* const values = c.values;
-  const int64_t step = c.step;
-  for (int64_t row = c.row_begin; row < c.row_end; ++row) {
-    T* to = target + row * stride;
-    prefetch(c, row);
-    Vector<T> sum[vectors];
+  const int64_t count = c.ends[row] - c.begins[row], step = c.step;
+  if (!first && !count) return;
+  const int32_t* const offsets = c.offsets + c.begins[row];
+  const T* values[rows];
+  T* to[rows];
+  Vector<T> sum[rows][vectors];
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
+    values[r] = c.values + c.begins[row + r];
+    to[r] = target + (row + r) * stride;
     if (first) {
-      const Vector<T> start = broadcast<T>(bias ? bias[row] : T(0));
+      const Vector<T> start = broadcast<T>(bias ? bias[row + r] : T(0));
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) sum[v] = start;
+      for (int v = 0; v < vectors; ++v) sum[r][v] = start;
     } else {
-      if (c.begins[row] == c.ends[row]) continue;
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) sum[v] = load<T>(to + v * n);
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load<T>(to[r] + v * n);
     }
-    const int64_t end = c.ends[row];
-    for (int64_t p = c.begins[row]; p < end; ++p) {
-      const T* from = source + offsets[p] * step;
-      const Vector<T> value = broadcast<T>(values[p]);
+  }
+  for (int64_t p = 0; p < count; ++p) {
+    const T* from = source + offsets[p] * step;
+    if constexpr (rows == 1) {
+      const Vector<T> value = broadcast<T>(values[0][p]);
 #pragma GCC unroll 16
-      for (int v = 0; v < vectors; ++v) sum[v] += value * load<T>(from + v * n);
+      for (int v = 0; v < vectors; ++v) sum[0][v] += value * load<T>(from + v * n);
+    } else {
+      Vector<T> x[vectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) x[v] = load<T>(from + v * n);
+#pragma GCC unroll 4
+      for (int r = 0; r < rows; ++r) {
+        const Vector<T> value = broadcast<T>(values[r][p]);
+#pragma GCC unroll 16
+        for (int v = 0; v < vectors; ++v) sum[r][v] += value * x[v];
+      }
     }
+  }
+#pragma GCC unroll 4
+  for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) store<T>(to + v * n, sum[v]);
+    for (int v = 0; v < vectors; ++v) store<T>(to[r] + v * n, sum[r][v]);
+  }
+}
+
+// As many vectors at a time as there are registers for.
+template <class T, int rows, int vectors>
+inline __attribute__((always_inline)) void spmm_group(const Connections<T>& c, int64_t row, bool first, const T* bias, const T* source, T* target,
+                                                      int64_t stride) {
+  if constexpr (rows > 1 && rows * vectors > ACCUMULATORS) {
+    constexpr int half = (vectors + 1) / 2;
+    spmm_group<T, rows, half>(c, row, first, bias, source, target, stride);
+    spmm_group<T, rows, vectors - half>(c, row, first, bias, source + half * lanes<T>, target + half * lanes<T>, stride);
+  } else {
+    spmm_rows<T, rows, vectors>(c, row, first, bias, source, target, stride);
+  }
+}
+
+template <class T, int vectors, int rows>
+void spmm_tile(const Connections<T>& c, bool first, const T* bias, const T* source, T* target, int64_t stride) {
+  for (int64_t row = c.row_begin; row < c.row_end;) {
+    prefetch(c, row);
+    if (rows > 1 && (row % rows || row + rows > c.row_end)) {
+      spmm_group<T, 1, vectors>(c, row++, first, bias, source, target, stride);
+    } else {
+      spmm_group<T, rows, vectors>(c, row, first, bias, source, target, stride);
+      row += rows;
+    }
   }
 }
 
@@ -50,7 +94,9 @@ void spmm(const Connections<T>& c, int64_t wanted, bool first, const T* bias, co
   if constexpr (vectors > 1) {
     if (wanted < vectors) return spmm<T, vectors - 1>(c, wanted, first, bias, source, target, stride);
   }
-  spmm_tile<T, vectors>(c, first, bias, source, target, stride);
+  if (c.alike == 4) spmm_tile<T, vectors, 4>(c, first, bias, source, target, stride);
+  else if (c.alike == 2) spmm_tile<T, vectors, 2>(c, first, bias, source, target, stride);
+  else spmm_tile<T, vectors, 1>(c, first, bias, source, target, stride);
 }
 
 // Two vectors of sums hide the latency of the multiply-add; their order is fixed.

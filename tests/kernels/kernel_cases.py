@@ -18,6 +18,11 @@ def random_topology(rows: int, columns: int, density: float, seed: int = 0) -> T
     return Topology.from_mask(mask)
 
 
+def rows_together(rows: int, columns: int, alike: int, density: float, seed: int = 0) -> Topology:
+    """Each `alike` rows, from the first on, have the same columns."""
+    return Topology.from_mask(random_topology(-(-rows // alike), columns, density, seed).mask().repeat_interleave(alike, 0)[:rows])
+
+
 def assert_close(actual: Tensor | None, expected: Tensor, terms: int) -> None:
     """Within rounding of a sum of `terms` products of numbers near 1, of an expectation in float64."""
     assert actual is not None

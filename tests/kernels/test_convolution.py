@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_close, random_topology
+from kernel_cases import assert_close, random_topology, rows_together
 
 from truesparse import _core
 from truesparse.geometry import Convolution
@@ -29,8 +29,10 @@ CASES = {
 }
 
 
-def check(geometry: Convolution, batch: int, size: tuple[int, int], density: float, dtype: torch.dtype, seed: int = 0) -> None:
-    topology = random_topology(*geometry.shape, density, seed)
+def check(
+    geometry: Convolution, batch: int, size: tuple[int, int], density: float, dtype: torch.dtype, seed: int = 0, alike: int = 1
+) -> None:
+    topology = rows_together(*geometry.shape, alike, density, seed)
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(topology.nnz, generator=generator, dtype=dtype)
     x = torch.randn(batch, geometry.in_channels, *size, generator=generator, dtype=dtype)
@@ -66,6 +68,13 @@ def check(geometry: Convolution, batch: int, size: tuple[int, int], density: flo
 def test_against_dense(isa: str, threads: int, dtype: torch.dtype, name: str) -> None:
     for batch in (0, 1, 3, 20):
         check(*CASES[name][:1], batch, CASES[name][1], 0.3, dtype)
+
+
+@pytest.mark.parametrize("alike", [2, 4])
+@pytest.mark.parametrize("name", ["3x3", "1x1", "stride", "groups", "depthwise"])
+def test_rows_that_share_their_columns(isa: str, dtype: torch.dtype, name: str, alike: int) -> None:
+    for batch in (1, 3, 20):
+        check(*CASES[name][:1], batch, CASES[name][1], 0.3, dtype, alike=alike)
 
 
 @pytest.mark.parametrize("density", [0.0, 1.0])

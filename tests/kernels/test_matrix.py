@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_close, random_topology
+from kernel_cases import assert_close, random_topology, rows_together
 from torch import Tensor
 
 from truesparse import _core
@@ -63,15 +63,37 @@ def test_any_shape(rows: int, columns: int, batch: int, density: float, seed: in
     check(random_topology(rows, columns, density, seed), batch, torch.float32)
 
 
+@pytest.mark.parametrize("alike", [2, 3, 4, 8])
+@pytest.mark.parametrize("rows", [4, 24, 31, 96])
+def test_rows_that_share_their_columns(isa: str, threads: int, dtype: torch.dtype, rows: int, alike: int) -> None:
+    for batch in BATCHES:
+        check(rows_together(rows, 130, alike, 0.3), batch, dtype)
+
+
+@pytest.mark.parametrize(
+    ("rows", "alike", "per_group", "expected"),
+    [(8, 8, 8, 4), (8, 4, 8, 4), (8, 2, 8, 2), (6, 2, 6, 2), (7, 4, 7, 1), (8, 1, 8, 1), (8, 4, 2, 2), (9, 3, 9, 1), (8, 4, 1, 1), (12, 6, 12, 2), (0, 4, 1, 1)],
+)  # fmt: skip
+def test_how_many_rows_share_their_columns(rows: int, alike: int, per_group: int, expected: int) -> None:
+    topology = rows_together(rows, 50, alike, 0.4) if rows else Topology.from_mask(torch.ones(0, 5) > 0)
+    assert _core.rows_alike(rows, topology.indptr.data_ptr(), topology.indices.data_ptr(), per_group) == expected
+
+
+def test_rows_of_one_length_are_not_alike() -> None:
+    topology = Topology.from_mask(torch.tensor([[1, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]) > 0)
+    assert _core.rows_alike(4, topology.indptr.data_ptr(), topology.indices.data_ptr(), 4) == 1
+
+
 def results(topology: Topology, x: Tensor, dy: Tensor, values: Tensor) -> list[Tensor | None]:
     kernels = MatrixKernels(topology, Matrix(*topology.shape))
     return [kernels.spmm(values, x), *kernels.backward(values, x, dy, (True, True, True))]
 
 
+@pytest.mark.parametrize("alike", [1, 4])
 @pytest.mark.parametrize("batch", [1, 2, 17, 64, 130, 500])
-def test_the_same_bits_for_any_number_of_threads(isa: str, dtype: torch.dtype, batch: int) -> None:
-    topology = random_topology(150, 700, 0.2)
-    x, dy, values = torch.randn(batch, 700, dtype=dtype), torch.randn(batch, 150, dtype=dtype), torch.randn(topology.nnz, dtype=dtype)
+def test_the_same_bits_for_any_number_of_threads(isa: str, dtype: torch.dtype, batch: int, alike: int) -> None:
+    topology = rows_together(148, 700, alike, 0.2)
+    x, dy, values = torch.randn(batch, 700, dtype=dtype), torch.randn(batch, 148, dtype=dtype), torch.randn(topology.nnz, dtype=dtype)
     torch.set_num_threads(1)
     expected = results(topology, x, dy, values)
     for threads in (1, 2, 2, 3, 5):

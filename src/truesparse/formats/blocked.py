@@ -32,7 +32,7 @@ class Blocked:
 
 def forward_blocks(topology: Topology) -> Blocked:
     """The topology as it stands, cut into blocks. 4 bytes per row and block."""
-    return _blocked(topology.shape, topology.indptr, topology.indices, None, 1)
+    return _blocked(topology.shape, topology.indptr, topology.indices, None, 1, topology.shape[0])
 
 
 def transposed_blocks(topology: Topology) -> Blocked:
@@ -48,12 +48,13 @@ def transposed_blocks(topology: Topology) -> Blocked:
         indices.data_ptr(),
         permutation.data_ptr(),
     )
-    return _blocked((columns, rows), indptr, indices, permutation, 1)
+    return _blocked((columns, rows), indptr, indices, permutation, 1, columns)
 
 
 def forward_channel_blocks(topology: Topology, geometry: Convolution) -> Blocked:
     """Like `forward_blocks`, with whole channels in each block."""
-    return _blocked(topology.shape, topology.indptr, topology.indices, None, geometry.kernel[0] * geometry.kernel[1])
+    taps = geometry.kernel[0] * geometry.kernel[1]
+    return _blocked(topology.shape, topology.indptr, topology.indices, None, taps, geometry.out_channels // geometry.groups)
 
 
 def transposed_channel_blocks(topology: Topology, geometry: Convolution) -> Blocked:
@@ -69,7 +70,7 @@ def transposed_channel_blocks(topology: Topology, geometry: Convolution) -> Bloc
         indices.data_ptr(),
         permutation.data_ptr(),
     )
-    return _blocked((targets, geometry.out_channels * taps), indptr, indices, permutation, taps)
+    return _blocked((targets, geometry.out_channels * taps), indptr, indices, permutation, taps, targets)
 
 
 def core_convolution(geometry: Convolution) -> _core.Convolution:
@@ -86,8 +87,10 @@ def _empty_transpose(topology: Topology, targets: int) -> tuple[Tensor, Tensor, 
     )
 
 
-def _blocked(shape: tuple[int, int], indptr: Tensor, indices: Tensor, permutation: Tensor | None, whole: int) -> Blocked:
-    """Blocks of a multiple of `whole` columns."""
+def _blocked(
+    shape: tuple[int, int], indptr: Tensor, indices: Tensor, permutation: Tensor | None, whole: int, rows_per_group: int
+) -> Blocked:
+    """Blocks of a multiple of `whole` columns. Only rows of one group of `rows_per_group` read the same source for the same index."""
     rows, columns = shape
     density = indices.numel() / max(rows * columns, 1)
     width = max(COLUMNS_PER_BLOCK if whole == 1 else whole, math.ceil(CONNECTIONS_PER_BLOCK / density) if density else columns)
@@ -96,6 +99,7 @@ def _blocked(shape: tuple[int, int], indptr: Tensor, indices: Tensor, permutatio
     starts = torch.empty((blocks + 1) * rows, dtype=torch.int32)
     _core.block_starts(rows, indptr.data_ptr(), indices.data_ptr(), width, blocks, starts.data_ptr())
     where = 0 if permutation is None else permutation.data_ptr()
-    layout = _core.Layout(rows, columns, indptr.data_ptr(), indices.data_ptr(), where, starts.data_ptr(), blocks, width)
+    alike = _core.rows_alike(rows, indptr.data_ptr(), indices.data_ptr(), rows_per_group)
+    layout = _core.Layout(rows, columns, indptr.data_ptr(), indices.data_ptr(), where, starts.data_ptr(), blocks, width, alike)
     own = (starts,) if permutation is None else (starts, indptr, indices, permutation)
     return Blocked(layout, (indptr, indices, *own), sum(array.nbytes for array in own))
