@@ -10,9 +10,12 @@ EPOCHS ?= 3
 OUT ?= runs/demo
 NATIVE := build/native
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
+# Minutes instead of seconds where a tool watches each access.
+NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 
-.PHONY: install demo test check format wheel clean test-native sanitize sanitize-native sanitize-valgrind sanitize-python test-arm
+.PHONY: install demo test check format wheel clean
+.PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
 
@@ -40,27 +43,29 @@ needs = @command -v $(1) >/dev/null || { echo "make $@ needs $(1): apt-get insta
 # $(call native,folder,program,settings): builds a program of tests/native in a folder of its own
 native = cmake -S tests/native -B $(NATIVE)/$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo $(3) && cmake --build $(NATIVE)/$(1) --target $(2) --parallel 2
 
-# Threads that wait asleep: spinning starves the others where all share one core, as under valgrind.
-test-native sanitize-native sanitize-valgrind sanitize-python test-arm: export OMP_WAIT_POLICY = passive
-
 test-native:
 	$(call needs,cmake,cmake)
 	$(call native,plain,native_tests)
 	$(NATIVE)/plain/native_tests
 
-sanitize: sanitize-native sanitize-valgrind sanitize-python
+sanitize: sanitize-native sanitize-threads sanitize-valgrind sanitize-python
 
 sanitize-native:
 	$(call needs,cmake,cmake)
 	$(call native,sanitize,guarded_tests,-DCMAKE_CXX_FLAGS="$(SANITIZERS)")
 	UBSAN_OPTIONS=print_stacktrace=1 $(NATIVE)/sanitize/guarded_tests
 
-# valgrind has no AVX-512, and the program does not choose it there. The large cases take ten times as long as all others.
+sanitize-threads:
+	$(call needs,cmake,cmake)
+	$(call native,threads,guarded_tests,-DCMAKE_CXX_FLAGS=-fsanitize=thread)
+	TSAN_OPTIONS=halt_on_error=1 $(NATIVE)/threads/guarded_tests $(NOT_LARGE)
+
+# valgrind has no AVX-512, and the program does not choose it there.
 sanitize-valgrind:
 	$(call needs,cmake,cmake)
 	$(call needs,valgrind,valgrind)
 	$(call native,plain,guarded_tests)
-	valgrind --quiet --error-exitcode=1 --leak-check=no $(NATIVE)/plain/guarded_tests --test-case-exclude='large*'
+	valgrind --quiet --error-exitcode=1 --leak-check=no $(NATIVE)/plain/guarded_tests $(NOT_LARGE)
 
 # -S: without it, the hook of the editable installation would import the other build.
 sanitize-python: $(INSTALLED)

@@ -4,8 +4,10 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <iomanip>
 #include <limits>
 #include <random>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -69,8 +71,11 @@ template <class T, class U>
 std::string difference(const std::vector<T>& actual, const std::vector<U>& expected) {
   if (actual.size() != expected.size()) return std::to_string(actual.size()) + " numbers instead of " + std::to_string(expected.size());
   for (size_t i = 0; i < actual.size(); ++i)
-    if (!(actual[i] == static_cast<T>(expected[i])))
-      return "number " + std::to_string(i) + " is " + std::to_string(actual[i]) + " instead of " + std::to_string(expected[i]);
+    if (!(actual[i] == static_cast<T>(expected[i]))) {
+      std::ostringstream text;
+      text << std::setprecision(17) << "number " << i << " is " << actual[i] << " instead of " << expected[i];
+      return text.str();
+    }
   return "";
 }
 
