@@ -67,7 +67,7 @@ sanitize-valgrind:
 	$(call native,plain,guarded_tests)
 	valgrind --quiet --error-exitcode=1 --leak-check=no $(NATIVE)/plain/guarded_tests $(NOT_LARGE)
 
-# -S: without it, the hook of the editable installation would import the other build.
+# -S: without it, the hook of the editable installation would import the other build. --capture=sys: with it, a report is seen.
 sanitize-python: $(INSTALLED)
 	rm -rf $(NATIVE)/python
 	$(BIN)/python -m pip install --quiet --no-deps --target $(NATIVE)/python -C build-dir=$(NATIVE)/python-build \
@@ -75,7 +75,7 @@ sanitize-python: $(INSTALLED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	PYTHONPATH="$(NATIVE)/python:$$($(BIN)/python -c 'import sys; print(":".join(sys.path[1:]))')" \
-	$(BIN)/python -S -m pytest -q tests/kernels
+	$(BIN)/python -S -m pytest -q --capture=sys tests/kernels
 
 test-arm:
 	$(call needs,cmake,cmake)
