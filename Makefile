@@ -1,14 +1,21 @@
 # make demo   installs the package and trains the MNIST network dense, masked and truly sparse
 # make test   installs the package and passes the tests
 # make check  lint, format, types, and who imports whom
+# make test-native, sanitize, test-arm   the kernels without Python, under sanitizers and valgrind, on aarch64: CONTRIBUTING.md
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EPOCHS ?= 3
 OUT ?= runs/demo
+NATIVE := build/native
+SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
+# Minutes instead of seconds where a tool watches each access.
+NOT_LARGE := --test-case-exclude='large*'
+ARM := aarch64-linux-gnu
 
 .PHONY: install demo test check format wheel clean
+.PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
 
@@ -30,6 +37,52 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+
+# $(call needs,command,package): says what to install
+needs = @command -v $(1) >/dev/null || { echo "make $@ needs $(1): apt-get install $(2)" >&2; exit 1; }
+# $(call native,folder,program,settings): builds a program of tests/native in a folder of its own
+native = cmake -S tests/native -B $(NATIVE)/$(1) -DCMAKE_BUILD_TYPE=RelWithDebInfo $(3) && cmake --build $(NATIVE)/$(1) --target $(2) --parallel 2
+
+test-native:
+	$(call needs,cmake,cmake)
+	$(call native,plain,native_tests)
+	$(NATIVE)/plain/native_tests
+
+sanitize: sanitize-native sanitize-threads sanitize-valgrind sanitize-python
+
+sanitize-native:
+	$(call needs,cmake,cmake)
+	$(call native,sanitize,guarded_tests,-DCMAKE_CXX_FLAGS="$(SANITIZERS)")
+	UBSAN_OPTIONS=print_stacktrace=1 $(NATIVE)/sanitize/guarded_tests
+
+sanitize-threads:
+	$(call needs,cmake,cmake)
+	$(call native,threads,guarded_tests,-DCMAKE_CXX_FLAGS=-fsanitize=thread)
+	TSAN_OPTIONS=halt_on_error=1 $(NATIVE)/threads/guarded_tests $(NOT_LARGE)
+
+# valgrind has no AVX-512, and the program does not choose it there.
+sanitize-valgrind:
+	$(call needs,cmake,cmake)
+	$(call needs,valgrind,valgrind)
+	$(call native,plain,guarded_tests)
+	valgrind --quiet --error-exitcode=1 --leak-check=no $(NATIVE)/plain/guarded_tests $(NOT_LARGE)
+
+# -S: without it, the hook of the editable installation would import the other build. --capture=sys: with it, a report is seen.
+sanitize-python: $(INSTALLED)
+	rm -rf $(NATIVE)/python
+	$(BIN)/python -m pip install --quiet --no-deps --target $(NATIVE)/python -C build-dir=$(NATIVE)/python-build \
+		-C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)" -C install.strip=false .
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	PYTHONPATH="$(NATIVE)/python:$$($(BIN)/python -c 'import sys; print(":".join(sys.path[1:]))')" \
+	$(BIN)/python -S -m pytest -q --capture=sys tests/kernels
+
+test-arm:
+	$(call needs,cmake,cmake)
+	$(call needs,$(ARM)-g++,g++-$(ARM))
+	$(call needs,qemu-aarch64,qemu-user)
+	$(call native,aarch64,native_tests,-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$(ARM)-g++)
+	qemu-aarch64 -L /usr/$(ARM) $(NATIVE)/aarch64/native_tests
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,150 @@
+// Do spmm and backward compute what a naive loop computes, and the same for any number of threads?
+#include <doctest/doctest.h>
+
+#include "verbs.h"
+
+namespace truesparse::testing {
+namespace {
+
+// With rows of 2 connections a block or so there are many blocks; with 1000 there is one.
+constexpr int64_t connections_per_block[] = {2, 8, 1000};
+
+template <class T>
+void check_exact(const Layer& layer, Random& random) {
+  const Numbers<T> numbers = numbers_for<T>(layer, random, whole_numbers<T>);
+  const std::vector<double> plain = expected_spmm(layer, numbers, false), biased = expected_spmm(layer, numbers, true);
+  const Gradients<double> expected = expected_backward(layer, numbers);
+  for (const std::string& isa : isas()) {
+    use_isa(isa);
+    for (const int64_t threads : {1, 2}) {
+      CAPTURE(isa);
+      CAPTURE(threads);
+      CHECK(difference(spmm(layer, numbers, false, threads), plain) == "");
+      CHECK(difference(spmm(layer, numbers, true, threads), biased) == "");
+      for (int wanted = 0; wanted < 8; ++wanted) {
+        const Need need{(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0};
+        CAPTURE(wanted);
+        const Gradients<T> actual = backward(layer, numbers, need, threads);
+        if (need.dvalues) CHECK(difference(actual.dvalues, expected.dvalues) == "");
+        if (need.dx) CHECK(difference(actual.dx, expected.dx) == "");
+        if (need.dbias) CHECK(difference(actual.dbias, expected.dbias) == "");
+      }
+    }
+  }
+}
+
+template <class T>
+void check_threads(const Layer& layer, Random& random) {
+  const Numbers<T> numbers = numbers_for<T>(layer, random, fractions<T>);
+  for (const std::string& isa : isas()) {
+    use_isa(isa);
+    CAPTURE(isa);
+    const std::vector<T> y = spmm(layer, numbers, true, 1);
+    const Gradients<T> gradients = backward(layer, numbers, {true, true, true}, 1);
+    for (const int64_t threads : {2, 5}) {
+      CAPTURE(threads);
+      CHECK(difference(spmm(layer, numbers, true, threads), y) == "");
+      const Gradients<T> actual = backward(layer, numbers, {true, true, true}, threads);
+      CHECK(difference(actual.dvalues, gradients.dvalues) == "");
+      CHECK(difference(actual.dx, gradients.dx) == "");
+      CHECK(difference(actual.dbias, gradients.dbias) == "");
+    }
+  }
+}
+
+template <class T>
+void check(const Layer& layer, Random& random) {
+  check_exact<T>(layer, random);
+  check_threads<T>(layer, random);
+}
+
+template <class T>
+void check_matrix(int64_t rows, int64_t columns, double density, int64_t batch, int64_t connections) {
+  CAPTURE(rows);
+  CAPTURE(columns);
+  CAPTURE(density);
+  CAPTURE(batch);
+  CAPTURE(connections);
+  Random random(static_cast<uint64_t>(rows * 1000 + columns + batch));
+  const Convolution matrix{columns, rows, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1};
+  check<T>(Layer(true, matrix, {1, 1}, batch, random_topology(random, rows, columns, density), connections), random);
+}
+
+struct Example {
+  const char* name;
+  Convolution convolution;
+  Pair size;
+};
+
+constexpr Example examples[] = {
+    {"3x3", {5, 6, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {9, 7}},
+    {"no padding", {4, 3, {3, 3}, {1, 1}, {0, 0}, {1, 1}, 1}, {8, 11}},
+    {"1x1", {7, 9, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1}, {5, 5}},
+    {"1x1 stride", {4, 5, {1, 1}, {2, 2}, {0, 0}, {1, 1}, 1}, {7, 8}},
+    {"1x1 padded", {4, 5, {1, 1}, {1, 1}, {2, 1}, {1, 1}, 1}, {4, 3}},
+    {"stride", {3, 8, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 1}, {13, 10}},
+    {"stride longer than the kernel", {3, 2, {2, 1}, {4, 3}, {0, 0}, {1, 1}, 1}, {11, 10}},
+    {"uneven", {3, 4, {2, 5}, {3, 1}, {0, 2}, {2, 1}, 1}, {11, 9}},
+    {"dilation", {4, 4, {3, 3}, {1, 1}, {2, 2}, {2, 2}, 1}, {10, 10}},
+    {"dilation and stride", {2, 3, {3, 2}, {2, 3}, {1, 2}, {3, 2}, 1}, {12, 9}},
+    {"groups", {6, 9, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 3}, {6, 6}},
+    {"depthwise", {8, 16, {3, 3}, {2, 1}, {1, 1}, {1, 1}, 8}, {9, 9}},
+    {"one pixel", {20, 10, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {1, 1}},
+    {"wide padding", {2, 3, {3, 3}, {1, 1}, {4, 4}, {1, 1}, 1}, {3, 5}},
+    {"large kernel", {2, 3, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, {20, 17}},
+};
+
+template <class T>
+void check_convolution(const Example& example, double density, int64_t batch, int64_t connections) {
+  const Convolution& c = example.convolution;
+  CAPTURE(example.name);
+  CAPTURE(density);
+  CAPTURE(batch);
+  CAPTURE(connections);
+  Random random(static_cast<uint64_t>(c.in_channels * 1000 + c.out_channels + batch));
+  const Topology topology = random_topology(random, c.out_channels, c.channels_per_group() * c.taps(), density);
+  check<T>(Layer(false, c, example.size, batch, topology, connections), random);
+}
+
+}  // namespace
+
+TEST_CASE_TEMPLATE("matrix", T, float, double) {
+  struct Shape {
+    int64_t rows, columns;
+    double density;
+  };
+  const Shape shapes[] = {{1, 1, 1}, {7, 5, 0.5}, {3, 130, 0.2}, {131, 3, 0.3}, {67, 71, 0.1}, {33, 300, 0.03}, {40, 16, 0}, {9, 65, 1}};
+  int64_t turn = 0;
+  for (const int64_t batch : {0, 1, 2, 15, 16, 17, 127, 300})
+    for (const Shape& shape : shapes) check_matrix<T>(shape.rows, shape.columns, shape.density, batch, connections_per_block[turn++ % 3]);
+}
+
+TEST_CASE_TEMPLATE("convolution", T, float, double) {
+  int64_t turn = 0;
+  for (const Example& example : examples)
+    for (const int64_t batch : {0, 1, 2, 15, 16, 17}) check_convolution<T>(example, 0.3, batch, connections_per_block[turn++ % 3]);
+  for (const double density : {0.0, 1.0}) check_convolution<T>(examples[0], density, 3, 8);
+}
+
+TEST_CASE_TEMPLATE("convolution of a large batch", T, float, double) {
+  for (const int64_t batch : {127, 300}) {
+    check_convolution<T>({"3x3", {3, 4, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {4, 3}}, 0.3, batch, 8);
+    check_convolution<T>({"stride", {4, 3, {2, 2}, {2, 1}, {0, 1}, {1, 1}, 1}, {4, 3}}, 0.3, batch, 8);
+  }
+}
+
+// More than one chunk of features, of values, of rows whose sums are kept, of tiles whose dy is packed together.
+TEST_CASE_TEMPLATE("large matrix", T, float, double) {
+  check_matrix<T>(300, 900, 0.1, 17, 8);
+  check_matrix<T>(1300, 300, 0.01, 140, 8);
+  check_matrix<T>(2500, 40, 0.04, 300, 2);
+  check_matrix<T>(40, 2500, 0.04, 300, 2);
+}
+
+// More than one band of rows in a chunk.
+TEST_CASE_TEMPLATE("large convolution", T, float, double) {
+  check_convolution<T>({"many channels", {40, 30, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {40, 33}}, 0.02, 17, 8);
+  check_convolution<T>({"groups", {40, 30, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 10}, {41, 33}}, 0.1, 3, 8);
+}
+
+}  // namespace truesparse::testing
