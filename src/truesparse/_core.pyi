@@ -14,6 +14,9 @@ def supported_isas() -> list[str]:
 def threading() -> str:
     """ "openmp: <path>" or "serial: no OpenMP runtime loaded"."""
 
+def multiply_adds(rounds: int, threads: int) -> int:
+    """Do float32 multiply-adds from registers on each of `threads` threads, with the instruction set in force; how many those were."""
+
 class Layout:
     def __init__(
         self, rows: int, columns: int, indptr: int, indices: int, permutation: int, starts: int, blocks: int, width: int
