@@ -18,12 +18,11 @@ from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
 from ..patterns import Pattern
 from ..runs import ConfigError
 from ..runs.machine import threads_said
-from ..topology import Topology
 from .document import LayerRow
 from .request import Conditions
 from .timing import LEAST_ROUNDS, Call, elapsed, interleaved, times_as_fast
 from .work import Peaks, backward_work, forward_work, shares
-from .wrong import refuse_if_wrong
+from .wrong import of_connections, refuse_if_wrong
 
 FORWARD, BOTH = "forward", "forward + backward"
 SEED = 0
@@ -113,9 +112,8 @@ class _Ways:
         x, weight = self.x.detach().double().requires_grad_(), sparse.to_dense().detach().double().requires_grad_()
         y = case.geometry.dense(x, weight, None)
         self.dy = torch.randn(y.shape, generator=generator).to(conditions.dtype)
-        y.backward(self.dy.double())
-        assert x.grad is not None
-        self.expected = {"y": y.detach(), "dx": x.grad, "dW": _of_connections(weight.grad, self.topology)}
+        dx, dweight = torch.autograd.grad(y, (x, weight), self.dy.double())
+        self.expected = {"y": y.detach(), "dx": dx, "dW": dweight.flatten()[self.topology.keys]}
 
     @property
     def said(self) -> str:
@@ -151,7 +149,7 @@ class _Ways:
                 self.left_out[name] = f"torch: {str(error).splitlines()[0]}"
                 continue
             parameter = next(self.modules[name].parameters())
-            results |= {"dx": self.x.grad, "dW": _of_connections(parameter.grad, self.topology)}
+            results |= {"dx": self.x.grad, "dW": of_connections(parameter.grad, self.topology)}
             for what, actual in results.items():
                 refuse_if_wrong(f"{self.said}: {what} of {name}", actual, self.expected[what.split()[0]], self.conditions.dtype)
 
@@ -195,11 +193,3 @@ def _csr(dense: nn.Linear) -> nn.Linear:
         warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
         layer.weight = nn.Parameter(dense.weight.detach().to_sparse_csr())
     return layer
-
-
-def _of_connections(gradient: Tensor | None, topology: Topology) -> Tensor:
-    """The gradient of the connections [nnz], in whichever form a way leaves it."""
-    assert gradient is not None
-    if gradient.layout != torch.strided:
-        gradient = gradient.to_dense()
-    return gradient if gradient.ndim == 1 else gradient.flatten()[topology.keys]

@@ -27,7 +27,7 @@ from .networks import Density, Example, Network
 from .request import Conditions
 from .timing import amortised, interleaved, times_as_fast
 from .work import Peaks, forward_work
-from .wrong import refuse_if_far
+from .wrong import of_connections, refuse_if_far
 
 STEPS_BETWEEN_REWIRINGS = 100
 LEARNING_RATE = 1e-4
@@ -36,8 +36,11 @@ LEAST_REWIRINGS = {"sparse": 3, "masked": 1}  # a mask may take seconds: it sort
 # Relative, in Euclidean norm: a ReLU or maximum that falls on the other side moves single entries.
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 2e-1}
 SEED = 0
-LOSS = "the loss"
+LEAST_SHARE = 1e-4  # of the whole gradient: what should be zero (a bias before a norm) is as far off as what it is the difference of
 PHASES = ("forward", "backward", "optimizer")
+
+
+Truth = tuple[Tensor, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -220,33 +223,34 @@ def _example(case: StepCase) -> Example:
         return case.network.example(case.samples)
 
 
-def _truth(dense: nn.Module, example: Example) -> dict[str, Tensor]:
-    """The loss and every gradient of one step, by the name of the parameter, in float64."""
+def _truth(dense: nn.Module, example: Example) -> Truth:
+    """The loss of one step, and every gradient by the name of its parameter, in float64."""
     x, target = example
     exact = deepcopy(dense).double()
     loss = loss_of(exact, x.double() if x.is_floating_point() else x, target)
     loss.backward()
-    gradients = {name: parameter.grad for name, parameter in exact.named_parameters()}
-    return {LOSS: loss.detach(), **{name: gradient for name, gradient in gradients.items() if gradient is not None}}
+    return loss.detach(), {name: parameter.grad for name, parameter in exact.named_parameters() if parameter.grad is not None}
 
 
-def _check(said: str, models: Mapping[str, nn.Module], example: Example, truth: Mapping[str, Tensor], conditions: Conditions) -> None:
+def _check(said: str, models: Mapping[str, nn.Module], example: Example, truth: Truth, conditions: Conditions) -> None:
     """
     Raises:
         WrongResult: if the loss or a gradient, that of a sparse layer on its connections, is not the true one.
     """
-    layers = topology_layers(models["sparse"])
+    tolerance, (exact_loss, gradients) = TOLERANCE[conditions.dtype], truth
+    least = LEAST_SHARE * float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
+    sparse_layers = topology_layers(models["sparse"])
     for way, model in models.items():
         tested = deepcopy(model)  # running statistics of the norms stay as they were
         with conditions.autocast():
             loss = loss_of(tested, *example)
         loss.backward()
-        found = {name.replace(".values", ".weight"): parameter.grad for name, parameter in tested.named_parameters()}
-        found[LOSS] = loss.detach()
-        for name, exact in truth.items():
-            actual, layer = found[name], layers.get(name.removesuffix(".weight"))
-            if layer is not None and actual is not None:
-                keys = layer.topology.keys
-                exact, actual = exact.flatten()[keys], actual if actual.ndim == 1 else actual.flatten()[keys]
-            what = name if name == LOSS else f"the gradient of {name}"
-            refuse_if_far(f"{said}: {what} of {way}", actual, exact, TOLERANCE[conditions.dtype])
+        refuse_if_far(f"{said}: the loss of {way}", loss, exact_loss, tolerance)
+        layers, parameters = topology_layers(tested), dict(tested.named_parameters())
+        for name, exact in gradients.items():
+            layer, _, kind = name.rpartition(".")
+            actual = (layers[layer].parameter if kind == "weight" and layer in layers else parameters[name]).grad
+            if kind == "weight" and layer in sparse_layers and actual is not None:
+                topology = sparse_layers[layer].topology
+                exact, actual = exact.flatten()[topology.keys], of_connections(actual, topology)
+            refuse_if_far(f"{said}: the gradient of {name} of {way}", actual, exact, tolerance, least)
