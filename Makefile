@@ -8,7 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EPOCHS ?= 3
 OUT ?= runs/demo
-SECONDS_A_LINE ?= 0.7
+BENCH := curve linear batches conv step memory
+SECONDS_A_LINE ?= 0.5
 
 .PHONY: install demo bench test check format wheel clean
 
@@ -28,11 +29,11 @@ bench: $(INSTALLED)
 	mkdir -p build/bench
 	$(BIN)/truesparse bench linear --sparsity 0.3,0.5,0.7,0.8,0.9,0.95,0.98,0.99 --seconds $(SECONDS_A_LINE) --json build/bench/curve.json
 	$(BIN)/truesparse bench linear --shape 768x3072 --shape 4096x4096 --seconds $(SECONDS_A_LINE) --json build/bench/linear.json
+	$(BIN)/truesparse bench linear --batch 64,16 --seconds $(SECONDS_A_LINE) --json build/bench/batches.json
 	$(BIN)/truesparse bench conv --seconds $(SECONDS_A_LINE) --json build/bench/conv.json
 	$(BIN)/truesparse bench step --json build/bench/step.json
 	$(BIN)/truesparse bench memory --json build/bench/memory.json
-	$(BIN)/truesparse bench page build/bench/curve.json build/bench/linear.json build/bench/conv.json build/bench/step.json \
-		build/bench/memory.json --into README.md --plot docs/images/speedup.png
+	$(BIN)/truesparse bench page $(BENCH:%=build/bench/%.json) --into README.md --plot docs/images/speedup.png
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q

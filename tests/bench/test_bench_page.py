@@ -39,7 +39,16 @@ def test_what_is_between_the_markers_is_replaced():
     assert replaced_between_markers(once, "new\n| table |") == once
 
 
-@pytest.mark.parametrize("text", ["", "<!-- bench -->", "<!-- /bench --> <!-- bench -->", "<!-- bench --> <!-- bench --> <!-- /bench -->"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "<!-- bench -->",
+        "<!-- /bench --> <!-- bench -->",
+        "<!-- bench --> <!-- bench --> <!-- /bench -->",
+        "<!-- bench --> <!-- /bench --> <!-- /bench -->",
+    ],
+)
 def test_markers_that_are_not_there_once_are_an_error(text):
     with pytest.raises(ConfigError, match="expected <!-- bench --> and, after it, <!-- /bench -->, each once"):
         replaced_between_markers(text, "new")
