@@ -59,6 +59,8 @@ def test_layers(command, options, lines, tmp_path, capsys):
         "peaks measured on 1",
     ):
         assert expected in shown.out
+    left_out = "torch CSR left out of 2 lines: torch has no convolution with a CSR weight"
+    assert (left_out in shown.out) == (command == "conv")
     assert shown.err.splitlines()[-1].startswith(f"{lines}/{lines} ")
 
 

@@ -42,11 +42,11 @@ def write_plot(path: Path, documents: Sequence[Document]) -> None:
     for (direction, count), curve in of_layer.items():
         points = sorted(curve.items())
         style = "-" if direction == FORWARD else "--"
-        label = f"{direction}, {threads_said(count)}"
-        colour = COLOURS[threads.index(count) % len(COLOURS)]
+        colour, even = COLOURS[threads.index(count) % len(COLOURS)], break_even(curve)
+        label = f"{direction}, {threads_said(count)}" + (f": break-even at {even:.0%}" if even is not None else "")
         axes.plot([_place(at) for at, _ in points], [ratio for _, ratio in points], style, marker=".", color=colour, label=label)
-        if (even := break_even(curve)) is not None:
-            axes.plot([_place(even)], [1], marker="o", color=colour, fillstyle="none", linestyle="none", label=f"break-even at {even:.0%}")
+        if even is not None:
+            axes.plot([_place(even)], [1], marker="o", color=colour, fillstyle="none")
     axes.set_xticks([_place(tick) for tick in TICKS], [f"{tick:.0%}" for tick in TICKS])
     axes.set_yscale("log")
     axes.set_yticks(RATIOS, [f"{ratio:g}" for ratio in RATIOS])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
@@ -25,8 +26,9 @@ def print_document(document: Document) -> None:
         *([_memory_table(memory)] if memory else []),
     ):
         console.print(table)
-    for reason in dict.fromkeys(f"{row.layer}: {ALL_NAMES[way]} left out, {why}" for row in layers for way, why in row.left_out.items()):
-        console.print(reason, highlight=False)
+    left_out = Counter((ALL_NAMES[way], why) for row in layers for way, why in row.left_out.items())
+    for (way, why), lines in left_out.items():
+        console.print(f"{way} left out of {lines} lines: {why}", highlight=False)
     machine = document.machine
     console.print(f"{machine['processor']}, {machine['instruction_set']}, {document.dtype}, torch {machine['torch']}", highlight=False)
     for peaks in document.peaks:
