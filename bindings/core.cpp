@@ -7,6 +7,7 @@
 #include "isa.h"
 #include "layout.h"
 #include "matrix.h"
+#include "peak.h"
 #include "threads.h"
 #include "top_k.h"
 
@@ -67,6 +68,9 @@ NB_MODULE(_core, m) {
   m.def("use_isa", &use_isa, "name"_a);
   m.def("supported_isas", &supported_isas);
   m.def("threading", &threading);
+  m.def(
+      "multiply_adds", [](int64_t rounds, int64_t threads) { return multiply_adds(current_isa(), rounds, threads); },
+      nb::call_guard<nb::gil_scoped_release>(), "rounds"_a, "threads"_a);
 
   nb::class_<Layout>(m, "Layout")
       .def(

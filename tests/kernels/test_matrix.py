@@ -72,7 +72,10 @@ def test_rows_that_share_their_columns(isa: str, threads: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize(
     ("rows", "alike", "per_group", "expected"),
-    [(8, 8, 8, 4), (8, 4, 8, 4), (8, 2, 8, 2), (6, 2, 6, 2), (7, 4, 7, 1), (8, 1, 8, 1), (8, 4, 2, 2), (9, 3, 9, 1), (8, 4, 1, 1), (12, 6, 12, 2), (0, 4, 1, 1)],
+    [
+        (8, 8, 8, 4), (8, 4, 8, 4), (8, 2, 8, 2), (6, 2, 6, 2), (7, 4, 7, 1), (8, 1, 8, 1),
+        (8, 4, 2, 2), (9, 3, 9, 1), (8, 4, 1, 1), (12, 6, 12, 2), (0, 4, 1, 1),
+    ],
 )  # fmt: skip
 def test_how_many_rows_share_their_columns(rows: int, alike: int, per_group: int, expected: int) -> None:
     topology = rows_together(rows, 50, alike, 0.4) if rows else Topology.from_mask(torch.ones(0, 5) > 0)

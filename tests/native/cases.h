@@ -51,10 +51,17 @@ struct Topology {
   int64_t nnz() const { return static_cast<int64_t>(indices.size()); }
 };
 
-// Where the density leaves a choice, some rows are empty and some are full.
+// Where the density leaves a choice, some rows are empty and some are full. Some topologies repeat each row once or three times.
 inline Topology random_topology(Random& random, int64_t rows, int64_t columns, double density) {
   Topology topology{rows, columns, {0}, {}};
+  const int64_t alike = int64_t{1} << below(random, 3);
   for (int64_t row = 0; row < rows; ++row) {
+    if (row % alike) {
+      const int64_t begin = topology.indptr[row - 1], end = topology.indptr[row];
+      for (int64_t p = begin; p < end; ++p) topology.indices.push_back(topology.indices[p]);
+      topology.indptr.push_back(static_cast<int32_t>(topology.indices.size()));
+      continue;
+    }
     const int64_t kind = density > 0 && density < 1 ? below(random, 12) : 2;
     const double own = kind == 0 ? 0 : kind == 1 ? 1 : density;
     for (int64_t column = 0; column < columns; ++column)

@@ -75,7 +75,7 @@ TEST_CASE("a partition covers the rows in parts of about equal work") {
   Random random(3);
   for (const Shape& shape : shapes)
     for (const int64_t parts : {1, 2, 3, 16, 1000}) {
-      const Blocked blocked(random_topology(random, std::max<int64_t>(1, shape.rows), shape.columns, shape.density), {}, 1, 8);
+      const Blocked blocked(random_topology(random, std::max<int64_t>(1, shape.rows), shape.columns, shape.density), {}, 1, 8, 1);
       const Topology& t = blocked.topology;
       const std::vector<int64_t> cuts = partition(blocked.view, parts);
       CAPTURE(t.rows);
@@ -102,7 +102,7 @@ TEST_CASE_TEMPLATE("gather puts values in the order of the permutation", T, floa
     std::shuffle(permutation.begin(), permutation.end(), random);
     std::vector<T> expected;
     for (const int32_t p : permutation) expected.push_back(values[p]);
-    const Layout layout{1, count, indptr.data(), nullptr, permutation.data(), nullptr, 1, count};
+    const Layout layout{1, count, indptr.data(), nullptr, permutation.data(), nullptr, 1, count, 1};
     for (const std::string& isa : isas())
       for (const int64_t threads : {1, 2}) {
         use_isa(isa);

@@ -18,13 +18,13 @@ struct Blocked {
   Layout view;
 
   // Blocks of about `connections` connections a row, of a multiple of `whole` columns.
-  Blocked(Topology laid_out, Indices permuted, int64_t whole, int64_t connections) : topology(std::move(laid_out)), permutation(std::move(permuted)) {
+  Blocked(Topology laid_out, Indices permuted, int64_t whole, int64_t connections, int64_t rows_per_group) : topology(std::move(laid_out)), permutation(std::move(permuted)) {
     const int64_t rows = topology.rows, columns = topology.columns, wanted = rows * columns * connections / std::max<int64_t>(1, topology.nnz());
     const int64_t width = std::min((std::max<int64_t>(1, wanted) + whole - 1) / whole * whole, columns), blocks = (columns + width - 1) / width;
     starts = unwritten<int32_t>((blocks + 1) * rows);
     block_starts(rows, topology.indptr.data(), topology.indices.data(), width, blocks, starts.data());
     view = {rows,           columns, topology.indptr.data(), topology.indices.data(), permutation.empty() ? nullptr : permutation.data(),
-            starts.data(), blocks,  width};
+            starts.data(), blocks,  width,   rows_alike(rows, topology.indptr.data(), topology.indices.data(), rows_per_group)};
   }
   Blocked(const Blocked&) = delete;
 };
@@ -38,7 +38,7 @@ struct Layer {
   Blocked forward, transposed;
 
   Layer(bool is_matrix, const Convolution& convolution, Pair size, int64_t batch, const Topology& topology, int64_t connections)
-      : is_matrix(is_matrix), convolution(convolution), size(size), batch(batch), forward(topology, {}, convolution.taps(), connections),
+      : is_matrix(is_matrix), convolution(convolution), size(size), batch(batch), forward(topology, {}, convolution.taps(), connections, convolution.out_channels / convolution.groups),
         transposed(transpose_of(is_matrix, convolution, topology, connections)) {}
 
   Pair output() const { return {convolution.output(size.height, &Pair::height), convolution.output(size.width, &Pair::width)}; }
@@ -78,7 +78,7 @@ struct Layer {
                 t.indices.data(), permutation.data());
     else
       transpose_convolution(c, topology.indptr.data(), topology.indices.data(), t.indptr.data(), t.indices.data(), permutation.data());
-    return Blocked(std::move(t), std::move(permutation), c.taps(), connections);
+    return Blocked(std::move(t), std::move(permutation), c.taps(), connections, rows);
   }
 };
 

@@ -9,15 +9,14 @@ def algorithms() -> None:
     import inspect
     import sys
 
-    from rich.console import Console
     from rich.table import Table
 
     from ..algorithms import ALGORITHMS
+    from .results import wide_console
 
     table = Table("algorithm", "settings and defaults", "what it does, paper", show_lines=True)
     for name, kind in sorted(ALGORITHMS.items()):
         settings = "\n".join(f"{field.name}={field.default}" for field in dataclasses.fields(kind))
         described = inspect.getdoc(sys.modules[kind.__module__]) or ""
         table.add_row(name, settings or "-", described.splitlines()[0] if described else "-")
-    console = Console()
-    (console if console.is_terminal else Console(width=160)).print(table)
+    wide_console().print(table)

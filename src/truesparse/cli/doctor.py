@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-EXTRAS = ("triton", "onnx", "onnxruntime", "lightning", "transformers", "tensorboard")
+EXTRAS = ("matplotlib", "triton", "onnx", "onnxruntime", "lightning", "transformers", "tensorboard")
 
 
 def doctor() -> None:
@@ -13,7 +13,6 @@ def doctor() -> None:
     from importlib.util import find_spec
 
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from .. import __version__, _core
@@ -21,10 +20,9 @@ def doctor() -> None:
     from ..ops import family
     from ..ops.table import describe
     from ..runs.machine import processor
+    from .results import wide_console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
+    console = wide_console()
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("truesparse", __version__),

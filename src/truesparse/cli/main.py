@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .algorithms import algorithms
+from .bench import bench
 from .doctor import doctor
 from .train import train
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command()(train)
 app.command()(doctor)
 app.command()(algorithms)
+app.add_typer(bench, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -35,6 +35,22 @@ def make_observer() -> Iterator[Observer]:
     # Few refreshes: the bar must not take time from what it watches.
     with Progress(*columns, console=console, refresh_per_second=5) as progress:
         yield Bar(progress)
+
+
+@contextmanager
+def show_progress(total: int) -> Iterator[Callable[[str], None]]:
+    """What someone calls who comes to the next of `total` parts of a work, with its name."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        begun = iter(range(1, total + 1))
+        yield lambda name: print(f"{next(begun, total)}/{total} {name}", file=sys.stderr, flush=True)
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(), console=console, refresh_per_second=1
+    ) as bars:
+        bar = bars.add_task("", total=total, completed=-1)  # a part is done when the next one begins
+        yield lambda name: bars.update(bar, advance=1, description=name, refresh=True)
+        bars.update(bar, completed=total)
 
 
 class Lines:

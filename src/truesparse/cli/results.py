@@ -6,24 +6,27 @@ from rich.console import Console
 from rich.table import Table
 
 from ..runs import Results, VariantResult
+from ..runs.machine import threads_said
 
 NAMES = {"dense": "dense", "masked": "dense + mask", "sparse": "truly sparse"}
 
 
 def print_results(results: Results) -> None:
     """The table on stdout, as wide as it needs where stdout is no terminal."""
+    wide_console().print(results_table(results))
+
+
+def wide_console() -> Console:
+    """Of stdout: as wide as the terminal, or as tables need where there is none."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=160)
-    console.print(results_table(results))
+    return console if console.is_terminal else Console(width=160)
 
 
 def results_table(results: Results) -> Table:
     """One line for each variant."""
     compared = any(line.variant == "dense" for line in results.variants) and len(results.variants) > 1
     machine = results.machine
-    threads = f"{machine['threads']} thread{'s' if machine['threads'] != 1 else ''}"
-    hardware = f"{machine['processor']}, {machine['instruction_set']}, {threads}, torch {machine['torch']}"
+    hardware = f"{machine['processor']}, {machine['instruction_set']}, {threads_said(machine['threads'])}, torch {machine['torch']}"
     table = Table(title=results.task, caption=f"bytes: weights + gradients + optimizer state + topology. {hardware}")
     table.add_column("")
     for heading in ("test accuracy", "test loss", "weights", "bytes", *(["of dense"] if compared else []), "s / epoch"):

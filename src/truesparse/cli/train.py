@@ -18,26 +18,31 @@ def train(
     ] = None,
     compare: Annotated[
         str | None,
-        typer.Option(help="Variants to train side by side: dense, masked, sparse. [default: sparse]", metavar="LIST", rich_help_panel=Run),
+        typer.Option(
+            help="Variants to train side by side: dense, masked, sparse.", show_default="sparse", metavar="LIST", rich_help_panel=Run
+        ),
     ] = None,
     algorithm: Annotated[
-        str | None, typer.Option(help="How the topology evolves, see `truesparse algorithms`. [default: rigl]", rich_help_panel=Sparsity)
+        str | None,
+        typer.Option(help="How the topology evolves, see `truesparse algorithms`.", show_default="rigl", rich_help_panel=Sparsity),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="A setting of the algorithm; may be repeated.", rich_help_panel=Sparsity),
     ] = None,
     every: Annotated[
-        int | None, typer.Option(help="Steps between two rewirings. [default: 100; set: one epoch]", rich_help_panel=Sparsity)
+        int | None, typer.Option(help="Steps between two rewirings.", show_default="100; set: one epoch", rich_help_panel=Sparsity)
     ] = None,
     until: Annotated[
-        float | None, typer.Option(help="Share of the training after which the topology stays. [default: 0.75]", rich_help_panel=Sparsity)
+        float | None,
+        typer.Option(help="Share of the training after which the topology stays.", show_default="0.75", rich_help_panel=Sparsity),
     ] = None,
     sparsity: Annotated[
-        float | None, typer.Option(help="Share of the weights to leave out, 0 <= S < 1. [default: the task's]", rich_help_panel=Sparsity)
+        float | None,
+        typer.Option(help="Share of the weights to leave out, 0 <= S < 1.", show_default="the task's", rich_help_panel=Sparsity),
     ] = None,
     budget: Annotated[
-        str | None, typer.Option(help="How layers share what is kept: erk, er, uniform. [default: erk]", rich_help_panel=Sparsity)
+        str | None, typer.Option(help="How layers share what is kept: erk, er, uniform.", show_default="erk", rich_help_panel=Sparsity)
     ] = None,
     epsilon: Annotated[
         float | None, typer.Option(help="Density by SET's factor instead of --sparsity (budgets er, erk).", rich_help_panel=Sparsity)
@@ -47,25 +52,25 @@ def train(
         typer.Option(metavar="NAME", help="A layer to leave dense, * stands for anything; may be repeated.", rich_help_panel=Sparsity),
     ] = None,
     epochs: Annotated[
-        int | None, typer.Option(help="Passes over the training data. [default: the task's]", rich_help_panel=Training)
+        int | None, typer.Option(help="Passes over the training data.", show_default="the task's", rich_help_panel=Training)
     ] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Samples in a step. [default: the task's]", rich_help_panel=Training)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a step.", show_default="the task's", rich_help_panel=Training)] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="Of torch.optim: adam, adamw, sgd (momentum 0.9), rmsprop, ...", rich_help_panel=Training)
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--lr", help="At the first step. [default: the task's]", rich_help_panel=Training)
+        float | None, typer.Option("--lr", help="At the first step.", show_default="the task's", rich_help_panel=Training)
     ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Handed to the optimizer.", rich_help_panel=Training)] = None,
     schedule: Annotated[
-        str | None, typer.Option(help="Of the learning rate: cosine (to 0), constant. [default: cosine]", rich_help_panel=Training)
+        str | None, typer.Option(help="Of the learning rate: cosine (to 0), constant.", show_default="cosine", rich_help_panel=Training)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of every random choice. [default: 0]", rich_help_panel=Training)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of every random choice.", show_default="0", rich_help_panel=Training)] = None,
     threads: Annotated[
-        int | None, typer.Option(help="Of torch and of the kernels. [default: as torch chooses]", rich_help_panel=Run)
+        int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses", rich_help_panel=Run)
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the run. [default: runs/TASK-DATE]", rich_help_panel=Run)
+        Path | None, typer.Option(metavar="DIR", help="Folder of the run.", show_default="runs/TASK-DATE", rich_help_panel=Run)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=Run)] = False,
 ) -> int:

@@ -44,3 +44,8 @@ def processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def threads_said(count: int) -> str:
+    """For people: "1 thread", "2 threads"."""
+    return f"{count} thread{'s' if count != 1 else ''}"

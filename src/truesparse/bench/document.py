@@ -1,0 +1,157 @@
+"""What is the answer of a measurement? One document: the machine, its peaks, a row for each line of the table.
+
+As JSON (`--json`), schema 1, times in seconds, ratios as "times as fast as dense" (2.0: half the time), names as below:
+
+    {"schema": 1, "command": "linear", "machine": {...}, "dtype": "float32", "peaks": [Peaks...], "rows": [LayerRow...]}
+
+`command` is linear or conv (rows are `LayerRow`), step (`StepRow`) or memory (`MemoryRow`); `machine` is that of a training run: processor,
+instruction_set, threads (as torch chose them), torch, ...; `peaks` has an entry for each number of threads (empty for memory).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..runs import ConfigError
+from .work import Peaks
+
+SCHEMA = 1
+WAYS = ("dense", "masked", "csr", "sparse")  # dense PyTorch, dense + mask, torch's CSR weight, truesparse
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One layer, one sparsity, one batch, one number of threads, one direction.
+
+    Args:
+        layer: for people: "3072 -> 768".
+        sparsity: as it is, after rounding to whole connections.
+        direction: "forward" (no gradients) or "forward + backward" (dx and dW).
+        seconds: medians of one call, by way.
+        times_as_fast: ratios of these medians to dense, by way.
+        left_out: ways that were not timed, and why.
+        multiply_adds, least_bytes: of truesparse, as `truesparse.bench.work` counts them.
+        share_of_multiply_adds, share_of_bandwidth: of the measured peaks, achieved by truesparse.
+    """
+
+    layer: str
+    pattern: str
+    sparsity: float
+    connections: int
+    batch: int
+    threads: int
+    direction: str
+    seconds: Mapping[str, float]
+    times_as_fast: Mapping[str, float]
+    left_out: Mapping[str, str]
+    multiply_adds: int
+    least_bytes: int
+    share_of_multiply_adds: float
+    share_of_bandwidth: float
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """Whole training steps of one network.
+
+    Args:
+        density: how it was asked for: "90 %", "epsilon 20".
+        sparsity: of the layers made sparse, together.
+        connections: of the same.
+        seconds: of one step by way, rewiring every `every` steps included.
+        plain_seconds: medians of steps that do not rewire.
+        rewiring_seconds: medians of those that do, with what the step after them takes longer (plans are made anew there).
+        times_as_fast: ratios of `seconds` to dense.
+        phases: where the plain step's time goes, by way: medians of forward (with the loss), backward, optimizer; and "rewiring",
+            what rewiring adds to each step on average.
+        share_of_multiply_adds: of the measured peak, by the sparse layers' y, dW and dx over the whole sparse step.
+    """
+
+    network: str
+    density: str
+    budget: str
+    sparsity: float
+    connections: int
+    batch: int
+    threads: int
+    every: int
+    seconds: Mapping[str, float]
+    plain_seconds: Mapping[str, float]
+    rewiring_seconds: Mapping[str, float]
+    times_as_fast: Mapping[str, float]
+    phases: Mapping[str, Mapping[str, float]]
+    share_of_multiply_adds: float
+
+
+@dataclass(frozen=True)
+class MemoryRow:
+    """Square layers in training with AdamW and RigL, in a process of their own.
+
+    Args:
+        size: rows and columns of each layer.
+        bytes: held between backward and `zero_grad`, by kind: weights, gradients, optimizer, topology (with its transpose and all plans).
+        bytes_per_connection: their sum over the connections.
+        resident_before: bytes of the process with torch and truesparse loaded, before the layers.
+        resident_peak: the most it ever had.
+        dense_bytes: what dense weights, gradients and two moments would take, by arithmetic.
+        step_seconds, rewiring_seconds: medians of steps that do not rewire, and of those that do.
+    """
+
+    layers: int
+    size: int
+    sparsity: float
+    connections: int
+    batch: int
+    threads: int
+    bytes: Mapping[str, int]
+    bytes_per_connection: float
+    resident_before: int
+    resident_peak: int
+    dense_bytes: int
+    step_seconds: float
+    rewiring_seconds: float
+
+
+Row = LayerRow | StepRow | MemoryRow
+ROWS: Mapping[str, type[LayerRow] | type[StepRow] | type[MemoryRow]] = {
+    "linear": LayerRow,
+    "conv": LayerRow,
+    "step": StepRow,
+    "memory": MemoryRow,
+}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A measurement, whole."""
+
+    command: str
+    machine: Mapping[str, Any]
+    dtype: str
+    peaks: tuple[Peaks, ...]
+    rows: tuple[Row, ...]
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2) + "\n"
+
+
+def read_document(path: Path) -> Document:
+    """The document that `to_json` wrote.
+
+    Raises:
+        ConfigError: if the file cannot be read, or holds something else.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if found.pop("schema") != SCHEMA:
+            raise ConfigError(f"{path} is of another schema than {SCHEMA}: measure anew")
+        rows = tuple(ROWS[found["command"]](**row) for row in found.pop("rows"))
+        return Document(**{**found, "peaks": tuple(Peaks(**peak) for peak in found["peaks"])}, rows=rows)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except (AttributeError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"{path} is not what `truesparse bench ... --json` writes: {error}") from error

@@ -1,0 +1,128 @@
+"""Which whole networks are timed? Those of the targets, as plain torch modules, on random inputs of their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..budgets import ER
+from ..tasks import cifar10_mlp, mnist_cnn
+
+Example = tuple[Tensor, Tensor]  # (input, class of each output)
+
+
+@dataclass(frozen=True)
+class Density:
+    """How much is kept: an overall sparsity with the budget of the measurement, or an epsilon with Erdos-Renyi."""
+
+    sparsity: float = 0.0
+    epsilon: float | None = None
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:g} %" if self.epsilon is None else f"epsilon {self.epsilon:g}"
+
+    def budget(self, usual: str) -> str | ER:
+        """What `sparsify` takes, `usual` unless there is an epsilon."""
+        return usual if self.epsilon is None else ER(self.epsilon)
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network to time.
+
+    Args:
+        name: for people.
+        make: makes the dense model.
+        example: makes a batch of that many samples.
+        batch: samples in a step.
+        densities: at which it is made sparse.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    example: Callable[[int], Example]
+    batch: int
+    densities: tuple[Density, ...]
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions; where the size halves, the shortcut drops every other pixel and pads channels with zeros."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.stride = 1 if inputs == outputs else 2
+        self.missing = outputs - inputs
+        self.first = nn.Conv2d(inputs, outputs, 3, self.stride, padding=1, bias=False)
+        self.second = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.first_norm, self.second_norm = nn.BatchNorm2d(outputs), nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.missing)) if self.missing else x
+        y = F.relu(self.first_norm(self.first(x)))
+        return F.relu(self.second_norm(self.second(y)) + shortcut)
+
+
+def resnet20() -> nn.Module:
+    """For CIFAR: 3 stages of 3 blocks, 16, 32 and 64 channels. He et al. 2016, section 4.2, https://arxiv.org/abs/1512.03385"""
+    widths = [16, *(width for width in (16, 32, 64) for _ in range(3))]
+    blocks = [ResidualBlock(inputs, outputs) for inputs, outputs in pairwise(widths)]
+    stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
+
+
+class TransformerBlock(nn.Module):
+    """Causal self-attention and a perceptron four times as wide, each after a norm, each added to what came in."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.perceptron_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.mixed = nn.Linear(width, width)
+        self.perceptron = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        split = self.queries_keys_values(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
+        queries, keys, values = split.movedim(-3, 0).transpose(-2, -3)  # each (batch, heads, context, features)
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        x = x + self.mixed(attended.transpose(-2, -3).flatten(-2))
+        return x + self.perceptron(self.perceptron_norm(x))
+
+
+class GPT(nn.Module):
+    """A language model of characters. Input (batch, context) int64, output (batch, context, characters)."""
+
+    def __init__(self, layers: int, width: int, context: int, heads: int, characters: int) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(characters, width), nn.Embedding(context, width)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(layers)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, characters)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.head(self.norm(self.blocks(self.tokens(tokens) + self.places(places))))
+
+
+def _images(*shape: int) -> Callable[[int], Example]:
+    return lambda batch: (torch.randn(batch, *shape), torch.randint(10, (batch,)))
+
+
+def _text(batch: int) -> Example:
+    characters = torch.randint(CHARACTERS, (batch, CONTEXT + 1))
+    return characters[:, :-1].contiguous(), characters[:, 1:].contiguous()
+
+
+CHARACTERS, CONTEXT = 65, 256
+NINETY, NINETY_FIVE = Density(0.9), Density(0.95)
+
+NETWORKS: Mapping[str, Network] = {
+    "cifar-mlp": Network("SET's MLP 3072-4000-1000-4000-10", cifar10_mlp.model, _images(3, 32, 32), 128, (NINETY, Density(epsilon=20))),
+    "mnist-cnn": Network("MNIST CNN", mnist_cnn.model, _images(1, 28, 28), 128, (NINETY_FIVE,)),
+    "resnet20": Network("ResNet-20", resnet20, _images(3, 32, 32), 128, (NINETY, NINETY_FIVE)),
+    "gpt": Network("GPT, 6 layers of width 384, context 256", lambda: GPT(6, 384, CONTEXT, 6, CHARACTERS), _text, 16, (NINETY,)),
+}

@@ -1,0 +1,171 @@
+"""What do the documents of several measurements say on one page? Markdown tables, written between markers of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from ..runs import ConfigError
+from ..runs.machine import threads_said
+from .document import Document, LayerRow, MemoryRow, Row, StepRow
+from .layers import BOTH, FORWARD
+from .timing import break_even
+
+OPENING, CLOSING = "<!-- bench -->", "<!-- /bench -->"
+SHOWN = (0.8, 0.9, 0.95, 0.99)  # sparsities with a column
+SAME_SPARSITY = 0.005  # a pattern rounds to whole units
+Curve = Mapping[float, float]  # times as fast, by sparsity
+RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow)
+
+
+def replaced_between_markers(text: str, inside: str) -> str:
+    """`text` with `inside` as all that is between its two markers.
+
+    Raises:
+        ConfigError: unless each marker is there once, in this order.
+    """
+    before, opening, rest = text.partition(OPENING)
+    _, closing, after = rest.partition(CLOSING)
+    if not opening or not closing or OPENING in rest or CLOSING in before + after:
+        raise ConfigError(f"expected {OPENING} and, after it, {CLOSING}, each once")
+    return f"{before}{OPENING}\n{inside.strip()}\n{CLOSING}{after}"
+
+
+def write_page(path: Path, documents: Sequence[Document], plot: str | None) -> None:
+    """Puts the tables of `documents` between the markers of the file at `path`.
+
+    Args:
+        path: a text file with both markers.
+        documents: what was measured.
+        plot: where the plot lies, as the page links to it; None shows none.
+
+    Raises:
+        ConfigError: if the file cannot be read, or lacks a marker.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        page = replaced_between_markers(text, as_markdown(documents, plot))
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    path.write_text(page)
+
+
+def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
+    """The tables, the plot, and the machine they are true of."""
+    parts = [_machine(documents[0])]
+    if layers := _rows(documents, LayerRow):
+        parts.append(_layer_table(layers))
+    if plot is not None:
+        parts.append(f"![Speed-up over dense against sparsity]({plot})")
+    if points := break_even_lines(documents):
+        parts.append("\n".join(f"* {line}" for line in points))
+    if steps := _rows(documents, StepRow):
+        parts += [_step_table(steps), _phase_table(steps)]
+    if memory := _rows(documents, MemoryRow):
+        parts.append(_memory_table(memory))
+    return "\n\n".join(parts)
+
+
+def curves(documents: Iterable[Document]) -> tuple[str, dict[tuple[str, int], Curve]]:
+    """The layer and batch measured at most sparsities: its name, and times as fast by (direction, threads)."""
+    found: dict[str, dict[tuple[str, int], dict[float, float]]] = {}
+    for row in _rows(documents, LayerRow):
+        of_layer = found.setdefault(f"{row.layer}, batch {row.batch}", {})
+        of_layer.setdefault((row.direction, row.threads), {})[row.sparsity] = row.times_as_fast["sparse"]
+    if not found:
+        raise ConfigError("a plot needs what `truesparse bench linear` or `conv` measured")
+    name = max(found, key=lambda name: max(len(curve) for curve in found[name].values()))
+    return name, dict(sorted(found[name].items()))
+
+
+def break_even_lines(documents: Iterable[Document]) -> list[str]:
+    """Where the layer of the plot becomes as fast as dense, a line for each direction and number of threads."""
+    if not _rows(documents, LayerRow):
+        return []
+    name, of_layer = curves(documents)
+    lines = []
+    for (direction, threads), curve in of_layer.items():
+        if len(curve) > 1:
+            at = break_even(curve)
+            said = f"at {at:.0%} sparsity" if at is not None else _no_crossing(curve)
+            lines.append(f"{name}, {direction}, {threads_said(threads)}: as fast as dense {said}")
+    return lines
+
+
+def _no_crossing(curve: Curve) -> str:
+    if min(curve.values()) >= 1:
+        return f"at {min(curve):.0%} sparsity already, or below"
+    return f"at none of the sparsities from {min(curve):.0%} to {max(curve):.0%}"
+
+
+def _machine(document: Document) -> str:
+    machine = document.machine
+    return f"{machine['processor']}, {machine['instruction_set']}, {document.dtype}, torch {machine['torch']}. " + (
+        "Times as fast as dense PyTorch in the same run: medians of interleaved calls."
+    )
+
+
+def _layer_table(rows: Sequence[LayerRow]) -> str:
+    cells: dict[tuple[str, int, int], dict[tuple[float, str], float]] = {}
+    for row in rows:
+        name = row.layer if row.pattern == "Unstructured()" else f"{row.layer}, {row.pattern}"
+        for column in SHOWN:
+            if abs(row.sparsity - column) < SAME_SPARSITY:
+                cells.setdefault((name, row.batch, row.threads), {})[column, row.direction] = row.times_as_fast["sparse"]
+    lines = _header("forward / forward + backward", "batch", "threads", *(f"{column:.0%}" for column in SHOWN))
+    for (name, batch, threads), found in cells.items():
+        pairs = [(found.get((column, FORWARD)), found.get((column, BOTH))) for column in SHOWN]
+        lines.append(_line(name, batch, threads, *(" / ".join(map(_times, pair)) if any(pair) else "" for pair in pairs)))
+    return "\n".join(lines)
+
+
+def _step_table(rows: Sequence[StepRow]) -> str:
+    lines = _header("whole training step", "batch", "threads", "dense", "dense + mask", "truesparse", "times as fast")
+    for row in rows:
+        times = (f"{row.seconds[way] * 1e3:.1f} ms" for way in ("dense", "masked", "sparse"))
+        lines.append(_line(_step_name(row), row.batch, row.threads, *times, f"**{_times(row.times_as_fast['sparse'])}**"))
+    return "\n".join(lines)
+
+
+def _phase_table(rows: Sequence[StepRow]) -> str:
+    phases = ("forward", "backward", "optimizer", "rewiring")
+    lines = _header("where the sparse step's time goes", "threads", *phases)
+    for row in rows:
+        times = (f"{row.phases['sparse'][phase] * 1e3:.2f} ms" for phase in phases)
+        lines.append(_line(_step_name(row), row.threads, *times))
+    return "\n".join(lines)
+
+
+def _memory_table(rows: Sequence[MemoryRow]) -> str:
+    said = ("connections", "bytes per connection", "peak of the process", "dense would hold")
+    lines = _header("memory in training with AdamW and RigL", *said)
+    for row in rows:
+        name = f"{row.layers} layers of {row.size} x {row.size} at {row.sparsity:.0%}"
+        peak = f"{row.resident_peak / 1e9:.2f} GB ({row.resident_before / 1e9:.2f} before)"
+        lines.append(_line(name, f"{row.connections:,}", f"{row.bytes_per_connection:.1f}", peak, f"{row.dense_bytes / 1e9:.1f} GB"))
+    return "\n".join(lines)
+
+
+def _rows(documents: Iterable[Document], kind: type[RowKind]) -> list[RowKind]:
+    rows: list[Row] = [row for document in documents for row in document.rows]
+    return [row for row in rows if isinstance(row, kind)]
+
+
+def _step_name(row: StepRow) -> str:
+    return f"{row.network}, {row.density}" + (f" ({row.sparsity:.1%} sparse)" if row.density.startswith("epsilon") else "")
+
+
+def _header(*names: str) -> list[str]:
+    return [_line(*names), "|" + "---|" * len(names)]
+
+
+def _line(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _times(ratio: float | None) -> str:
+    return f"{ratio:.1f}" if ratio is not None else "-"

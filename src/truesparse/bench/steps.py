@@ -1,0 +1,256 @@
+"""How fast is a whole training step, beside dense PyTorch, and where does the time go?
+
+A step is forward with the loss (cross-entropy), backward, AdamW, `zero_grad`; RigL rewires sparse and masked networks every 100 steps.
+The step that rewires is timed together with the one after it, where kernels make their plans anew.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..algorithms import RigL  # type: ignore[attr-defined]
+from ..nn import TopologyLayer, densify, sparsify, topology_layers
+from ..runs import ConfigError
+from ..runs.machine import threads_said
+from ..train import Rewirer
+from .document import StepRow
+from .networks import Density, Example, Network
+from .request import Conditions
+from .timing import amortised, interleaved, times_as_fast
+from .work import Peaks, forward_work
+from .wrong import of_connections, refuse_if_far
+
+STEPS_BETWEEN_REWIRINGS = 100
+LEARNING_RATE = 1e-4
+SHARE_FOR_REWIRING = 0.2  # of the time of a line, for each way
+LEAST_REWIRINGS = {"sparse": 3, "masked": 1}  # a mask may take seconds: it sorts a dense gradient
+# Relative, in Euclidean norm: a ReLU or maximum that falls on the other side moves single entries.
+TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 2e-1}
+SEED = 0
+LEAST_SHARE = 1e-4  # of the whole gradient: what should be zero (a bias before a norm) is as far off as what it is the difference of
+PHASES = ("forward", "backward", "optimizer")
+
+
+Truth = tuple[Tensor, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class StepCase:
+    """One network at one density.
+
+    Args:
+        network: which.
+        density: how much is kept.
+        budget: "erk", "er" or "uniform": how layers share it, unless the density is an epsilon.
+        batch: samples in a step; None: the network's own.
+    """
+
+    network: Network
+    density: Density
+    budget: str = "erk"
+    batch: int | None = None
+
+    @property
+    def samples(self) -> int:
+        return self.batch or self.network.batch
+
+
+def measure_steps(
+    cases: Sequence[StepCase], conditions: Conditions, peaks: Sequence[Peaks], tell: Callable[[str], None]
+) -> Iterator[StepRow]:
+    """A row for each case and each number of threads.
+
+    Args:
+        cases: which networks.
+        conditions: how.
+        peaks: one for each number of threads.
+        tell: hears which line is about to be taken.
+
+    Raises:
+        WrongResult: if a network's output or gradients are not those of float64.
+        ConfigError: if the network cannot be made sparse this way.
+    """
+    for case in cases:
+        torch.set_num_threads(max(peak.threads for peak in peaks))
+        models, example = _models(case), _example(case)
+        truth = _truth(models["dense"], example)
+        for peak in peaks:
+            torch.set_num_threads(peak.threads)
+            said = f"{case.network.name}, {case.density}"
+            tell(f"{said}, batch {case.samples}, {threads_said(peak.threads)}")
+            _check(said, models, example, truth, conditions)
+            yield _measured(case, deepcopy(models), example, conditions, peak)
+
+
+@dataclass
+class Training:
+    """One network in training: what one step does, and how long its parts took."""
+
+    model: nn.Module
+    example: Example
+    autocast: Callable[[], AbstractContextManager[object]]
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
+        self.rewirer: Rewirer | None = None
+        if topology_layers(self.model):
+            generator = torch.Generator().manual_seed(SEED)
+            self.rewirer = Rewirer(self.model, self.optimizer, RigL(), STEPS_BETWEEN_REWIRINGS, generator=generator)
+            self._go_to(0)
+
+    def step(self) -> None:
+        """A step that does not rewire, its parts noted."""
+        start = time.perf_counter()
+        with self.autocast():
+            loss = loss_of(self.model, *self.example)
+        forward = time.perf_counter()
+        loss.backward()
+        backward = time.perf_counter()
+        if self.rewirer is None or self.rewirer.step():
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        end = time.perf_counter()
+        for phase, seconds in zip(PHASES, (forward - start, backward - forward, end - backward), strict=True):
+            self.seconds[phase].append(seconds)
+        if self.rewirer is not None:
+            self._go_to(0)
+
+    def rewiring_pair(self) -> None:
+        """A step that rewires, and the one after it."""
+        noted = {phase: len(times) for phase, times in self.seconds.items()}
+        self._go_to(STEPS_BETWEEN_REWIRINGS - 1)
+        self.step()
+        self.step()
+        for phase, count in noted.items():
+            del self.seconds[phase][count:]
+
+    def medians(self) -> dict[str, float]:
+        """Of the parts of the steps so far."""
+        return {phase: median(times) for phase, times in self.seconds.items()}
+
+    def _go_to(self, step: int) -> None:
+        if self.rewirer is not None:
+            self.rewirer.load_state_dict({**self.rewirer.state_dict(), "steps": step})
+
+
+def loss_of(model: nn.Module, x: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of the model's outputs (..., classes) with the classes they should be."""
+    return F.cross_entropy(model(x).flatten(0, -2), target.flatten())
+
+
+def step_work(model: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of a step in the layers with a topology: connections x positions for y, for dW, and for dx where one is needed."""
+    counted: list[int] = []
+
+    def count(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        assert isinstance(layer, TopologyLayer)
+        (x,) = args
+        shape = tuple(x.flatten(0, x.ndim - layer.geometry.sample_ndim - 1).shape)
+        counted.append((2 + x.requires_grad) * forward_work(layer.geometry, layer.topology.nnz, shape, x.element_size()).multiply_adds)
+
+    model = deepcopy(model)
+    for layer in topology_layers(model).values():
+        layer.register_forward_hook(count)
+    model(x)
+    return sum(counted)
+
+
+def _measured(case: StepCase, models: Mapping[str, nn.Module], example: Example, conditions: Conditions, peaks: Peaks) -> StepRow:
+    layers = topology_layers(models["sparse"]).values()
+    connections, size = sum(layer.topology.nnz for layer in layers), sum(layer.topology.size for layer in layers)
+    multiply_adds = step_work(models["sparse"], example[0])
+    trainings = {name: Training(model, example, conditions.autocast) for name, model in models.items()}
+    for training in trainings.values():
+        training.step()  # makes the optimizer's state
+        training.seconds = {phase: [] for phase in PHASES}
+    plain = interleaved({name: training.step for name, training in trainings.items()}, conditions.seconds * (1 - 2 * SHARE_FOR_REWIRING))
+    pairs: dict[str, float] = {}
+    for name, rounds in LEAST_REWIRINGS.items():
+        pairs |= interleaved({name: trainings[name].rewiring_pair}, conditions.seconds * SHARE_FOR_REWIRING, rounds)
+    rewiring_seconds = {name: pair - plain[name] for name, pair in pairs.items()}
+    seconds = {name: amortised(own, rewiring_seconds.get(name, own), STEPS_BETWEEN_REWIRINGS) for name, own in plain.items()}
+    return StepRow(
+        network=case.network.name,
+        density=str(case.density),
+        budget="er" if case.density.epsilon is not None else case.budget,
+        sparsity=1 - connections / size,
+        connections=connections,
+        batch=case.samples,
+        threads=peaks.threads,
+        every=STEPS_BETWEEN_REWIRINGS,
+        seconds=seconds,
+        plain_seconds=plain,
+        rewiring_seconds=rewiring_seconds,
+        times_as_fast=times_as_fast(seconds),
+        phases={name: training.medians() | {"rewiring": seconds[name] - plain[name]} for name, training in trainings.items()},
+        share_of_multiply_adds=multiply_adds / seconds["sparse"] / peaks.multiply_adds,
+    )
+
+
+def _models(case: StepCase) -> dict[str, nn.Module]:
+    """The same network three times: one topology, one set of values."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = case.network.make()
+    made: dict[str, nn.Module] = {}
+    for name, masked in (("masked", True), ("sparse", False)):
+        try:
+            made[name] = sparsify(
+                deepcopy(model),
+                sparsity=case.density.sparsity,
+                budget=case.density.budget(case.budget),
+                masked=masked,
+                generator=torch.Generator().manual_seed(SEED),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{case.network.name} at {case.density}: {error}") from error
+    return {"dense": densify(deepcopy(made["sparse"])), **made}
+
+
+def _example(case: StepCase) -> Example:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return case.network.example(case.samples)
+
+
+def _truth(dense: nn.Module, example: Example) -> Truth:
+    """The loss of one step, and every gradient by the name of its parameter, in float64."""
+    x, target = example
+    exact = deepcopy(dense).double()
+    loss = loss_of(exact, x.double() if x.is_floating_point() else x, target)
+    loss.backward()
+    return loss.detach(), {name: parameter.grad for name, parameter in exact.named_parameters() if parameter.grad is not None}
+
+
+def _check(said: str, models: Mapping[str, nn.Module], example: Example, truth: Truth, conditions: Conditions) -> None:
+    """
+    Raises:
+        WrongResult: if the loss or a gradient, that of a sparse layer on its connections, is not the true one.
+    """
+    tolerance, (exact_loss, gradients) = TOLERANCE[conditions.dtype], truth
+    least = LEAST_SHARE * float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
+    sparse_layers = topology_layers(models["sparse"])
+    for way, model in models.items():
+        tested = deepcopy(model)  # running statistics of the norms stay as they were
+        with conditions.autocast():
+            loss = loss_of(tested, *example)
+        loss.backward()
+        refuse_if_far(f"{said}: the loss of {way}", loss, exact_loss, tolerance)
+        layers, parameters = topology_layers(tested), dict(tested.named_parameters())
+        for name, exact in gradients.items():
+            layer, _, kind = name.rpartition(".")
+            actual = (layers[layer].parameter if kind == "weight" and layer in layers else parameters[name]).grad
+            if kind == "weight" and layer in sparse_layers and actual is not None:
+                topology = sparse_layers[layer].topology
+                exact, actual = exact.flatten()[topology.keys], of_connections(actual, topology)
+            refuse_if_far(f"{said}: the gradient of {name} of {way}", actual, exact, tolerance, least)

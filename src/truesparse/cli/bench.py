@@ -1,0 +1,219 @@
+"""`truesparse bench`: which options make which measurement?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from ..bench import Conditions, LayerCase
+    from ..bench.document import Row
+    from ..bench.work import Peaks
+
+    Take = Callable[[Sequence[Peaks], Callable[[str], None]], Iterator[Row]]
+
+STDOUT = Path("-")
+
+bench = typer.Typer(
+    help="Measure truesparse beside dense PyTorch on this machine: medians of interleaved calls, in one process.\n\n"
+    "Nothing is timed that computes something else than float64 does.",
+    no_args_is_help=True,
+)
+
+Sparsity = Annotated[str | None, typer.Option(metavar="S[,S]", help="Shares of the weights left out.", show_default="0.8,0.9,0.95,0.99")]
+Batch = Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples in a batch.")]
+Threads = Annotated[str | None, typer.Option(metavar="N[,N]", help="Of torch and of the kernels.", show_default="1 and as torch chooses")]
+Isa = Annotated[str | None, typer.Option(help="Instruction set of truesparse: scalar, avx2, avx512, neon.", show_default="the best")]
+Seconds = Annotated[float, typer.Option(help="Of timing for each line of the table, three rounds at least.")]
+Dtype = Annotated[str, typer.Option(help="float32, or bfloat16: under autocast, all ways of it.")]
+PatternOption = Annotated[str, typer.Option(help="unstructured, fan-in, N:M such as 2:4, block (of 4 x 4), block:SIZE.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON, too; - is stdout, without the table.")]
+
+
+@bench.command()
+def linear(
+    shape: Annotated[list[str] | None, typer.Option(metavar="INxOUT", help="May be repeated.", show_default="3072x768")] = None,
+    sparsity: Sparsity = None,
+    batch: Batch = "256",
+    pattern: PatternOption = "unstructured",
+    threads: Threads = None,
+    isa: Isa = None,
+    dtype: Dtype = "float32",
+    seconds: Seconds = 1.0,
+    json: Json = None,
+) -> None:
+    """Linear layers: dense, dense + mask, torch's CSR weight, truesparse."""
+    from ..bench import LayerCase
+    from ..bench.request import counts_of, matrix_of, pattern_of, sparsities_for
+
+    rule = pattern_of(pattern)
+    cases = [
+        LayerCase(matrix, (samples, matrix.columns), share, rule)
+        for matrix in map(matrix_of, shape or ["3072x768"])
+        for samples in counts_of("--batch", batch or "256")
+        for share in sparsities_for(rule, sparsity)
+    ]
+    _measure_layers("linear", cases, threads, isa, dtype, seconds, json)
+
+
+@bench.command()
+def conv(
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="conv64, conv128, conv256, pointwise, stride2, or IN,OUT,KERNEL,STRIDE,SIZE; may be repeated.",
+            show_default="all named",
+        ),
+    ] = None,
+    sparsity: Sparsity = None,
+    batch: Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples.", show_default="the named layer's, else 16")] = None,
+    pattern: PatternOption = "unstructured",
+    threads: Threads = None,
+    isa: Isa = None,
+    dtype: Dtype = "float32",
+    seconds: Seconds = 1.0,
+    json: Json = None,
+) -> None:
+    """Convolutions: dense, dense + mask, truesparse. The padding is half of the kernel."""
+    from ..bench import LayerCase
+    from ..bench.request import CONVOLUTIONS, convolution_of, counts_of, pattern_of, sparsities_for
+
+    rule = pattern_of(pattern)
+    cases = [
+        LayerCase(geometry, (samples, geometry.in_channels, size, size), share, rule)
+        for geometry, size, own_batch in map(convolution_of, layer or CONVOLUTIONS)
+        for samples in (counts_of("--batch", batch) if batch is not None else (own_batch,))
+        for share in sparsities_for(rule, sparsity)
+    ]
+    _measure_layers("conv", cases, threads, isa, dtype, seconds, json)
+
+
+@bench.command()
+def step(
+    network: Annotated[
+        list[str] | None, typer.Option(help="cifar-mlp, mnist-cnn, resnet20, gpt; may be repeated.", show_default="all")
+    ] = None,
+    sparsity: Annotated[
+        str | None, typer.Option(metavar="S[,S]", help="Shares of the weights left out.", show_default="the network's")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="How layers share what is kept: erk, er, uniform.")] = "erk",
+    batch: Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples in a step.", show_default="128, gpt 16")] = None,
+    threads: Threads = None,
+    isa: Isa = None,
+    dtype: Dtype = "float32",
+    seconds: Annotated[float, typer.Option(help="Of timing for each line of the table, three steps of each kind at least.")] = 4.0,
+    json: Json = None,
+) -> None:
+    """Whole training steps: forward, loss, backward, AdamW, and RigL every 100 steps."""
+    from ..bench import NETWORKS, StepCase, measure_steps
+    from ..bench.networks import Density
+    from ..bench.request import counts_of, make_conditions, sparsities_of
+    from ..budgets import BUDGETS
+    from ..runs import ConfigError
+
+    names = network or list(NETWORKS)
+    for option, given, known in (("--network", names, NETWORKS), ("--budget", [budget], BUDGETS)):
+        for name in given:
+            if name not in known:
+                raise ConfigError(f"{option}: unknown {name!r}; known are {', '.join(known)}")
+    densities = None if sparsity is None else tuple(Density(share) for share in sparsities_of(sparsity))
+    batches = (None,) if batch is None else counts_of("--batch", batch)
+    conditions = make_conditions(threads, seconds, dtype)
+    cases = [
+        StepCase(NETWORKS[name], density, budget, samples)
+        for name in names
+        for samples in batches
+        for density in densities or NETWORKS[name].densities
+    ]
+    lines = len(cases) * len(conditions.threads)
+    _measure("step", conditions, isa, json, lines, lambda peaks, tell: measure_steps(cases, conditions, peaks, tell))
+
+
+@bench.command()
+def memory(
+    size: Annotated[int, typer.Option(help="Rows and columns of each layer.")] = 16384,
+    layers: Annotated[int, typer.Option(help="How many layers.")] = 3,
+    sparsity: Annotated[str, typer.Option(metavar="S[,S]", help="Shares of the weights left out.")] = "0.99",
+    batch: Annotated[int, typer.Option(help="Samples in a step.")] = 32,
+    threads: Annotated[int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses")] = None,
+    isa: Isa = None,
+    json: Json = None,
+) -> None:
+    """Bytes per connection and peak memory of training with AdamW and RigL, in a process of its own."""
+    import torch
+
+    from .. import _core
+    from ..bench import MemoryCase, measure_memory
+    from ..bench.request import make_conditions, sparsities_of
+
+    count = threads if threads is not None else torch.get_num_threads()
+    conditions = make_conditions(str(count), 1.0, "float32")
+    cases = [MemoryCase(layers, size, share, batch, count) for share in sparsities_of(sparsity)]
+    _measure("memory", conditions, isa, json, len(cases), lambda _, tell: (measure_memory(case, _core.isa(), tell) for case in cases))
+
+
+@bench.command()
+def page(
+    documents: Annotated[list[Path], typer.Argument(help="What the other commands wrote with --json.")],
+    into: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables between the markers of this file.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw speed-up against sparsity here (needs matplotlib).")] = None,
+) -> None:
+    """Tables, a plot and the break-even points of several measurements."""
+    import os
+
+    from ..bench import read_document
+    from ..bench.page import as_markdown, break_even_lines, write_page
+    from ..bench.plot import write_plot
+
+    found = [read_document(path) for path in documents]
+    if plot is not None:
+        write_plot(plot, found)
+    if into is not None:
+        write_page(into, found, None if plot is None else Path(os.path.relpath(plot, into.parent)).as_posix())
+        print("\n".join(break_even_lines(found)))
+    else:
+        print(as_markdown(found, None if plot is None else plot.as_posix()))
+
+
+def _measure_layers(
+    command: str, cases: Sequence[LayerCase], threads: str | None, isa: str | None, dtype: str, seconds: float, json: Path | None
+) -> None:
+    from ..bench import measure_layers
+    from ..bench.request import make_conditions
+
+    conditions = make_conditions(threads, seconds, dtype)
+    lines = 2 * len(cases) * len(conditions.threads)
+    _measure(command, conditions, isa, json, lines, lambda peaks, tell: measure_layers(cases, conditions, peaks, tell))
+
+
+def _measure(command: str, conditions: Conditions, isa: str | None, json: Path | None, lines: int, take: Take) -> None:
+    """Takes all rows, with a word to those who wait, then shows the table and writes the document."""
+    from ..bench import Document
+    from ..bench.request import dtype_name, instruction_set
+    from ..bench.work import measure_peaks
+    from ..runs.machine import machine
+    from .bench_tables import print_document
+    from .progress import show_progress
+
+    _refuse_unwritable(json)
+    with instruction_set(isa), show_progress(lines) as tell:
+        described = machine()
+        peaks = () if command == "memory" else tuple(measure_peaks(threads) for threads in conditions.threads)
+        document = Document(command, described, dtype_name(conditions.dtype), peaks, tuple(take(peaks, tell)))
+    if json == STDOUT:
+        print(document.to_json(), end="")
+        return
+    print_document(document)
+    if json is not None:
+        json.write_text(document.to_json())
+
+
+def _refuse_unwritable(json: Path | None) -> None:
+    """Before minutes are spent."""
+    if json is not None and json != STDOUT and (json.is_dir() or not json.parent.is_dir()):
+        why = "it is a folder" if json.is_dir() else f"there is no folder {json.parent}"
+        raise typer.BadParameter(f"cannot write {json}: {why}", param_hint="--json")

@@ -1,0 +1,98 @@
+"""How are the documents of `truesparse bench` shown?"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from ..bench import Document, LayerRow, MemoryRow, StepRow
+from ..runs.machine import threads_said
+from .results import NAMES, wide_console
+
+ALL_NAMES = {**NAMES, "csr": "torch CSR", "sparse": "truesparse"}
+
+
+def print_document(document: Document) -> None:
+    """The tables on stdout, and below them the machine."""
+    console = wide_console()
+    layers = [row for row in document.rows if isinstance(row, LayerRow)]
+    steps = [row for row in document.rows if isinstance(row, StepRow)]
+    memory = [row for row in document.rows if isinstance(row, MemoryRow)]
+    for table in (
+        *([_layer_table(layers)] if layers else []),
+        *([_step_table(steps), _phase_table(steps)] if steps else []),
+        *([_memory_table(memory)] if memory else []),
+    ):
+        console.print(table)
+    left_out = Counter((ALL_NAMES[way], why) for row in layers for way, why in row.left_out.items())
+    for (way, why), lines in left_out.items():
+        console.print(f"{way} left out of {lines} lines: {why}", highlight=False)
+    machine = document.machine
+    console.print(f"{machine['processor']}, {machine['instruction_set']}, {document.dtype}, torch {machine['torch']}", highlight=False)
+    for peaks in document.peaks:
+        rates = f"{peaks.multiply_adds / 1e9:.0f} G multiply-adds/s, memory {peaks.bytes / 1e9:.1f} GB/s"
+        console.print(f"peaks measured on {threads_said(peaks.threads)}: {rates}", highlight=False)
+
+
+def _table(title: str, caption: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(*names, title=title, caption=caption)
+    for number in numbers:
+        table.add_column(number, justify="right")
+    return table
+
+
+def _layer_table(rows: Sequence[LayerRow]) -> Table:
+    ways = ("dense", "masked", "csr", "sparse")
+    caption = "medians of interleaved calls, in brackets times as fast as dense. Peaks: share of multiply-adds / of memory bandwidth"
+    names = ("layer", "sparsity", "batch", "threads", "direction")
+    table = _table("layers", caption, names, [*(ALL_NAMES[way] for way in ways), "of peaks"])
+    for row in rows:
+        shares = f"{row.share_of_multiply_adds:.0%} / {row.share_of_bandwidth:.0%}"
+        given = (row.layer, f"{row.sparsity:.1%}", str(row.batch), str(row.threads), row.direction)
+        table.add_row(*given, *(_time(way, row.seconds, row.times_as_fast) for way in ways), shares)
+    return table
+
+
+def _step_table(rows: Sequence[StepRow]) -> Table:
+    ways = ("dense", "masked", "sparse")
+    caption = f"forward, loss, backward, AdamW, RigL every {rows[0].every} steps; in brackets times as fast as dense"
+    names = ("network", "density", "budget", "sparsity", "batch", "threads")
+    table = _table("whole training steps", caption, names, [*(ALL_NAMES[way] for way in ways), "of peak"])
+    for row in rows:
+        given = (row.network, row.density, row.budget, f"{row.sparsity:.1%}", str(row.batch), str(row.threads))
+        table.add_row(*given, *(_time(way, row.seconds, row.times_as_fast) for way in ways), f"{row.share_of_multiply_adds:.0%}")
+    return table
+
+
+def _phase_table(rows: Sequence[StepRow]) -> Table:
+    phases = ("forward", "backward", "optimizer", "rewiring")
+    caption = f"medians in ms, dense > truesparse; rewiring: of one in {rows[0].every} steps, shared out, and what it takes itself"
+    table = _table("where the step's time goes", caption, ("network", "density", "threads"), [*phases, "one rewiring"])
+    for row in rows:
+        given = (row.network, row.density, str(row.threads))
+        times = (f"{row.phases['dense'][phase] * 1e3:.2f} > {row.phases['sparse'][phase] * 1e3:.2f}" for phase in phases)
+        table.add_row(*given, *times, f"{(row.rewiring_seconds['sparse'] - row.plain_seconds['sparse']) * 1e3:.1f}")
+    return table
+
+
+def _memory_table(rows: Sequence[MemoryRow]) -> Table:
+    kinds = ("weights", "gradients", "optimizer", "topology")
+    caption = "training with AdamW and RigL in a process of its own; dense: weights, gradients and two moments, by arithmetic"
+    numbers = ("connections", *kinds, "bytes / connection", "peak", "before", "dense", "step", "rewiring step")
+    table = _table("memory", caption, ("layers", "sparsity"), numbers)
+    for row in rows:
+        held = (f"{row.bytes[kind] / 1e6:.1f} MB" for kind in kinds)
+        sizes = (f"{size / 1e9:.2f} GB" for size in (row.resident_peak, row.resident_before, row.dense_bytes))
+        times = (f"{row.step_seconds * 1e3:.0f} ms", f"{row.rewiring_seconds * 1e3:.0f} ms")
+        given = (f"{row.layers} of {row.size} x {row.size}", f"{row.sparsity:.1%}", f"{row.connections:,}")
+        table.add_row(*given, *held, f"{row.bytes_per_connection:.1f}", *sizes, *times)
+    return table
+
+
+def _time(way: str, seconds: Mapping[str, float], times_as_fast: Mapping[str, float]) -> str:
+    if way not in seconds:
+        return "-"
+    ratio = f" ({times_as_fast[way]:.2f}x)" if way in times_as_fast else ""
+    return f"{seconds[way] * 1e3:.2f} ms{ratio}"

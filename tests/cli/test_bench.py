@@ -1,0 +1,151 @@
+"""`truesparse bench`: every subcommand runs, writes what it promises, and ends as it should."""
+
+import json
+
+import pytest
+import torch
+
+from truesparse import _core
+from truesparse.bench import NETWORKS, LayerRow, MemoryRow, StepRow, work
+from truesparse.bench.networks import Density, Network
+from truesparse.bench.request import cores
+from truesparse.cli.main import run
+from truesparse.ops.cpu import MatrixKernels
+
+QUICK = ["--threads", "1", "--seconds", "0.01"]
+
+
+@pytest.fixture(autouse=True)
+def _quick_and_put_back(monkeypatch):
+    threads = torch.get_num_threads()
+    for name, value in (("PEAK_ROUNDS", 100), ("COPIED_FLOATS", 100), ("PEAK_TRIES", 1)):
+        monkeypatch.setattr(work, name, value)
+    yield
+    torch.set_num_threads(threads)
+    _core.use_isa("")
+
+
+def document(path, command, row):
+    found = json.loads(path.read_text())
+    assert (found["schema"], found["command"]) == (1, command)
+    assert {"processor", "instruction_set", "threads", "torch"} <= found["machine"].keys()
+    assert all(line.keys() == row.__dataclass_fields__.keys() for line in found["rows"])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "lines"),
+    [
+        ("linear", ["--shape", "16x8", "--shape", "8x8", "--batch", "3,4", "--sparsity", "0.5,0.75"], 16),
+        ("conv", ["--layer", "4,4,3,1,6", "--batch", "2", "--sparsity", "0.5"], 2),
+    ],
+)
+def test_layers(command, options, lines, tmp_path, capsys):
+    path = tmp_path / "x.json"
+    assert run(["bench", command, *options, *QUICK, "--isa", "scalar", "--json", str(path)]) == 0
+    found = document(path, command, LayerRow)
+    assert found["machine"]["instruction_set"] == "scalar"
+    assert _core.isa() != "scalar" or _core.supported_isas() == ["scalar"]
+    assert len(found["rows"]) == lines
+    assert [peak["threads"] for peak in found["peaks"]] == [1]
+    shown = capsys.readouterr()
+    for expected in (
+        "dense + mask",
+        "torch CSR",
+        "truesparse",
+        "forward + backward",
+        found["machine"]["processor"],
+        "scalar",
+        "peaks measured on 1",
+    ):
+        assert expected in shown.out
+    left_out = "torch CSR left out of 2 lines: torch has no convolution with a CSR weight"
+    assert (left_out in shown.out) == (command == "conv")
+    assert shown.err.splitlines()[-1].startswith(f"{lines}/{lines} ")
+
+
+def test_step(tmp_path, capsys, monkeypatch):
+    def tiny(batch):
+        return torch.randn(batch, 8), torch.randint(4, (batch,))
+
+    monkeypatch.setitem(NETWORKS, "tiny", Network("tiny", lambda: torch.nn.Linear(8, 4), tiny, 2, (Density(0.5), Density(epsilon=1))))
+    path = tmp_path / "x.json"
+    assert run(["bench", "step", "--network", "tiny", *QUICK, "--json", str(path)]) == 0
+    found = document(path, "step", StepRow)
+    assert [(row["density"], row["batch"]) for row in found["rows"]] == [("50 %", 2), ("epsilon 1", 2)]
+    shown = capsys.readouterr().out
+    for expected in ("whole training steps", "where the step's time goes", "one rewiring", "epsilon 1"):
+        assert expected in shown
+    assert (
+        run(["bench", "step", "--network", "tiny", "--sparsity", "0.75", "--batch", "3", "--budget", "uniform", *QUICK, "--json", "-"]) == 0
+    )
+    only_json = json.loads(capsys.readouterr().out)
+    assert [(row["density"], row["batch"], row["budget"]) for row in only_json["rows"]] == [("75 %", 3, "uniform")]
+
+
+def test_memory(tmp_path, capsys):
+    path = tmp_path / "x.json"
+    assert run(["bench", "memory", "--size", "64", "--layers", "1", "--sparsity", "0.5", "--threads", "1", "--json", str(path)]) == 0
+    (row,) = document(path, "memory", MemoryRow)["rows"]
+    assert (row["size"], row["connections"]) == (64, 2048)
+    assert "bytes / connection" in " ".join(capsys.readouterr().out.split())
+
+
+def test_page(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    result, readme, plot = tmp_path / "x.json", tmp_path / "README.md", tmp_path / "docs" / "speedup.png"
+    assert run(["bench", "linear", "--shape", "16x8", "--sparsity", "0.5,0.8,0.9", *QUICK, "--json", str(result)]) == 0
+    readme.write_text("# title\n<!-- bench -->\n<!-- /bench -->\n")
+    capsys.readouterr()
+    assert run(["bench", "page", str(result), "--into", str(readme), "--plot", str(plot)]) == 0
+    assert "16 -> 8, batch 256, forward, 1 thread: as fast as dense" in capsys.readouterr().out
+    assert "](docs/speedup.png)" in readme.read_text()
+    assert plot.exists()
+    assert run(["bench", "page", str(result)]) == 0
+    assert "| 16 -> 8 | 256 | 1 |" in capsys.readouterr().out
+
+
+def test_a_wrong_kernel_ends_with_1_and_one_line(capsys, tmp_path, monkeypatch):
+    spmm = MatrixKernels.spmm
+    monkeypatch.setattr(MatrixKernels, "spmm", lambda *given: spmm(*given) + 1)
+    assert run(["bench", "linear", "--shape", "16x8", "--sparsity", "0.5", *QUICK, "--json", str(tmp_path / "x.json")]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith("truesparse: 16 -> 8, 50.0% sparse: y of sparse is wrong: off by 1.00e+00")
+    assert shown.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["linear", "--sparsity", "1"], "--sparsity must be in [0, 1), got 1.0"),
+        (["linear", "--batch", "-1"], "--batch must be at least 1, got -1"),
+        (["linear", "--isa", "mmx"], "--isa: asks for an unknown instruction set 'mmx'"),
+        (["linear", "--threads", str(cores() + 1)], f"--threads must be from 1 to the {cores()} cores"),
+        (["linear", "--seconds", "0"], "--seconds must be greater than 0"),
+        (["linear", "--dtype", "float16"], "--dtype: unknown 'float16'"),
+        (["linear", "--pattern", "2:5"], "3072 -> 768: NM(n=2, m=5) needs columns divisible by 5"),
+        (["linear", "--json", "absent/x.json"], "Invalid value for --json: cannot write absent/x.json: there is no folder absent"),
+        (["conv", "--layer", "conv63"], "--layer: unknown 'conv63'"),
+        (["step", "--network", "gtp"], "--network: unknown 'gtp'; known are cifar-mlp, mnist-cnn, resnet20, gpt"),
+        (["step", "--budget", "erq"], "--budget: unknown 'erq'; known are uniform, er, erk"),
+        (["memory", "--size", "0"], "--size must be at least 1, got 0"),
+        (["page", "absent.json"], "cannot read absent.json: No such file or directory"),
+    ],
+)
+def test_wrong_requests_end_with_2_and_one_line(arguments, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("truesparse.bench.work.measure_peaks", None)  # nothing is begun
+    assert run(["bench", *arguments]) == 2
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert shown.err.startswith(f"truesparse: {said}"), shown.err
+
+
+def test_the_help_names_what_there_is():
+    from truesparse.bench.request import CONVOLUTIONS
+    from truesparse.cli.bench import conv, step
+
+    assert all(name in str(step.__annotations__["network"]) for name in NETWORKS)
+    assert all(name in str(conv.__annotations__["layer"]) for name in CONVOLUTIONS)
