@@ -1,6 +1,7 @@
 #include "matrix.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "kernels.h"
 #include "threads.h"
@@ -10,7 +11,6 @@ namespace truesparse {
 namespace {
 
 constexpr int64_t nearest_cache = 40 << 10;   // bytes of packed source per block: most of a first-level cache
-constexpr int64_t all_dy = 1 << 20;             // bytes of packed dy held at a time, per thread
 constexpr int64_t prefetch_parts = 8;           // the next block is asked for in so many steps
 constexpr int64_t all_sums = 512 << 10;         // bytes of packed target that are kept whole
 constexpr int64_t some_sums = 128 << 10;        // bytes of packed target at a time otherwise
@@ -125,24 +125,49 @@ void spmv(const Kernels<T>& k, const Layout& layout, const T* values, const T* b
   });
 }
 
-// One tile's part of dvalues for some rows and one block of columns. x is packed just before its use, always to the same place;
-// `ahead`: this thread also asks for the samples of the next block.
+// One tile's part of dvalues for some rows and one block of columns. x is packed just before its use, always to the same place.
 template <class T>
-void sddmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, bool ahead, const T* x,
-                 const T* dtarget, T* source, T* dvalues) {
+void sddmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* x, const T* dtarget,
+                 T* source, T* dvalues) {
   const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes, together = blocks_at_once<T>(layout, tiling.width());
   const int64_t first = block * layout.width, last = std::min(layout.columns, first + together * layout.width);
   const int64_t next = std::min(layout.columns, last + together * layout.width);
-  const int64_t samples = tiling.samples(tile), parts = ahead ? prefetch_parts : 1, height = end - begin;
+  const int64_t samples = tiling.samples(tile), parts = prefetch_parts, height = end - begin;
   const T* from = x + tile * tiling.width() * layout.columns;
   source -= first * width;
   pack_tile(tiling, tile, first, last, layout.columns, x, source);
   for (int64_t part = 0; part < parts; ++part) {
-    if (ahead) prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, last, next);
+    prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, last, next);
     const Connections<T> c{begin + height * part / parts, begin + height * (part + 1) / parts, layout.start(block), layout.start(block + together),
                            layout.indices, nullptr, width, layout.alike};
     tiling.k.sddmm(c, vectors, tile == 0, source, dtarget, width, dvalues);
   }
+}
+
+// How the work of the backward is shared out: parts of rows (of tiles, for dx) times parts of columns.
+struct Grid {
+  int64_t rows, columns;
+};
+
+// What each thread packs for itself is dy for each part of columns and x for each part of rows. Few blocks of columns or few tiles make
+// uneven parts. The cheapest for the thread that has most to do:
+Grid share(const Layout& layout, bool dvalues, bool dx, int64_t blocks, int64_t tiles, int64_t threads) {
+  constexpr double pack_cost = 12;  // of a feature, in connections
+  const auto largest = [](int64_t whole, int64_t parts) { return static_cast<double>(divide_up(whole, parts)) / static_cast<double>(std::max<int64_t>(1, whole)); };
+  Grid best{1, 1};
+  double least = 1e300;
+  for (int64_t columns = 1; columns <= threads; ++columns) {
+    const int64_t rows = threads / columns;
+    const double of_rows = largest(layout.rows, rows), of_tiles = largest(tiles, rows), of_blocks = largest(blocks, columns);
+    double cost = static_cast<double>(layout.rows) * pack_cost;
+    if (dvalues) cost += of_blocks * (of_rows * static_cast<double>(layout.nnz()) + static_cast<double>(layout.columns) * pack_cost);
+    if (dx) cost += of_tiles * static_cast<double>(layout.nnz()) / static_cast<double>(columns);
+    if (cost < least) {
+      least = cost;
+      best = {rows, columns};
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -184,8 +209,8 @@ void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* 
   parallel_for(ready + t.tiles * parts, threads, one, ready);
 }
 
-// One parallel region per group of tiles: dy is packed and the values are put in the order of the transpose; then rows of dx and
-// blocks of dvalues, all of which read the packed dy, are shared out together.
+// Threads share no packed data: another core's cache is slower to read than a tile is to pack again. Each takes the connections of
+// some rows and some columns for dvalues, and of some tiles and the same columns for dx. Every sum has one owner and one order.
 template <class T>
 void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x, T* dvalues, T* dx, T* dbias,
                      int64_t batch, int64_t threads) {
@@ -204,56 +229,48 @@ void matrix_backward(const Layout& layout, const Layout* transposed, const T* va
   if (!dx && !dvalues && !dbias) return;
 
   const Tiling<T> t = tiling(k, batch, 1);  // the sums must not depend on the number of threads
-  const int64_t width = t.width(), together = blocks_at_once<T>(layout, width);
+  const int64_t width = t.width(), together = blocks_at_once<T>(layout, width), blocks = divide_up(layout.blocks, together);
+  const Grid grid = share(layout, dvalues, dx, blocks, t.tiles, threads);
+  const auto rows = partition(layout, grid.rows);
+  const auto columns = dx ? partition(*transposed, grid.columns) : std::vector<int64_t>{};
+  const auto part_of = [](const std::vector<int64_t>& bounds, int64_t part) {
+    const auto last = static_cast<int64_t>(bounds.size()) - 1;
+    return std::pair(bounds[std::min(part, last)], bounds[std::min(part + 1, last)]);
+  };
+
   const size_t gathered_bytes = dx ? lines<T>(layout.nnz()) : 0, target_bytes = lines<T>(layout.rows * width);
   const size_t source_bytes = dvalues ? lines<T>(together * layout.width * width) : 0;
   const size_t sums_bytes = dx ? lines<T>(std::min(layout.columns, rows_at_once<T>(*transposed, width)) * width) : 0;
-  const size_t own_bytes = std::max(source_bytes, sums_bytes);
-  const int64_t group = std::clamp<int64_t>(threads * all_dy / static_cast<int64_t>(target_bytes + 1), 1, t.tiles);
-  const Workspace scratch(gathered_bytes + target_bytes * group + own_bytes * threads);
+  const size_t own_bytes = target_bytes + std::max(source_bytes, sums_bytes);
+  const Workspace scratch(gathered_bytes + own_bytes * threads);
   T* gathered = scratch.as<T>();
-  const auto target = [&](int64_t i) { return scratch.as<T>(gathered_bytes + target_bytes * i); };
-  const auto own = [&](int64_t slot) { return scratch.as<T>(gathered_bytes + target_bytes * group + own_bytes * slot); };
+  const int64_t chunks = dx ? divide_up(layout.nnz(), chunk_of_values) : 0;
 
-  // dvalues is shared out by blocks of columns, and by rows too where there are few blocks.
-  const int64_t blocks = dvalues ? divide_up(layout.blocks, together) : 1;
-  const auto rows = partition(layout, threads == 1 ? 1 : divide_up(4 * threads, blocks));
-  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, block_items = dvalues || dbias ? blocks * parts : 0;
-  const auto columns = dx ? partition(*transposed, threads == 1 ? 1 : divide_up(8 * threads, group)) : std::vector<int64_t>{0};
-  const int64_t column_parts = static_cast<int64_t>(columns.size()) - 1;
-  const int64_t pack_chunks = divide_up(layout.rows, chunk_of_features), gather_chunks = dx ? divide_up(layout.nnz(), chunk_of_values) : 0;
-
-  for (int64_t start = 0; start < t.tiles; start += group) {
-    const int64_t count = std::min(group, t.tiles - start);
-    const auto pack_dy = [&](int64_t item) {
-      const int64_t i = item / pack_chunks, begin = item % pack_chunks * chunk_of_features;
-      pack_tile(t, start + i, begin, std::min(layout.rows, begin + chunk_of_features), layout.rows, dy, target(i));
-    };
-    const auto gather_values = [&](int64_t item) {
+  auto one = [&](int64_t slot, int64_t item) {
+    if (item < chunks) {
       const int64_t begin = item * chunk_of_values;
       k.gather(values, transposed->permutation + begin, std::min(layout.nnz() - begin, chunk_of_values), gathered + begin);
-    };
-    const auto rows_of_dx = [&](int64_t slot, int64_t item) {
-      const int64_t i = item / column_parts, part = item % column_parts;
-      spmm_rows(*transposed, t, start + i, columns[part], columns[part + 1], gathered, static_cast<const T*>(nullptr), target(i), own(slot), dx);
-    };
-    const auto block_of_dvalues = [&](int64_t slot, int64_t item) {
-      const int64_t block = item / parts * together, begin = rows[item % parts], end = rows[item % parts + 1];
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t tile = start + i, vectors = t.vectors_of(tile);
-        if (dbias && !block) k.sum(begin, end, vectors, tile == 0, target(i), vectors * k.lanes, dbias);
-        if (dvalues) sddmm_block(layout, t, tile, begin, end, block, threads == 1, x, target(i), own(slot), dvalues);
+      return;
+    }
+    const int64_t row_part = (item - chunks) / grid.columns, column_part = (item - chunks) % grid.columns;
+    const auto [row, row_end] = part_of(rows, row_part);
+    T* dtarget = scratch.as<T>(gathered_bytes + own_bytes * slot);
+    T* own = dtarget + target_bytes / sizeof(T);
+    for (int64_t tile = 0; tile < t.tiles; ++tile) {
+      const bool own_tile = dx && tile % grid.rows == row_part;
+      if (own_tile) pack_tile(t, tile, 0, layout.rows, layout.rows, dy, dtarget);
+      else pack_tile(t, tile, row, row_end, layout.rows, dy, dtarget);
+      if (own_tile) {
+        const auto [column, column_end] = part_of(columns, column_part);
+        spmm_rows(*transposed, t, tile, column, column_end, gathered, static_cast<const T*>(nullptr), dtarget, own, dx);
       }
-    };
-    const int64_t packed = count * pack_chunks, ready = packed + (start ? 0 : gather_chunks), dx_done = ready + count * column_parts;
-    auto one = [&](int64_t slot, int64_t item) {
-      if (item < packed) pack_dy(item);
-      else if (item < ready) gather_values(item - packed);
-      else if (item < dx_done) rows_of_dx(slot, item - ready);
-      else block_of_dvalues(slot, item - dx_done);
-    };
-    parallel_for(dx_done + block_items, threads, one, ready);
-  }
+      if (dbias && !column_part) k.sum(row, row_end, t.vectors_of(tile), tile == 0, dtarget, t.vectors_of(tile) * k.lanes, dbias);
+      if (!dvalues) continue;
+      for (int64_t block = blocks * column_part / grid.columns; block < blocks * (column_part + 1) / grid.columns; ++block)
+        sddmm_block(layout, t, tile, row, row_end, block * together, x, dtarget, own, dvalues);
+    }
+  };
+  parallel_for(chunks + grid.rows * grid.columns, threads, one, chunks);
 }
 
 #define INSTANTIATE(T)                                                                                                   \
