@@ -31,7 +31,7 @@ void bind_verbs(nb::module_& m, const char* suffix) {
   m.def(
       name("matrix_spmm").c_str(),
       [](const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t threads) {
-        matrix_spmm(layout, at<const T>(values), at<const T>(bias), at<const T>(x), at<T>(y), batch, threads);
+        matrix_spmm(layout, at<const T>(values), at<const T>(bias), at<const T>(x), at<T>(y), batch, 1, threads);
       },
       Release(), "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
   m.def(
@@ -39,7 +39,7 @@ void bind_verbs(nb::module_& m, const char* suffix) {
       [](const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues, Address dx, Address dbias,
          int64_t batch, int64_t threads) {
         matrix_backward(layout, transposed, at<const T>(values), at<const T>(dy), at<const T>(x), at<T>(dvalues), at<T>(dx), at<T>(dbias), batch,
-                        threads);
+                        1, threads);
       },
       Release(), "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a, "threads"_a);
   m.def(

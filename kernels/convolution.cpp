@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "matrix.h"
 #include "planes.h"
 #include "threads.h"
 #include "workspace.h"
@@ -117,6 +118,7 @@ template <class T>
 void convolution_spmm(const Convolution& c, const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, Pair size,
                       int64_t threads) {
   if (!batch || !layout.rows) return;
+  if (c.pointwise()) return matrix_spmm(layout, values, bias, x, y, batch * size.height * size.width, size.height * size.width, threads);
   const Kernels<T>& k = kernels<T>(current_isa());
   const Cut cuts = cut(k, c, batch, size, false, threads);
   const Planes<T> source(k, c.in_channels, size, c.padding, c.stride, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
@@ -145,6 +147,10 @@ void convolution_spmm(const Convolution& c, const Layout& layout, const T* value
 template <class T>
 void convolution_backward(const Convolution& c, const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x,
                           T* dvalues, T* dx, T* dbias, int64_t batch, Pair size, int64_t threads) {
+  if (c.pointwise()) {
+    const int64_t pixels = size.height * size.width;
+    return matrix_backward(layout, transposed, values, dy, x, dvalues, dx, dbias, batch * pixels, pixels, threads);
+  }
   const int64_t nnz = layout.nnz();
   const Kernels<T>& k = kernels<T>(current_isa());
   const Cut cuts = cut(k, c, batch, size, true, 8);

@@ -18,6 +18,11 @@ struct Convolution {
 
   int64_t taps() const { return kernel.height * kernel.width; }
   int64_t phases() const { return stride.height * stride.width; }
+  // Each pixel is a sample of a matrix.
+  bool pointwise() const {
+    const auto all = [](Pair pair, int64_t each) { return pair.height == each && pair.width == each; };
+    return all(kernel, 1) && all(stride, 1) && all(padding, 0) && groups == 1;
+  }
   int64_t channels_per_group() const { return in_channels / groups; }
   int64_t output(int64_t input, int64_t Pair::* axis) const {
     return (input + 2 * padding.*axis - dilation.*axis * (kernel.*axis - 1) - 1) / stride.*axis + 1;

@@ -1,6 +1,7 @@
 #include "matrix.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "kernels.h"
@@ -19,11 +20,12 @@ constexpr int64_t chunk_of_values = 32768;      // gathered as one item of work
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How the batch is cut into tiles of `vectors` vectors.
+// How the batch is cut into tiles of `vectors` vectors. `pixels` samples of one feature are side by side in the user's tensors: 1 in a
+// matrix, height x width in images of which each pixel is a sample.
 template <class T>
 struct Tiling {
   const Kernels<T>& k;
-  int64_t batch, vectors, tiles;
+  int64_t batch, pixels, vectors, tiles;
 
   int64_t width() const { return vectors * k.lanes; }
   int64_t samples(int64_t tile) const { return std::min(width(), batch - tile * width()); }
@@ -32,20 +34,52 @@ struct Tiling {
 
 // As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
 template <class T>
-Tiling<T> tiling(const Kernels<T>& k, int64_t batch, int64_t threads) {
+Tiling<T> tiling(const Kernels<T>& k, int64_t batch, int64_t pixels, int64_t threads) {
   const int64_t all = divide_up(batch, k.lanes);
   int64_t tiles = divide_up(all, k.tile_vectors);
   const int64_t even = divide_up(tiles, threads) * threads;
   if (all / even >= 2) tiles = even;
   const int64_t vectors = divide_up(all, tiles);
-  return {k, batch, vectors, divide_up(all, vectors)};
+  return {k, batch, pixels, vectors, divide_up(all, vectors)};
 }
 
+// Calls body(samples before it in the tile, samples, where its first feature is) for each image that a tile has samples of.
+template <class T, class Body>
+void for_images(const Tiling<T>& tiling, int64_t tile, int64_t features, Body&& body) {
+  const int64_t samples = tiling.samples(tile);
+  for (int64_t done = 0, count = 0; done < samples; done += count) {
+    const int64_t sample = tile * tiling.width() + done, pixel = sample % tiling.pixels;
+    count = std::min(tiling.pixels - pixel, samples - done);
+    body(done, count, (sample - pixel) * features + pixel);
+  }
+}
+
+// Features `begin` to `end` of a tile. Images are feature-major already: their rows are only brought together.
 template <class T>
 void pack_tile(const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* plain, T* packed) {
+  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, samples = tiling.samples(tile);
+  if (tiling.pixels == 1) {
+    tiling.k.pack({samples, width, features, end - begin, nullptr}, plain + tile * tiling.width() * features + begin, packed + begin * width);
+    return;
+  }
+  for_images(tiling, tile, features, [&](int64_t done, int64_t count, int64_t first) {
+    for (int64_t i = begin; i < end; ++i) std::memcpy(packed + i * width + done, plain + first + i * tiling.pixels, count * sizeof(T));
+  });
+  if (samples < width)
+    for (int64_t i = begin; i < end; ++i) std::fill(packed + i * width + samples, packed + (i + 1) * width, T(0));
+}
+
+// The other way; `packed` begins with feature `begin`.
+template <class T>
+void unpack_tile(const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* packed, T* plain) {
   const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
-  const Packing packing{tiling.samples(tile), width, features, end - begin, nullptr};
-  tiling.k.pack(packing, plain + tile * tiling.width() * features + begin, packed + begin * width);
+  if (tiling.pixels == 1) {
+    tiling.k.unpack({tiling.samples(tile), width, features, end - begin, nullptr}, packed, plain + tile * tiling.width() * features + begin);
+    return;
+  }
+  for_images(tiling, tile, features, [&](int64_t done, int64_t count, int64_t first) {
+    for (int64_t i = begin; i < end; ++i) std::memcpy(plain + first + i * tiling.pixels, packed + (i - begin) * width + done, count * sizeof(T));
+  });
 }
 
 // Blocks of the layout that are walked as one, so that their packed source fills the nearest cache.
@@ -60,12 +94,21 @@ int64_t rows_at_once(const Layout& layout, int64_t width) {
   return all <= all_sums ? layout.rows : std::max<int64_t>(1, some_sums / (width * static_cast<int64_t>(sizeof(T))));
 }
 
-// Asks for a part of what the next block will be packed from, while the processor is busy multiplying.
+// Asks for part `part` of `parts` of the features `begin` to `end` of a tile, while the processor is busy multiplying.
 template <class T>
-void prefetch_samples(const T* x, int64_t stride, int64_t sample_begin, int64_t sample_end, int64_t column_begin, int64_t column_end) {
+void prefetch_tile(const Tiling<T>& tiling, int64_t tile, int64_t part, int64_t parts, int64_t begin, int64_t end, int64_t features, const T* x) {
   constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-  for (int64_t s = sample_begin; s < sample_end; ++s)
-    for (int64_t column = column_begin; column < column_end; column += line) __builtin_prefetch(x + s * stride + column, 0, 2);
+  const auto rows = [&](const T* from, int64_t first, int64_t last, int64_t stride, int64_t first_entry, int64_t last_entry) {
+    for (int64_t row = first; row < last; ++row)
+      for (int64_t entry = first_entry; entry < last_entry; entry += line) __builtin_prefetch(from + row * stride + entry, 0, 2);
+  };
+  const int64_t samples = tiling.samples(tile), count = end - begin;
+  if (tiling.pixels == 1)
+    rows(x + tile * tiling.width() * features, samples * part / parts, samples * (part + 1) / parts, features, begin, end);
+  else
+    for_images(tiling, tile, features, [&](int64_t, int64_t own, int64_t first) {
+      rows(x + first, begin + count * part / parts, begin + count * (part + 1) / parts, tiling.pixels, 0, own);
+    });
 }
 
 // Rows `begin` to `end` of a packed block of one tile. target: [end - begin, width] scratch.
@@ -86,8 +129,7 @@ void spmm_rows(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int6
     const int64_t last = std::min(end, row + rows);
     for (int64_t block = 0; block < layout.blocks; block += blocks_at_once<T>(layout, width))
       spmm_block(layout, tiling, tile, row, last, block, values, bias, source, target - row * width);
-    const Packing packing{tiling.samples(tile), width, layout.rows, last - row, nullptr};
-    tiling.k.unpack(packing, target, y + tile * tiling.width() * layout.rows + row);
+    unpack_tile(tiling, tile, row, last, layout.rows, target, y);
   }
 }
 
@@ -95,18 +137,17 @@ void spmm_rows(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int6
 template <class T>
 void spmm_by_blocks(const Layout& layout, const Tiling<T>& tiling, int64_t tile, const T* values, const T* bias, const T* x, T* source, T* target, T* y) {
   constexpr int64_t parts = prefetch_parts;
-  const int64_t samples = tiling.samples(tile), width = tiling.vectors_of(tile) * tiling.k.lanes, together = blocks_at_once<T>(layout, width);
-  const T* from = x + tile * tiling.width() * layout.columns;
+  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, together = blocks_at_once<T>(layout, width);
   for (int64_t block = 0; block < layout.blocks; block += together) {
     const int64_t begin = block * layout.width, end = std::min(layout.columns, begin + together * layout.width);
     const int64_t next = std::min(layout.columns, end + together * layout.width);
     pack_tile(tiling, tile, begin, end, layout.columns, x, source - begin * width);
     for (int64_t part = 0; part < parts; ++part) {
-      prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, end, next);
+      prefetch_tile(tiling, tile, part, parts, end, next, layout.columns, x);
       spmm_block(layout, tiling, tile, layout.rows * part / parts, layout.rows * (part + 1) / parts, block, values, bias, source - begin * width, target);
     }
   }
-  tiling.k.unpack({samples, width, layout.rows, layout.rows, nullptr}, target, y + tile * tiling.width() * layout.rows);
+  unpack_tile(tiling, tile, 0, layout.rows, layout.rows, target, y);
 }
 
 template <class T>
@@ -132,12 +173,11 @@ void sddmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, in
   const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes, together = blocks_at_once<T>(layout, tiling.width());
   const int64_t first = block * layout.width, last = std::min(layout.columns, first + together * layout.width);
   const int64_t next = std::min(layout.columns, last + together * layout.width);
-  const int64_t samples = tiling.samples(tile), parts = prefetch_parts, height = end - begin;
-  const T* from = x + tile * tiling.width() * layout.columns;
+  const int64_t parts = prefetch_parts, height = end - begin;
   source -= first * width;
   pack_tile(tiling, tile, first, last, layout.columns, x, source);
   for (int64_t part = 0; part < parts; ++part) {
-    prefetch_samples(from, layout.columns, samples * part / parts, samples * (part + 1) / parts, last, next);
+    prefetch_tile(tiling, tile, part, parts, last, next, layout.columns, x);
     const Connections<T> c{begin + height * part / parts, begin + height * (part + 1) / parts, layout.start(block), layout.start(block + together),
                            layout.indices, nullptr, width, layout.alike};
     tiling.k.sddmm(c, vectors, tile == 0, source, dtarget, width, dvalues);
@@ -173,11 +213,12 @@ Grid share(const Layout& layout, bool dvalues, bool dx, int64_t blocks, int64_t 
 }  // namespace
 
 template <class T>
-void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t threads) {
+void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t pixels,
+                 int64_t threads) {
   if (!batch || !layout.rows) return;
   const Kernels<T>& k = kernels<T>(current_isa());
-  if (too_few_for_a_tile(k, batch)) return spmv(k, layout, values, bias, x, y, batch, threads);
-  const Tiling<T> t = tiling(k, batch, threads);
+  if (pixels == 1 && too_few_for_a_tile(k, batch)) return spmv(k, layout, values, bias, x, y, batch, threads);
+  const Tiling<T> t = tiling(k, batch, pixels, threads);
   const int64_t width = t.width();
   const size_t source_bytes = lines<T>(layout.columns * width), target_bytes = lines<T>(std::min(layout.rows, rows_at_once<T>(layout, width)) * width);
   if (t.tiles >= threads) {
@@ -213,14 +254,14 @@ void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* 
 // some rows and some columns for dvalues, and of some tiles and the same columns for dx. Every sum has one owner and one order.
 template <class T>
 void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x, T* dvalues, T* dx, T* dbias,
-                     int64_t batch, int64_t threads) {
+                     int64_t batch, int64_t pixels, int64_t threads) {
   const Kernels<T>& k = kernels<T>(current_isa());
   if (!batch) {
     if (dvalues) std::fill(dvalues, dvalues + layout.nnz(), T(0));
     if (dbias) std::fill(dbias, dbias + layout.rows, T(0));
     return;
   }
-  if (dx && too_few_for_a_tile(k, batch)) {
+  if (dx && pixels == 1 && too_few_for_a_tile(k, batch)) {
     const Workspace gathered(lines<T>(layout.nnz()));
     gather(*transposed, values, gathered.as<T>(), threads);
     spmv(k, *transposed, gathered.as<T>(), static_cast<const T*>(nullptr), dy, dx, batch, threads);
@@ -228,7 +269,7 @@ void matrix_backward(const Layout& layout, const Layout* transposed, const T* va
   }
   if (!dx && !dvalues && !dbias) return;
 
-  const Tiling<T> t = tiling(k, batch, 1);  // the sums must not depend on the number of threads
+  const Tiling<T> t = tiling(k, batch, pixels, 1);  // the sums must not depend on the number of threads
   const int64_t width = t.width(), together = blocks_at_once<T>(layout, width), blocks = divide_up(layout.blocks, together);
   const Grid grid = share(layout, dvalues, dx, blocks, t.tiles, threads);
   const auto rows = partition(layout, grid.rows);
@@ -274,8 +315,8 @@ void matrix_backward(const Layout& layout, const Layout* transposed, const T* va
 }
 
 #define INSTANTIATE(T)                                                                                                   \
-  template void matrix_spmm<T>(const Layout&, const T*, const T*, const T*, T*, int64_t, int64_t);                       \
-  template void matrix_backward<T>(const Layout&, const Layout*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t);
+  template void matrix_spmm<T>(const Layout&, const T*, const T*, const T*, T*, int64_t, int64_t, int64_t);                       \
+  template void matrix_backward<T>(const Layout&, const Layout*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

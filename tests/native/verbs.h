@@ -105,7 +105,7 @@ template <class T>
 std::vector<T> spmm(const Layer& layer, const Numbers<T>& n, bool with_bias, int64_t threads) {
   std::vector<T> y = unwritten<T>(layer.outputs());
   const T* bias = with_bias ? n.bias.data() : nullptr;
-  if (layer.is_matrix) matrix_spmm(layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, threads);
+  if (layer.is_matrix) matrix_spmm(layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, 1, threads);
   else convolution_spmm(layer.convolution, layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, layer.size, threads);
   return y;
 }
@@ -118,7 +118,7 @@ Gradients<T> backward(const Layer& layer, const Numbers<T>& n, Need need, int64_
   T *dvalues = need.dvalues ? g.dvalues.data() : nullptr, *dx = need.dx ? g.dx.data() : nullptr, *dbias = need.dbias ? g.dbias.data() : nullptr;
   const Layout* transposed = need.dx ? &layer.transposed.view : nullptr;
   const T *values = need.dx ? n.values.data() : nullptr, *x = need.dvalues ? n.x.data() : nullptr;
-  if (layer.is_matrix) matrix_backward(layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, threads);
+  if (layer.is_matrix) matrix_backward(layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, 1, threads);
   else
     convolution_backward(layer.convolution, layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, layer.size,
                          threads);
