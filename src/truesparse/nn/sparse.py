@@ -38,11 +38,15 @@ class SparseLayer(TopologyLayer):
         """Which connections exist. Replaced by `truesparse.rewire` and `load_state_dict`, never changed in place."""
         # Whatever swaps a buffer (.to(device), deepcopy, assign=True), writes into it (an average of models) or moves its memory
         # (share_memory) is seen here: kernels have plans and addresses of the topology that they were made for.
-        seen = identity_of(self.indptr, self.indices)
-        if seen != self._seen or self._topology.indptr is not self.indptr or self._topology.indices is not self.indices:
-            make = Topology._trusted if self.indptr.is_meta else Topology
-            self._topology, self._seen = make(self.geometry.shape, self.indptr, self.indices), seen
-        return self._topology
+        indptr, indices = self._buffers["indptr"], self._buffers["indices"]  # each look-up as an attribute costs a microsecond
+        assert indptr is not None
+        assert indices is not None
+        seen, topology = identity_of(indptr, indices), self._topology
+        if seen != self._seen or topology.indptr is not indptr or topology.indices is not indices:
+            make = Topology._trusted if indptr.is_meta else Topology
+            topology = make(self.geometry.shape, indptr, indices)
+            self._topology, self._seen = topology, seen
+        return topology
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -63,16 +67,16 @@ class SparseLayer(TopologyLayer):
             TypeError: if `input` and the values differ in dtype, outside of autocast.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
-        x = self._prepared(input)
+        x, values = self._prepared(input), self.values
         self.geometry.check_input(x)
-        if x.dtype != self.values.dtype:
+        if x.dtype != values.dtype:
             if not torch.is_autocast_enabled(x.device.type):
                 raise TypeError(
-                    f"expected an input of {self.values.dtype}, the dtype of the values, got {x.dtype}; "
+                    f"expected an input of {values.dtype}, the dtype of the values, got {x.dtype}; "
                     "convert the input, or the layer with .to(...)"
                 )
-            x = x.to(self.values.dtype)
-        y = ops.product(self.values, self._flat(x), self.bias, self._verbs())
+            x = x.to(values.dtype)
+        y = ops.product(values, self._flat(x), self.bias, self._verbs())
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
 

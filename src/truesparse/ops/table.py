@@ -86,7 +86,10 @@ def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Ver
     Raises:
         NotImplementedError: if no kernel of the family in force handles this device and dtype.
     """
-    wanted = family()
+    return topology.derived(_chosen, geometry, dtype, family())
+
+
+def _chosen(topology: Topology, geometry: Geometry, dtype: torch.dtype, wanted: str) -> Verbs:
     for kernel in KERNELS:
         if kernel.family == wanted and kernel.fits(topology, geometry, dtype):
             return topology.derived(kernel.build, geometry)
