@@ -198,6 +198,10 @@ class Pattern(ABC):
 
     def _counts(self, grid: Topology, shape: Shape) -> Tensor:
         groups, size = self._groups(shape)
+        if groups == 1:
+            return torch.tensor([grid.nnz], device=grid.device)
+        if size == grid.shape[1]:
+            return grid.fan_in.long()
         return torch.bincount(grid.keys // max(size, 1), minlength=groups)
 
     def _vacant(self, grid: Topology, shape: Shape, nnz: int) -> Tensor:

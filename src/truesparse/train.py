@@ -304,8 +304,7 @@ def _check_move(layer: TopologyLayer, move: Move) -> None:
     if move.new.shape != layer.topology.shape:
         raise ValueError(f"expected a topology of shape {layer.topology.shape}, got {move.new.shape}")
     layer.pattern.check(move.new)
-    grown = int(move.grown.sum())
-    if move.grown_values is not None and move.grown_values.shape != (grown,):
+    if move.grown_values is not None and move.grown_values.shape != (grown := int(move.grown.sum()),):
         raise ValueError(f"expected {grown} values, one for each grown connection, got shape {tuple(move.grown_values.shape)}")
 
 
