@@ -200,14 +200,16 @@ NB_MODULE(_core, m) {
 
   const auto push = [](auto type) {
     using T = decltype(type);
-    return [](TopK& self, Address slab, int64_t row_start, int64_t rows, int64_t columns, Address indptr, Address indices) {
-      self.push(at<const T>(slab), row_start, rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices));
+    return [](TopK& self, Address slab, int64_t row_start, int64_t rows, int64_t columns, Address indptr, Address indices, int64_t threads) {
+      self.push(at<const T>(slab), row_start, rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), threads);
     };
   };
   nb::class_<TopK>(m, "TopK")
       .def(nb::init<int64_t>(), "k"_a)
-      .def("push_float32", push(float{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a, "indices"_a)
-      .def("push_float64", push(double{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a, "indices"_a)
+      .def("push_float32", push(float{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a,
+           "indices"_a, "threads"_a)
+      .def("push_float64", push(double{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a,
+           "indices"_a, "threads"_a)
       .def(
           "result", [](TopK& self, Address keys) { return self.result(at<int64_t>(keys)); }, nb::call_guard<nb::gil_scoped_release>(), "keys"_a);
 

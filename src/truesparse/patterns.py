@@ -21,7 +21,7 @@ from .topology import Topology
 
 Shape = tuple[int, int]
 
-SLAB_ENTRIES = 1 << 22  # entries of a dense gradient held at one time
+SLAB_ENTRIES = 1 << 20  # entries of a dense gradient held at one time
 
 
 class AbsentGradients(Protocol):

@@ -83,6 +83,6 @@ def _drawn_by_rejection(present: Tensor, size: int, wanted: Tensor, generator: t
     drawn = torch.empty(0, dtype=torch.int64)
     while wanted.numel():
         keys = torch.randint(size, (wanted.numel(),), generator=generator).add_(wanted, alpha=size)
-        drawn, refused = merge.accepted(present, drawn, merge.ascending(keys))
+        drawn, refused = merge.accepted(present, drawn, merge.sort_(keys))
         wanted = refused.div_(size, rounding_mode="floor")
     return drawn

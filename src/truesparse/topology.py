@@ -175,7 +175,9 @@ class Topology:
         """`build(self, *settings)`, computed once. Never stale, because a topology cannot change."""
         key = (build, settings)
         if key not in self._derived:
-            self._derived[key] = build(self, *settings)
+            # What is built may hold the topology it is given. Were that this very object, the two would hold each other, and after
+            # each rewiring the old plans would stay in memory until Python looks for such circles.
+            self._derived[key] = build(Topology._trusted(self.shape, self.indptr, self.indices), *settings)
         return self._derived[key]
 
     def to(self, device: torch.device | str) -> Topology:
@@ -255,7 +257,7 @@ def _ascending(shape: tuple[int, int], keys: Tensor) -> Tensor:
         raise TypeError(f"positions are whole numbers, got {keys.dtype}; a mask goes to Topology.from_mask")
     keys = keys.to(torch.int64).flatten()
     if keys.numel() > 1 and not bool((keys[1:] > keys[:-1]).all()):
-        keys = merge.ascending(keys)
+        keys = merge.sort_(keys.clone())
         if bool((keys[1:] == keys[:-1]).any()):
             twice = int(keys[1:][keys[1:] == keys[:-1]][0])
             raise ValueError(f"each connection may be given once, got position {twice} twice; pass unique positions")

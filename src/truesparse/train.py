@@ -232,11 +232,7 @@ class _Absent:
         self.name, self.layer, self.samples = name, layer, samples
 
     def rows(self, start: int, stop: int) -> Tensor:
-        first, *others = self._recorded()
-        total = self.layer.gradient_rows(first, start, stop)
-        for sample in others:
-            total = total + self.layer.gradient_rows(sample, start, stop)
-        return total
+        return self.layer.gradient_rows(self._recorded(), start, stop)
 
     def top(self, kept: Topology, count: int) -> Tensor:
         return self.layer.top_gradients(self._recorded(), kept, count)
