@@ -51,7 +51,7 @@ void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32
   // runs (of whole channels) have different keys.
   constexpr int64_t connections_of_run = int64_t{1} << 18;
   const int64_t runs_wanted = std::max<int64_t>(1, indptr[rows] / connections_of_run);
-  const int64_t width = std::max<int64_t>(1, (columns / factor + runs_wanted - 1) / runs_wanted) * factor;
+  const int64_t channels = (columns + factor - 1) / factor, width = std::max<int64_t>(1, (channels + runs_wanted - 1) / runs_wanted) * factor;
   const int64_t runs = std::max<int64_t>(1, (columns + width - 1) / width);
   std::vector<int32_t> starts(static_cast<size_t>((runs + 1) * rows));
   block_starts(rows, indptr, indices, width, runs, starts.data(), threads);

@@ -102,8 +102,9 @@ def followed(columns: int, old: Connections, new: Connections) -> Tensor:
     if not _here(*old, *new):
         return position_in(key_of_each(columns, old), key_of_each(columns, new))
     source = torch.empty(new[1].numel(), dtype=torch.int64)
-    addresses = (array.data_ptr() for array in (*old, *new))
-    _core.follow(new[0].numel() - 1, columns, *addresses, source.data_ptr(), threads_for(old[1].numel() + new[1].numel()))
+    threads = threads_for(old[1].numel() + new[1].numel())
+    before, after = (old[0].data_ptr(), old[1].data_ptr()), (new[0].data_ptr(), new[1].data_ptr())
+    _core.follow(new[0].numel() - 1, columns, *before, *after, source.data_ptr(), threads)
     return source
 
 
@@ -139,8 +140,8 @@ def accepted(present: Tensor, taken: Tensor, drawn: Tensor) -> tuple[Tensor, Ten
     """
     present, taken, drawn = present.contiguous(), taken.contiguous(), drawn.contiguous()
     merged, refused = torch.empty(taken.numel() + drawn.numel(), dtype=torch.int64), torch.empty_like(drawn)
-    arrays = (argument for array in (present, taken, drawn) for argument in (array.data_ptr(), array.numel()))
-    count = _core.accept(*arrays, merged.data_ptr(), refused.data_ptr())
+    first, second, third = ((array.data_ptr(), array.numel()) for array in (present, taken, drawn))
+    count = _core.accept(*first, *second, *third, merged.data_ptr(), refused.data_ptr())
     return merged[: taken.numel() + count], refused[: drawn.numel() - count]
 
 

@@ -92,7 +92,7 @@ def test_positions_beyond_32_bits() -> None:
     assert result_of(best, 2).tolist() == [5]  # the row's own width counts, here 2: position 2 * 2 + 1
 
 
-@pytest.mark.parametrize("kind", ["normal", "rising", "ties", "zeros", "near", "wide", "NaN"])
+@pytest.mark.parametrize("kind", ["normal", "rising", "ties", "zeros", "near", "wide", "NaN", "late"])
 def test_many_more_than_are_held_at_once(kind: str, dtype: torch.dtype, threads: int) -> None:
     kept = random_topology(1500, 1000, 0.05)
     gradient = torch.randn(1500, 1000, dtype=dtype)
@@ -108,5 +108,9 @@ def test_many_more_than_are_held_at_once(kind: str, dtype: torch.dtype, threads:
         gradient = gradient.sign() * torch.pow(torch.tensor(10, dtype=dtype), gradient * 15)
     elif kind == "NaN":
         gradient[100:] = float("nan")
+    elif kind == "late":  # when the list has been thinned out, a few come that are among the last to be taken
+        gradient[530:] = 0
+        best = gradient.masked_fill(kept.mask(), 0).abs().flatten().sort(descending=True).values
+        gradient[1400, ::10] = best[4980]
     for k in (1, 5000, 200_000):
         assert torch.equal(pushed(gradient, kept, k, 1500), by_sorting(gradient, kept, k))
