@@ -8,6 +8,7 @@
 #include "layout.h"
 #include "matrix.h"
 #include "peak.h"
+#include "rewiring.h"
 #include "threads.h"
 #include "top_k.h"
 
@@ -60,6 +61,78 @@ void bind_verbs(nb::module_& m, const char* suffix) {
       "height"_a, "width"_a, "threads"_a);
 }
 
+void bind_rewiring(nb::module_& m) {
+  using Release = nb::call_guard<nb::gil_scoped_release>;
+  m.def(
+      "row_of_each", [](int64_t rows, Address indptr, Address row) { row_of_each(rows, at<const int32_t>(indptr), at<int32_t>(row)); },
+      Release(), "rows"_a, "indptr"_a, "row"_a);
+  m.def(
+      "key_of_each",
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address keys) {
+        key_of_each(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<int64_t>(keys));
+      },
+      Release(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "keys"_a);
+  m.def(
+      "compress",
+      [](int64_t rows, int64_t columns, Address keys, int64_t count, Address indptr, Address indices) {
+        compress(rows, columns, at<const int64_t>(keys), count, at<int32_t>(indptr), at<int32_t>(indices));
+      },
+      Release(), "rows"_a, "columns"_a, "keys"_a, "count"_a, "indptr"_a, "indices"_a);
+  m.def(
+      "kept_starts",
+      [](int64_t rows, Address indptr, Address kept, Address kept_indptr) {
+        return kept_starts(rows, at<const int32_t>(indptr), at<const bool>(kept), at<int32_t>(kept_indptr));
+      },
+      Release(), "rows"_a, "indptr"_a, "kept"_a, "kept_indptr"_a);
+  m.def(
+      "keep",
+      [](int64_t rows, Address indptr, Address indices, Address kept, Address kept_indptr, Address kept_indices, int64_t threads) {
+        keep(rows, at<const int32_t>(indptr), at<const int32_t>(indices), at<const bool>(kept), at<const int32_t>(kept_indptr),
+             at<int32_t>(kept_indices), threads);
+      },
+      Release(), "rows"_a, "indptr"_a, "indices"_a, "kept"_a, "kept_indptr"_a, "kept_indices"_a, "threads"_a);
+  m.def(
+      "grow",
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address keys, int64_t count, Address grown_indptr,
+         Address grown_indices, int64_t threads) {
+        return grow(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int64_t>(keys), count,
+                    at<int32_t>(grown_indptr), at<int32_t>(grown_indices), threads);
+      },
+      Release(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "keys"_a, "count"_a, "grown_indptr"_a, "grown_indices"_a, "threads"_a);
+  m.def(
+      "follow",
+      [](int64_t rows, int64_t columns, Address old_indptr, Address old_indices, Address new_indptr, Address new_indices, Address source, int64_t threads) {
+        follow(rows, columns, at<const int32_t>(old_indptr), at<const int32_t>(old_indices), at<const int32_t>(new_indptr),
+               at<const int32_t>(new_indices), at<int64_t>(source), threads);
+      },
+      Release(), "rows"_a, "columns"_a, "old_indptr"_a, "old_indices"_a, "new_indptr"_a, "new_indices"_a, "source"_a, "threads"_a);
+  m.def(
+      "move",
+      [](int64_t bytes, Address array, Address source, int64_t count, Address fill, Address moved, int64_t threads) {
+        move(bytes, at<const void>(array), at<const int64_t>(source), count, at<const void>(fill), at<void>(moved), threads);
+      },
+      Release(), "bytes"_a, "array"_a, "source"_a, "count"_a, "fill"_a, "moved"_a, "threads"_a);
+  const auto bind_lowest = [&m](const char* name, auto type) {
+    using T = decltype(type);
+    m.def(
+        name,
+        [](Address scores, int64_t size, int64_t count, Address indices, int64_t threads) {
+          lowest(at<const T>(scores), size, count, at<int64_t>(indices), threads);
+        },
+        Release(), "scores"_a, "size"_a, "count"_a, "indices"_a, "threads"_a);
+  };
+  bind_lowest("lowest_float32", float{});
+  bind_lowest("lowest_float64", double{});
+  m.def(
+      "accept",
+      [](Address present, int64_t present_count, Address taken, int64_t taken_count, Address drawn, int64_t drawn_count, Address merged,
+         Address refused) {
+        return accept(at<const int64_t>(present), present_count, at<const int64_t>(taken), taken_count, at<const int64_t>(drawn), drawn_count,
+                      at<int64_t>(merged), at<int64_t>(refused));
+      },
+      Release(), "present"_a, "present_count"_a, "taken"_a, "taken_count"_a, "drawn"_a, "drawn_count"_a, "merged"_a, "refused"_a);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -94,10 +167,10 @@ NB_MODULE(_core, m) {
 
   m.def(
       "block_starts",
-      [](int64_t rows, Address indptr, Address indices, int64_t width, int64_t blocks, Address starts) {
-        block_starts(rows, at<const int32_t>(indptr), at<const int32_t>(indices), width, blocks, at<int32_t>(starts));
+      [](int64_t rows, Address indptr, Address indices, int64_t width, int64_t blocks, Address starts, int64_t threads) {
+        block_starts(rows, at<const int32_t>(indptr), at<const int32_t>(indices), width, blocks, at<int32_t>(starts), threads);
       },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "width"_a, "blocks"_a, "starts"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "width"_a, "blocks"_a, "starts"_a, "threads"_a);
   m.def(
       "rows_alike",
       [](int64_t rows, Address indptr, Address indices, int64_t rows_per_group) {
@@ -106,11 +179,13 @@ NB_MODULE(_core, m) {
       nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "rows_per_group"_a);
   m.def(
       "transpose",
-      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation) {
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation,
+         int64_t threads) {
         transpose(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), columns, nullptr, 1, 1, at<int32_t>(t_indptr),
-                  at<int32_t>(t_indices), at<int32_t>(permutation));
+                  at<int32_t>(t_indices), at<int32_t>(permutation), threads);
       },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "t_indptr"_a, "t_indices"_a, "permutation"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "t_indptr"_a, "t_indices"_a, "permutation"_a,
+      "threads"_a);
   m.def(
       "transpose_convolution",
       [](const Convolution& convolution, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation) {
@@ -119,19 +194,22 @@ NB_MODULE(_core, m) {
       },
       nb::call_guard<nb::gil_scoped_release>(), "convolution"_a, "indptr"_a, "indices"_a, "t_indptr"_a, "t_indices"_a, "permutation"_a);
 
+  bind_rewiring(m);
   bind_verbs<float>(m, "_float32");
   bind_verbs<double>(m, "_float64");
 
   const auto push = [](auto type) {
     using T = decltype(type);
-    return [](TopK& self, Address slab, int64_t row_start, int64_t rows, int64_t columns, Address indptr, Address indices) {
-      self.push(at<const T>(slab), row_start, rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices));
+    return [](TopK& self, Address slab, int64_t row_start, int64_t rows, int64_t columns, Address indptr, Address indices, int64_t threads) {
+      self.push(at<const T>(slab), row_start, rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), threads);
     };
   };
   nb::class_<TopK>(m, "TopK")
       .def(nb::init<int64_t>(), "k"_a)
-      .def("push_float32", push(float{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a, "indices"_a)
-      .def("push_float64", push(double{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a, "indices"_a)
+      .def("push_float32", push(float{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a,
+           "indices"_a, "threads"_a)
+      .def("push_float64", push(double{}), nb::call_guard<nb::gil_scoped_release>(), "slab"_a, "row_start"_a, "rows"_a, "columns"_a, "indptr"_a,
+           "indices"_a, "threads"_a)
       .def(
           "result", [](TopK& self, Address keys) { return self.result(at<int64_t>(keys)); }, nb::call_guard<nb::gil_scoped_release>(), "keys"_a);
 

@@ -68,8 +68,8 @@ struct Kernels {
   void (*spmv)(const Connections<T>& connections, const T* bias, const T* x, T* y);
   // to[i] = x[at[i]]
   void (*gather)(const T* x, const int32_t* at, int64_t count, T* to);
-  // First index in [from, size) with |row[i]| >= threshold, or size.
-  int64_t (*scan)(const T* row, int64_t from, int64_t size, T threshold);
+  // The indices of all entries with |entry| >= threshold, ascending, into found [size]. Returns how many.
+  int64_t (*scan)(const T* entries, int64_t size, T threshold, int32_t* found);
 };
 
 template <class T>

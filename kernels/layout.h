@@ -22,7 +22,8 @@ struct Layout {
 };
 
 // Fills starts, [blocks + 1, rows], for blocks of `width` columns.
-void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts);
+void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts,
+                  int64_t threads = 1);
 
 // The largest of 4, 2 and 1 such that rows i * alike to i * alike + alike - 1 have the same indices for all i, none of them across
 // a multiple of `rows_per_group`. Blocks have such rows; a source loaded once then serves them all.
@@ -30,12 +31,14 @@ int64_t rows_alike(int64_t rows, const int32_t* indptr, const int32_t* indices, 
 
 // Sorts connections by key, stable. Connection p of row r has the key keys[group(r) * columns + indices[p]], in [0, targets), and
 // becomes index r * factor + indices[p] % factor. Fills t_indptr [targets + 1], t_indices and permutation [nnz].
+// Columns p and q with p / factor and q / factor different have no key in common where there are many connections.
 // A plain transpose has keys null (the column itself) and factor 1.
 void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, int64_t targets, const int32_t* keys,
-               int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation);
+               int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation, int64_t threads = 1);
 
 // Cuts the rows into at most `parts` runs of about equal work, connections + a little for the row itself: [parts + 1] boundaries.
-std::vector<int64_t> partition(const Layout& layout, int64_t parts);
+std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t parts);
+inline std::vector<int64_t> partition(const Layout& layout, int64_t parts) { return partition(layout.rows, layout.indptr, parts); }
 
 // values[permutation[p]] for all p.
 template <class T>

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 from training import Spy, backward, topologies, two_layers
 
-from truesparse import SET, MaskedLinear, Move, Rewirer, RigL, SparseLinear, Static, rewire, sparsify
+from truesparse import SET, MaskedLinear, Move, Rewirer, RigL, SparseLinear, Static, ops, rewire, sparsify
 from truesparse.nn import topology_layers
 
 
@@ -294,3 +294,31 @@ def test_a_layer_may_be_called_with_its_input_by_name():
     rewirer = Rewirer(layer, SGD(layer.parameters(), 0.1), RigL(), every=1, until=10)
     layer(input=torch.randn(4, 8)).pow(2).sum().backward()
     assert not rewirer.step()
+
+
+@pytest.mark.parametrize("kind", [SparseLinear, MaskedLinear])
+def test_gradients_of_several_backward_passes_add_up(kind):
+    layer = kind(7, 5, sparsity=0.5)
+    samples = [(torch.randn(3, 5), torch.randn(3, 7)) for _ in range(3)]
+    expected = sum(dy.T @ x for dy, x in samples)
+    torch.testing.assert_close(layer.gradient_rows(samples, 1, 4), expected[1:4])
+    empty = ~layer.topology.mask()
+    best = expected.abs().masked_fill(~empty, -1).flatten().topk(4).indices.sort().values
+    assert torch.equal(layer.top_gradients(samples, layer.topology, 4), best)
+
+
+@pytest.mark.parametrize("family", ["native", "reference"])
+def test_an_old_topology_and_its_plans_go_at_once(family):
+    layer = SparseLinear(30, 20, sparsity=0.5)
+    old = weakref.ref(layer.topology)
+    gc.collect()
+    gc.disable()
+    try:
+        with ops.use(family):
+            layer(torch.randn(4, 30, requires_grad=True)).sum().backward()
+            plan = weakref.ref(layer._verbs())
+            rewire(layer, None, made((20, 30), {(1, 2)}))
+        assert old() is None
+        assert plan() is None
+    finally:
+        gc.enable()

@@ -21,7 +21,7 @@ from .topology import Topology
 
 Shape = tuple[int, int]
 
-SLAB_ENTRIES = 1 << 22  # entries of a dense gradient held at one time
+SLAB_ENTRIES = 1 << 20  # entries of a dense gradient held at one time
 
 
 class AbsentGradients(Protocol):
@@ -198,6 +198,10 @@ class Pattern(ABC):
 
     def _counts(self, grid: Topology, shape: Shape) -> Tensor:
         groups, size = self._groups(shape)
+        if groups == 1:
+            return torch.tensor([grid.nnz], device=grid.device)
+        if size == grid.shape[1]:
+            return grid.fan_in.long()
         return torch.bincount(grid.keys // max(size, 1), minlength=groups)
 
     def _vacant(self, grid: Topology, shape: Shape, nnz: int) -> Tensor:

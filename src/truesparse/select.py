@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import merge
+
 
 def highest(scores: Tensor, counts: Tensor) -> Tensor:
     """Where the `counts[g]` highest scores of each group stand.
@@ -37,6 +39,9 @@ def highest(scores: Tensor, counts: Tensor) -> Tensor:
 
 def lowest(scores: Tensor, count: int) -> Tensor:
     """Ascending indices of the `count` lowest of `scores` [n]."""
+    found = merge.lowest(scores, count)
+    if found is not None:
+        return found
     chosen = highest(-scores[None], torch.tensor([count], device=scores.device))
     return chosen[0].nonzero().squeeze(1)
 
@@ -77,17 +82,7 @@ def _drawn_from_list(present: Tensor, total: int, size: int, counts: Tensor, gen
 def _drawn_by_rejection(present: Tensor, size: int, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
     drawn = torch.empty(0, dtype=torch.int64)
     while wanted.numel():
-        keys = wanted * size + torch.randint(size, (wanted.numel(),), generator=generator)
-        ordered, order = keys.sort(stable=True)
-        fresh = torch.ones_like(ordered, dtype=torch.bool)
-        fresh[1:] = ordered[1:] != ordered[:-1]
-        fresh &= ~_isin(present, ordered) & ~_isin(drawn, ordered)
-        drawn = torch.cat([drawn, ordered[fresh]]).sort().values
-        wanted = wanted[order[~fresh].sort().values]
+        keys = torch.randint(size, (wanted.numel(),), generator=generator).add_(wanted, alpha=size)
+        drawn, refused = merge.accepted(present, drawn, merge.sort_(keys))
+        wanted = refused.div_(size, rounding_mode="floor")
     return drawn
-
-
-def _isin(ascending: Tensor, keys: Tensor) -> Tensor:
-    if not ascending.numel():
-        return torch.zeros_like(keys, dtype=torch.bool)
-    return ascending[torch.searchsorted(ascending, keys).clamp_(max=ascending.numel() - 1)] == keys

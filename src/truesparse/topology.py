@@ -13,6 +13,8 @@ from typing import Any, TypeVar, TypeVarTuple
 import torch
 from torch import Tensor
 
+from . import merge
+
 T = TypeVar("T")
 Settings = TypeVarTuple("Settings")
 
@@ -64,28 +66,13 @@ class Topology:
             ValueError: if a position lies outside the matrix or is given twice.
             TypeError: if the positions are not integers.
         """
-        rows, columns = _checked_shape(shape)
-        if keys.numel() and (keys.is_floating_point() or keys.dtype == torch.bool):
-            raise TypeError(f"positions are whole numbers, got {keys.dtype}; a mask goes to Topology.from_mask")
-        keys = keys.to(torch.int64).flatten()
-        if keys.numel() > 1 and not bool((keys[1:] > keys[:-1]).all()):
-            keys = keys.sort().values
-            if bool((keys[1:] == keys[:-1]).any()):
-                twice = int(keys[1:][keys[1:] == keys[:-1]][0])
-                raise ValueError(f"each connection may be given once, got position {twice} twice; pass unique positions")
-        if keys.numel() and (int(keys[0]) < 0 or int(keys[-1]) >= rows * columns):
-            raise ValueError(f"positions in shape {(rows, columns)} lie in [0, {rows * columns}), got {int(keys[0])} to {int(keys[-1])}")
-        return cls._from_sorted_keys((rows, columns), keys)
+        shape = _checked_shape(shape)
+        return cls._from_sorted_keys(shape, _ascending(shape, keys))
 
     @classmethod
     def _from_sorted_keys(cls, shape: tuple[int, int], keys: Tensor) -> Topology:
-        rows, columns = shape
-        if keys.numel() > LARGEST_COUNT:
-            raise ValueError(f"a topology holds at most {LARGEST_COUNT} connections, got {keys.numel()}; split the layer")
-        row = keys // max(columns, 1)
-        indptr = torch.zeros(rows + 1, dtype=torch.int64, device=keys.device)
-        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=indptr[1:])
-        return cls._trusted(shape, indptr.to(torch.int32), (keys - row * columns).to(torch.int32))
+        _check_count(keys.numel())
+        return cls._trusted(shape, *merge.compressed(shape, keys))
 
     @classmethod
     def from_mask(cls, mask: Tensor) -> Topology:
@@ -111,6 +98,10 @@ class Topology:
         return 1.0 - self.nnz / self.size if self.size else 0.0
 
     @property
+    def _connections(self) -> merge.Connections:
+        return self.indptr, self.indices
+
+    @property
     def device(self) -> torch.device:
         return self.indices.device
 
@@ -128,14 +119,12 @@ class Topology:
     @property
     def rows(self) -> Tensor:
         """Row of each connection, [nnz] int32."""
-        # Counting the row ends passed so far costs a third of repeat_interleave, which wakes up every thread for any size.
-        ends = torch.bincount(self.indptr[1:-1], minlength=self.nnz + 1)[: self.nnz]
-        return torch.cumsum(ends, 0, dtype=torch.int32)
+        return merge.row_of_each(self._connections)
 
     @property
     def keys(self) -> Tensor:
         """Linear position `row * columns + column` of each connection, [nnz] int64, ascending."""
-        return self.rows.to(torch.int64).mul_(self.shape[1]).add_(self.indices)
+        return merge.key_of_each(self.shape[1], self._connections)
 
     def mask(self) -> Tensor:
         """The dense [rows, columns] bool mask. Costs rows x columns: for tests, masked twins and pictures."""
@@ -155,11 +144,13 @@ class Topology:
 
     def contains(self, keys: Tensor) -> Tensor:
         """Which of the linear positions `keys` hold a connection, bool of the same shape."""
-        return _position_in(self.keys, keys) >= 0
+        return merge.position_in(self.keys, keys) >= 0
 
     def keep(self, kept: Tensor) -> Topology:
         """The connections where `kept` [nnz] bool is true."""
-        return Topology._from_sorted_keys(self.shape, self.keys[kept])
+        if kept.shape != self.indices.shape or kept.dtype != torch.bool:
+            raise ValueError(f"expected a bool of shape ({self.nnz},), one per connection, got {kept.dtype} {tuple(kept.shape)}")
+        return Topology._trusted(self.shape, *merge.kept(self.shape[1], self._connections, kept))
 
     def drop(self, dropped: Tensor) -> Topology:
         """Without the connections at the indices `dropped` (integers in [0, nnz))."""
@@ -173,22 +164,20 @@ class Topology:
         Raises:
             ValueError: if a position is outside the matrix, repeated, or already connected.
         """
-        grown = Topology.from_keys(self.shape, keys).keys
-        mine = self.keys
-        if bool((_position_in(mine, grown) >= 0).any()):
+        keys = _ascending(self.shape, keys)
+        _check_count(self.nnz + keys.numel())
+        grown = merge.grown(self.shape[1], self._connections, keys)
+        if grown is None:
             raise ValueError("a connection can grow only where there is none; some of the given positions are connected already")
-        merged = mine.new_empty(mine.numel() + grown.numel())
-        at = torch.searchsorted(mine, grown) + torch.arange(grown.numel(), device=mine.device)
-        old = torch.ones_like(merged, dtype=torch.bool)
-        old[at] = False
-        merged[at], merged[old] = grown, mine
-        return Topology._from_sorted_keys(self.shape, merged)
+        return Topology._trusted(self.shape, *grown)
 
     def derived(self, build: Callable[[Topology, *Settings], T], *settings: *Settings) -> T:
         """`build(self, *settings)`, computed once. Never stale, because a topology cannot change."""
         key = (build, settings)
         if key not in self._derived:
-            self._derived[key] = build(self, *settings)
+            # What is built may hold the topology it is given. Were that this very object, the two would hold each other, and after
+            # each rewiring the old plans would stay in memory until Python looks for such circles.
+            self._derived[key] = build(Topology._trusted(self.shape, self.indptr, self.indices), *settings)
         return self._derived[key]
 
     def to(self, device: torch.device | str) -> Topology:
@@ -236,10 +225,10 @@ class Move:
         """
         if not old.shape == survivors.shape == new.shape:
             raise ValueError(f"a move stays within one shape, got {old.shape}, {survivors.shape} and {new.shape}")
-        keys = new.keys
-        source = _position_in(old.keys, keys)
+        columns = old.shape[1]
+        source = merge.followed(columns, survivors._connections, new._connections)
         if survivors is not old:
-            source = torch.where(survivors.contains(keys), source, -1)
+            source = merge.moved(merge.followed(columns, old._connections, survivors._connections), source, -1)
         return cls(old, new, source, grown_values)
 
     @property
@@ -251,9 +240,7 @@ class Move:
         """`array` [old.nnz] in the order of the new topology, [new.nnz], grown connections set to `fill`."""
         if array.shape != (self.old.nnz,):
             raise ValueError(f"expected an array of shape ({self.old.nnz},), one entry per connection, got {tuple(array.shape)}")
-        if not self.old.nnz:
-            return array.new_full((self.new.nnz,), fill)
-        return array[self.source.clamp(min=0)].masked_fill_(self.grown, fill)
+        return merge.moved(array, self.source, fill)
 
     def values(self, array: Tensor) -> Tensor:
         """Like calling the move, with grown connections set to their initial values."""
@@ -263,12 +250,25 @@ class Move:
         return moved
 
 
-def _position_in(ascending: Tensor, keys: Tensor) -> Tensor:
-    """Index of each key in `ascending`, or -1."""
-    if not ascending.numel():
-        return torch.full_like(keys, -1, dtype=torch.int64)
-    at = torch.searchsorted(ascending, keys).clamp_(max=ascending.numel() - 1)
-    return torch.where(ascending[at] == keys, at, -1)
+def _ascending(shape: tuple[int, int], keys: Tensor) -> Tensor:
+    """`keys` as ascending int64, checked."""
+    rows, columns = shape
+    if keys.numel() and (keys.is_floating_point() or keys.dtype == torch.bool):
+        raise TypeError(f"positions are whole numbers, got {keys.dtype}; a mask goes to Topology.from_mask")
+    keys = keys.to(torch.int64).flatten()
+    if keys.numel() > 1 and not bool((keys[1:] > keys[:-1]).all()):
+        keys = merge.sort_(keys.clone())
+        if bool((keys[1:] == keys[:-1]).any()):
+            twice = int(keys[1:][keys[1:] == keys[:-1]][0])
+            raise ValueError(f"each connection may be given once, got position {twice} twice; pass unique positions")
+    if keys.numel() and (int(keys[0]) < 0 or int(keys[-1]) >= rows * columns):
+        raise ValueError(f"positions in shape {(rows, columns)} lie in [0, {rows * columns}), got {int(keys[0])} to {int(keys[-1])}")
+    return keys
+
+
+def _check_count(nnz: int) -> None:
+    if nnz > LARGEST_COUNT:
+        raise ValueError(f"a topology holds at most {LARGEST_COUNT} connections, got {nnz}; split the layer")
 
 
 def _checked_shape(shape: tuple[int, int]) -> tuple[int, int]:

@@ -232,11 +232,7 @@ class _Absent:
         self.name, self.layer, self.samples = name, layer, samples
 
     def rows(self, start: int, stop: int) -> Tensor:
-        first, *others = self._recorded()
-        total = self.layer.gradient_rows(first, start, stop)
-        for sample in others:
-            total = total + self.layer.gradient_rows(sample, start, stop)
-        return total
+        return self.layer.gradient_rows(self._recorded(), start, stop)
 
     def top(self, kept: Topology, count: int) -> Tensor:
         return self.layer.top_gradients(self._recorded(), kept, count)
@@ -304,8 +300,7 @@ def _check_move(layer: TopologyLayer, move: Move) -> None:
     if move.new.shape != layer.topology.shape:
         raise ValueError(f"expected a topology of shape {layer.topology.shape}, got {move.new.shape}")
     layer.pattern.check(move.new)
-    grown = int(move.grown.sum())
-    if move.grown_values is not None and move.grown_values.shape != (grown,):
+    if move.grown_values is not None and move.grown_values.shape != (grown := int(move.grown.sum()),):
         raise ValueError(f"expected {grown} values, one for each grown connection, got shape {tuple(move.grown_values.shape)}")
 
 

@@ -28,13 +28,13 @@ def pushed(gradient: Tensor, kept: Topology, k: int, height: int) -> Tensor:
     push = best.push_float32 if gradient.dtype == torch.float32 else best.push_float64
     for start in range(0, rows, height):
         slab = gradient[start : start + height].contiguous()
-        push(slab.data_ptr(), start, slab.shape[0], columns, kept.indptr.data_ptr(), kept.indices.data_ptr())
+        push(slab.data_ptr(), start, slab.shape[0], columns, kept.indptr.data_ptr(), kept.indices.data_ptr(), torch.get_num_threads())
     return result_of(best, k)
 
 
 def result_of(best: _core.TopK, k: int) -> Tensor:
     keys = torch.full((k,), -1, dtype=torch.int64)
-    return keys[: best.result(keys.data_ptr())]
+    return keys[: best.result(keys.data_ptr())].sort().values
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "some NaN", "mostly NaN", "infinite"])
@@ -88,5 +88,29 @@ def test_positions_beyond_32_bits() -> None:
     rows, columns = 3, 2**31 - 1
     kept = Topology.from_keys((rows, columns), torch.tensor([2 * columns]))
     best, slab = _core.TopK(2), torch.tensor([5.0, 1.0])
-    best.push_float32(slab.data_ptr(), 2, 1, 2, kept.indptr.data_ptr(), kept.indices.data_ptr())
+    best.push_float32(slab.data_ptr(), 2, 1, 2, kept.indptr.data_ptr(), kept.indices.data_ptr(), 1)
     assert result_of(best, 2).tolist() == [5]  # the row's own width counts, here 2: position 2 * 2 + 1
+
+
+@pytest.mark.parametrize("kind", ["normal", "rising", "ties", "zeros", "near", "wide", "NaN", "late"])
+def test_many_more_than_are_held_at_once(kind: str, dtype: torch.dtype, threads: int) -> None:
+    kept = random_topology(1500, 1000, 0.05)
+    gradient = torch.randn(1500, 1000, dtype=dtype)
+    if kind == "rising":  # every entry is better than all before
+        gradient = torch.arange(1500 * 1000).view(1500, 1000).to(dtype)
+    elif kind == "ties":
+        gradient = gradient.round()
+    elif kind == "zeros":
+        gradient[:, 5:] = 0
+    elif kind == "near":  # all in one bucket of magnitudes
+        gradient = 1 + gradient * 1e-5
+    elif kind == "wide":
+        gradient = gradient.sign() * torch.pow(torch.tensor(10, dtype=dtype), gradient * 15)
+    elif kind == "NaN":
+        gradient[100:] = float("nan")
+    elif kind == "late":  # when the list has been thinned out, a few come that are among the last to be taken
+        gradient[530:] = 0
+        best = gradient.masked_fill(kept.mask(), 0).abs().flatten().sort(descending=True).values
+        gradient[1400, ::10] = best[4980]
+    for k in (1, 5000, 200_000):
+        assert torch.equal(pushed(gradient, kept, k, 1500), by_sorting(gradient, kept, k))

@@ -11,15 +11,16 @@ namespace truesparse::testing {
 namespace {
 
 template <class T>
-std::vector<int64_t> top_k(const Topology& t, const std::vector<T>& gradients, int64_t k, int64_t rows_per_slab) {
+std::vector<int64_t> top_k(const Topology& t, const std::vector<T>& gradients, int64_t k, int64_t rows_per_slab, int64_t threads) {
   TopK best(k);
   for (int64_t row = 0; row < t.rows; row += rows_per_slab) {
     const int64_t rows = std::min(rows_per_slab, t.rows - row);
     const std::vector<T> slab(gradients.begin() + row * t.columns, gradients.begin() + (row + rows) * t.columns);
-    best.push(slab.data(), row, rows, t.columns, t.indptr.data(), t.indices.data());
+    best.push(slab.data(), row, rows, t.columns, t.indptr.data(), t.indices.data(), threads);
   }
   std::vector<int64_t> keys = unwritten<int64_t>(std::min(k, t.rows * t.columns - t.nnz()));
   REQUIRE(best.result(keys.data()) == static_cast<int64_t>(keys.size()));
+  std::sort(keys.begin(), keys.end());
   return keys;
 }
 
@@ -72,7 +73,7 @@ TEST_CASE_TEMPLATE("top k", T, float, double) {
             CAPTURE(k);
             CAPTURE(isa);
             CAPTURE(rows_per_slab);
-            CHECK(difference(top_k(t, gradients, k, rows_per_slab), expected) == "");
+            CHECK(difference(top_k(t, gradients, k, rows_per_slab, rows_per_slab == 7 ? 1 : 3), expected) == "");
           }
       }
     }

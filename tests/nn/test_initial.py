@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from oracles import Watched
 
 from truesparse import NM, Block, FanIn, MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, Topology
 from truesparse.nn.initial import initial_bias, initial_values
@@ -75,3 +76,9 @@ def test_the_global_generator_is_used_without_one_and_left_alone_with_one():
 def test_sparsity_is_exact(sparsity, nnz):
     assert SparseLinear(4, 3, sparsity=sparsity).topology.nnz == nnz
     assert SparseConv2d(1, 3, 2, sparsity=sparsity).topology.nnz == nnz
+
+
+def test_a_large_layer_is_drawn_without_anything_of_rows_times_columns():
+    with Watched() as watched:
+        layer = SparseLinear(16384, 16384, sparsity=0.999)
+    assert watched.largest <= 2 * layer.topology.nnz

@@ -223,4 +223,4 @@ def test_largest_absent_gradients_rank_nan_last_and_ties_by_position(kind):
         assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected
     half = [(dy / 2, x), (dy / 2, x)]
     assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]
-    torch.testing.assert_close(layer.gradient_rows(half[0], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)
+    torch.testing.assert_close(layer.gradient_rows(half[:1], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .. import _core
 from ..geometry import Convolution
+from ..merge import threads_for
 from ..topology import Topology
 
 CONNECTIONS_PER_BLOCK = 8  # of a row, on average, at least: fewer would not pay for the block's pointers and sums
@@ -47,6 +48,7 @@ def transposed_blocks(topology: Topology) -> Blocked:
         indptr.data_ptr(),
         indices.data_ptr(),
         permutation.data_ptr(),
+        threads_for(topology.nnz),
     )
     return _blocked((columns, rows), indptr, indices, permutation, 1, columns)
 
@@ -97,7 +99,7 @@ def _blocked(
     width = min(math.ceil(width / whole) * whole, max(columns, 1))
     blocks = max(math.ceil(columns / width), 1)
     starts = torch.empty((blocks + 1) * rows, dtype=torch.int32)
-    _core.block_starts(rows, indptr.data_ptr(), indices.data_ptr(), width, blocks, starts.data_ptr())
+    _core.block_starts(rows, indptr.data_ptr(), indices.data_ptr(), width, blocks, starts.data_ptr(), threads_for(indices.numel()))
     where = 0 if permutation is None else permutation.data_ptr()
     alike = _core.rows_alike(rows, indptr.data_ptr(), indices.data_ptr(), rows_per_group)
     layout = _core.Layout(rows, columns, indptr.data_ptr(), indices.data_ptr(), where, starts.data_ptr(), blocks, width, alike)

@@ -120,8 +120,8 @@ class TopologyLayer(nn.Module):
         """The dense weight, shaped as in the dense layer. Differentiable."""
 
     @abstractmethod
-    def gradient_rows(self, sample: Sample, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the dense gradient of one backward pass, [stop - start, columns]."""
+    def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense gradient, summed over one or more backward passes, [stop - start, columns]."""
 
     @abstractmethod
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
@@ -145,9 +145,9 @@ class TopologyLayer(nn.Module):
         """The input with whatever happens before the kernel (padding by reflection and the like)."""
         return x
 
-    def _flat_sample(self, sample: Sample) -> Sample:
-        dy, x = (part.to(self.parameter.dtype) for part in sample)  # autocast runs the layers around this one in another
-        return self._flat(dy), self._flat(self._prepared(x))
+    def _flat_samples(self, samples: list[Sample]) -> list[Sample]:
+        dtype = self.parameter.dtype  # autocast runs the layers around this one in another
+        return [(self._flat(dy.to(dtype)), self._flat(self._prepared(x.to(dtype)))) for dy, x in samples]
 
     def extra_repr(self) -> str:
         topology = self.topology

@@ -89,20 +89,20 @@ class MaskedLayer(TopologyLayer):
         self.weight.data = weight
         self._set_topology(move.new)
 
-    def gradient_rows(self, sample: Sample, start: int, stop: int) -> Tensor:
-        return self._dense_gradient(sample)[start:stop]
+    def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
+        return self._dense_gradient(samples)[start:stop]
 
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
-        dense = torch.stack([self._dense_gradient(sample) for sample in samples]).sum(0).abs().flatten()
+        dense = self._dense_gradient(samples).abs().flatten()
         dense = dense.nan_to_num(nan=-0.5, posinf=torch.inf)  # NaN comes after every number
         dense[kept.keys] = -1.0
         return dense.sort(descending=True, stable=True).indices[: min(count, kept.size - kept.nnz)].sort().values
 
-    def _dense_gradient(self, sample: Sample) -> Tensor:
-        dy, x = self._flat_sample(sample)
-        weight = torch.zeros(self.geometry.weight_shape, dtype=x.dtype, device=x.device, requires_grad=True)
+    def _dense_gradient(self, samples: list[Sample]) -> Tensor:
+        dy, x = zip(*self._flat_samples(samples), strict=True)
+        weight = torch.zeros(self.geometry.weight_shape, dtype=x[0].dtype, device=x[0].device, requires_grad=True)
         with torch.enable_grad():
-            y = self.geometry.dense(x, weight, None)
+            y = [self.geometry.dense(one, weight, None) for one in x]
         return torch.autograd.grad(y, weight, dy)[0].flatten(1)
 
 

@@ -93,11 +93,11 @@ class SparseLayer(TopologyLayer):
         self._replace_values(move.values(self.values.detach()))
         self._set_topology(move.new)
 
-    def gradient_rows(self, sample: Sample, start: int, stop: int) -> Tensor:
-        return self._verbs().gradient_rows(*self._flat_sample(sample), start, stop)
+    def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
+        return ops.summed_rows(self._verbs().gradient_rows, self._flat_samples(samples), start, stop)
 
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
-        return self._verbs().top_gradients([self._flat_sample(sample) for sample in samples], kept, count)
+        return self._verbs().top_gradients(self._flat_samples(samples), kept, count)
 
     def _verbs(self) -> ops.Verbs:
         return ops.verbs_for(self.topology, self.geometry, self.values.dtype)

@@ -22,9 +22,10 @@ from ..formats.blocked import (
     transposed_channel_blocks,
 )
 from ..geometry import Convolution, Geometry, Matrix
+from ..merge import sort_, threads_for
 from ..patterns import SLAB_ENTRIES
 from ..topology import Topology
-from .verbs import Sample
+from .verbs import Sample, summed_rows
 
 Need = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -96,17 +97,11 @@ class _Kernels(ABC):
         height = max(1, SLAB_ENTRIES // max(columns, 1))
         for start in range(0, rows, height):
             stop = min(start + height, rows)
-            slab = self._summed_rows(samples, start, stop)
-            push(slab.data_ptr(), start, stop - start, columns, kept.indptr.data_ptr(), kept.indices.data_ptr())
+            slab = summed_rows(self.gradient_rows, samples, start, stop).contiguous()
+            push(slab.data_ptr(), start, stop - start, columns, kept.indptr.data_ptr(), kept.indices.data_ptr(), threads_for(slab.numel()))
+            del slab  # before the next is made
         keys = torch.empty(k, dtype=torch.int64)
-        return keys[: best.result(keys.data_ptr())]
-
-    def _summed_rows(self, samples: Sequence[Sample], start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the dense dW summed over the samples, [stop - start, columns], contiguous."""
-        slab = self.gradient_rows(*samples[0], start, stop)
-        for dy, x in samples[1:]:
-            slab += self.gradient_rows(dy, x, start, stop)
-        return slab.contiguous()
+        return sort_(keys[: best.result(keys.data_ptr())])
 
     def _threads(self, positions: int) -> int:
         """As many of torch's threads as the work can keep busy: waking one up costs more than a small product."""
@@ -128,7 +123,7 @@ class MatrixKernels(_Kernels):
     kind = "matrix"
 
     def __init__(self, topology: Topology, geometry: Matrix) -> None:
-        super().__init__(topology, geometry, topology.derived(forward_blocks))
+        super().__init__(topology, geometry, forward_blocks(topology))
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, rows] = x [batch, columns] W^T + bias [rows].
@@ -159,7 +154,7 @@ class MatrixKernels(_Kernels):
         if self._batch("x", x, 1) != batch:
             raise ValueError(f"expected x and dy of one batch, got {x.shape[0]} and {batch}")
         if need[1] and self._transposed is None:
-            self._transposed = self.topology.derived(transposed_blocks)
+            self._transposed = transposed_blocks(self.topology)
         values, dy = values.contiguous(), dy.contiguous()
         x = x.contiguous() if need[0] else x
         gradients = _empty_gradients(need, values, x, self.topology.shape[0])
@@ -193,7 +188,7 @@ class ConvolutionKernels(_Kernels):
     kind = "convolution"
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
-        super().__init__(topology, geometry, topology.derived(forward_channel_blocks, geometry))
+        super().__init__(topology, geometry, forward_channel_blocks(topology, geometry))
         self.geometry = geometry
         self._convolution = core_convolution(geometry)
 
@@ -236,7 +231,7 @@ class ConvolutionKernels(_Kernels):
         if dy.shape != self._output_shape(x.shape):
             raise ValueError(f"expected dy of shape {self._output_shape(x.shape)}, got {tuple(dy.shape)}")
         if need[1] and self._transposed is None:
-            self._transposed = self.topology.derived(transposed_channel_blocks, self.geometry)
+            self._transposed = transposed_channel_blocks(self.topology, self.geometry)
         values, dy = values.contiguous(), dy.contiguous()
         x = x.contiguous() if need[0] else x
         gradients = _empty_gradients(need, values, x, self.topology.shape[0])

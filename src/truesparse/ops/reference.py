@@ -22,7 +22,7 @@ from torch import Tensor
 from ..geometry import Convolution, Matrix
 from ..select import highest
 from ..topology import Topology
-from .verbs import Sample
+from .verbs import Sample, summed_rows
 
 
 class Composed(ABC):
@@ -41,7 +41,7 @@ class Composed(ABC):
         )
 
     def top_gradients(self, samples: list[Sample], kept: Topology, k: int) -> Tensor:
-        dense = torch.stack([self.gradient_rows(dy, x, 0, kept.shape[0]) for dy, x in samples]).sum(0)
+        dense = summed_rows(self.gradient_rows, samples, 0, kept.shape[0])
         dense = dense.abs().masked_fill(kept.mask(), -torch.inf)
         return highest(dense.view(1, -1), torch.tensor([min(k, kept.size - kept.nnz)]))[0].nonzero().squeeze(1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -38,3 +39,18 @@ class Verbs(Protocol):
     def backward(
         self, values: Tensor, x: Tensor, dy: Tensor, need: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
+
+
+def summed_rows(gradient_rows: Callable[[Tensor, Tensor, int, int], Tensor], samples: Sequence[Sample], start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of the dense dW summed over the samples, such as those of several micro-batches, [stop - start, columns].
+
+    Args:
+        gradient_rows: the verb of that name. What it returns is its caller's to write to.
+        samples: at least one.
+        start, stop: which rows.
+    """
+    first, *others = samples
+    total = gradient_rows(*first, start, stop)
+    for dy, x in others:
+        total += gradient_rows(dy, x, start, stop)
+    return total

@@ -1,0 +1,181 @@
+"""How do the ascending arrays of one topology become those of another? By merging, in linear time.
+
+On the CPU the kernels do it; on any other device the same is said in torch, which sorts and searches instead. Arrays are
+as in `Topology`: indptr [rows + 1] and indices [nnz] int32, `keys` ascending int64 positions `row * columns + column`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import _core
+
+WORK_OF_A_THREAD = 100_000  # connections, some 200 microseconds: less is not worth another thread
+
+Connections = tuple[Tensor, Tensor]  # indptr, indices
+
+_LOWEST = {torch.float32: _core.lowest_float32, torch.float64: _core.lowest_float64}
+
+
+def row_of_each(connections: Connections) -> Tensor:
+    """Row of each connection, [nnz] int32."""
+    indptr, indices = connections
+    if not _here(indptr):
+        ends = torch.bincount(indptr[1:-1], minlength=indices.numel() + 1)[: indices.numel()]
+        return torch.cumsum(ends, 0, dtype=torch.int32)
+    rows = torch.empty_like(indices)
+    _core.row_of_each(indptr.numel() - 1, indptr.data_ptr(), rows.data_ptr())
+    return rows
+
+
+def key_of_each(columns: int, connections: Connections) -> Tensor:
+    """Key of each connection, [nnz] int64."""
+    indptr, indices = connections
+    if not _here(indptr):
+        return row_of_each(connections).to(torch.int64).mul_(columns).add_(indices)
+    keys = torch.empty(indices.numel(), dtype=torch.int64)
+    _core.key_of_each(indptr.numel() - 1, columns, indptr.data_ptr(), indices.data_ptr(), keys.data_ptr())
+    return keys
+
+
+def compressed(shape: tuple[int, int], keys: Tensor) -> Connections:
+    """The connections at `keys`, which lie inside the matrix."""
+    rows, columns = shape
+    if not _here(keys):
+        row = keys // max(columns, 1)
+        indptr = torch.zeros(rows + 1, dtype=torch.int64, device=keys.device)
+        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=indptr[1:])
+        return indptr.to(torch.int32), (keys - row * columns).to(torch.int32)
+    keys = keys.contiguous()
+    indptr, indices = torch.empty(rows + 1, dtype=torch.int32), torch.empty(keys.numel(), dtype=torch.int32)
+    _core.compress(rows, columns, keys.data_ptr(), keys.numel(), indptr.data_ptr(), indices.data_ptr())
+    return indptr, indices
+
+
+def kept(columns: int, connections: Connections, chosen: Tensor) -> Connections:
+    """The connections where `chosen` [nnz] bool is true."""
+    indptr, indices = connections
+    rows = indptr.numel() - 1
+    if not _here(indptr, chosen):
+        return compressed((rows, columns), key_of_each(columns, connections)[chosen])
+    chosen = chosen.contiguous()
+    kept_indptr = torch.empty_like(indptr)
+    count = _core.kept_starts(rows, indptr.data_ptr(), chosen.data_ptr(), kept_indptr.data_ptr())
+    kept_indices = torch.empty(count, dtype=torch.int32)
+    _core.keep(
+        rows,
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        chosen.data_ptr(),
+        kept_indptr.data_ptr(),
+        kept_indices.data_ptr(),
+        threads_for(indices.numel()),
+    )
+    return kept_indptr, kept_indices
+
+
+def grown(columns: int, connections: Connections, keys: Tensor) -> Connections | None:
+    """The connections and those at `keys`; None if a key is connected already."""
+    indptr, indices = connections
+    rows, count = indptr.numel() - 1, indices.numel() + keys.numel()
+    if not _here(indptr, keys):
+        return _grown_elsewhere((rows, columns), key_of_each(columns, connections), keys)
+    keys = keys.contiguous()
+    grown_indptr, grown_indices = torch.empty_like(indptr), torch.empty(count, dtype=torch.int32)
+    vacant = _core.grow(
+        rows,
+        columns,
+        indptr.data_ptr(),
+        indices.data_ptr(),
+        keys.data_ptr(),
+        keys.numel(),
+        grown_indptr.data_ptr(),
+        grown_indices.data_ptr(),
+        threads_for(count),
+    )
+    return (grown_indptr, grown_indices) if vacant else None
+
+
+def followed(columns: int, old: Connections, new: Connections) -> Tensor:
+    """Index in `old` of each connection of `new`, or -1, [new.nnz] int64."""
+    if not _here(*old, *new):
+        return position_in(key_of_each(columns, old), key_of_each(columns, new))
+    source = torch.empty(new[1].numel(), dtype=torch.int64)
+    threads = threads_for(old[1].numel() + new[1].numel())
+    before, after = (old[0].data_ptr(), old[1].data_ptr()), (new[0].data_ptr(), new[1].data_ptr())
+    _core.follow(new[0].numel() - 1, columns, *before, *after, source.data_ptr(), threads)
+    return source
+
+
+def moved(array: Tensor, source: Tensor, fill: float) -> Tensor:
+    """`array[source]`, and `fill` where the source is -1. Differentiable."""
+    if not array.numel():
+        return array.new_full(source.shape, fill)
+    tracked = array.requires_grad and torch.is_grad_enabled()
+    if not _here(array, source) or tracked or array.element_size() > 8:
+        return array[source.clamp(min=0)].masked_fill_(source < 0, fill)
+    array, source, filling = array.contiguous(), source.contiguous(), array.new_tensor(fill)
+    result = array.new_empty(source.shape)
+    addresses = source.data_ptr(), source.numel(), filling.data_ptr(), result.data_ptr()
+    _core.move(array.element_size(), array.data_ptr(), *addresses, threads_for(source.numel()))
+    return result
+
+
+def lowest(scores: Tensor, count: int) -> Tensor | None:
+    """Ascending indices of the `count` lowest of `scores` [n]; None where the kernels do not do it."""
+    if not _here(scores) or not scores.is_floating_point() or not 0 <= count <= scores.numel():
+        return None
+    if scores.dtype not in _LOWEST:
+        scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).max, posinf=torch.inf, neginf=-torch.inf).to(torch.float32)
+    scores, indices = scores.contiguous(), torch.empty(count, dtype=torch.int64)
+    _LOWEST[scores.dtype](scores.data_ptr(), scores.numel(), count, indices.data_ptr(), threads_for(scores.numel()))
+    return indices
+
+
+def accepted(present: Tensor, taken: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
+    """(`taken` with what is neither taken, present nor repeated of `drawn`; the rest of `drawn`).
+
+    All are ascending keys on the CPU; only `drawn` may have repeats.
+    """
+    present, taken, drawn = present.contiguous(), taken.contiguous(), drawn.contiguous()
+    merged, refused = torch.empty(taken.numel() + drawn.numel(), dtype=torch.int64), torch.empty_like(drawn)
+    first, second, third = ((array.data_ptr(), array.numel()) for array in (present, taken, drawn))
+    count = _core.accept(*first, *second, *third, merged.data_ptr(), refused.data_ptr())
+    return merged[: taken.numel() + count], refused[: drawn.numel() - count]
+
+
+def sort_(keys: Tensor) -> Tensor:
+    """`keys`, sorted in place."""
+    if not _here(keys):
+        return keys.copy_(keys.sort().values)
+    keys.numpy().sort()  # torch would sort an index along, in more memory and ten times the time
+    return keys
+
+
+def position_in(keys: Tensor, wanted: Tensor) -> Tensor:
+    """Index of each of `wanted` in `keys`, or -1."""
+    if not keys.numel():
+        return torch.full_like(wanted, -1, dtype=torch.int64)
+    at = torch.searchsorted(keys, wanted).clamp_(max=keys.numel() - 1)
+    return torch.where(keys[at] == wanted, at, -1)
+
+
+def _grown_elsewhere(shape: tuple[int, int], mine: Tensor, keys: Tensor) -> Connections | None:
+    if bool((position_in(mine, keys) >= 0).any()):
+        return None
+    merged = mine.new_empty(mine.numel() + keys.numel())
+    at = torch.searchsorted(mine, keys) + torch.arange(keys.numel(), device=mine.device)
+    old = torch.ones_like(merged, dtype=torch.bool)
+    old[at] = False
+    merged[at], merged[old] = keys, mine
+    return compressed(shape, merged)
+
+
+def _here(*arrays: Tensor) -> bool:
+    return all(array.device.type == "cpu" for array in arrays)
+
+
+def threads_for(entries: int) -> int:
+    """As many of torch's threads as pay for passing over that many entries."""
+    return max(1, min(torch.get_num_threads(), entries // WORK_OF_A_THREAD))
