@@ -26,6 +26,16 @@ def test_ways_take_turns_and_the_median_counts(monkeypatch):
     assert medians == {"dense": 2.0, "sparse": 4.0}
 
 
+def test_only_the_second_of_two_calls_counts_when_warm(monkeypatch):
+    clock, costs = [0.0], iter([50.0, 1.0, 60.0, 3.0, 70.0, 2.0])
+
+    def call():
+        clock[0] += next(costs)
+
+    monkeypatch.setattr("truesparse.bench.timing.time.perf_counter", lambda: clock[0])
+    assert interleaved({"dense": call}, seconds=0.001, least_rounds=3, warm=True) == {"dense": 2.0}
+
+
 def test_it_goes_on_until_the_time_is_over(monkeypatch):
     clock, calls = [0.0], []
     monkeypatch.setattr("truesparse.bench.timing.time.perf_counter", lambda: clock[0])

@@ -173,7 +173,10 @@ def _measured(case: StepCase, models: Mapping[str, nn.Module], example: Example,
     for training in trainings.values():
         training.step()  # makes the optimizer's state
         training.seconds = {phase: [] for phase in PHASES}
-    plain = interleaved({name: training.step for name, training in trainings.items()}, conditions.seconds * (1 - 2 * SHARE_FOR_REWIRING))
+    steps = {name: training.step for name, training in trainings.items()}
+    plain = interleaved(steps, conditions.seconds * (1 - 2 * SHARE_FOR_REWIRING), warm=True)
+    for training in trainings.values():
+        training.seconds = {phase: times[1::2] for phase, times in training.seconds.items()}  # without the steps that warm up
     pairs: dict[str, float] = {}
     for name, rounds in LEAST_REWIRINGS.items():
         pairs |= interleaved({name: trainings[name].rewiring_pair}, conditions.seconds * SHARE_FOR_REWIRING, rounds)

@@ -21,18 +21,21 @@ def elapsed(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(ways: Mapping[str, Call], seconds: float, least_rounds: int = LEAST_ROUNDS) -> dict[str, float]:
+def interleaved(ways: Mapping[str, Call], seconds: float, least_rounds: int = LEAST_ROUNDS, *, warm: bool = False) -> dict[str, float]:
     """Median seconds of one call of each; they take turns, so that a slow moment meets them all.
 
     Args:
         ways: what to call, by name. Each has been called before: nothing is warmed up here.
         seconds: how long to go on, `least_rounds` rounds at least.
+        warm: call each twice in a row and count the second: the first finds the caches full of what another way left there.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     end = time.perf_counter() + seconds
     rounds = 0
     while rounds < least_rounds or time.perf_counter() < end:
         for name, way in ways.items():
+            if warm:
+                way()
             times[name].append(elapsed(way))
         rounds += 1
     return {name: median(own) for name, own in times.items()}
