@@ -160,7 +160,7 @@ class _Ways:
         if "csr" in calls and (once := elapsed(calls["csr"])) * LEAST_ROUNDS > self.conditions.seconds:
             del calls["csr"]
             left_out["csr"] = f"one call took {once:.2f} s"
-        medians = interleaved(calls, self.conditions.seconds)
+        medians = interleaved(calls, self.conditions.seconds, warm=True)
         given = case.geometry, self.topology.nnz, case.input_shape, self.x.element_size()
         work = forward_work(*given) if direction == FORWARD else forward_work(*given) + backward_work(*given)
         share_of_multiply_adds, share_of_bandwidth = shares(work, medians["sparse"], peaks)
