@@ -98,7 +98,8 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     groups=st.integers(1, 3), height=st.integers(1, 12), width=st.integers(1, 12),
     batch=st.integers(0, 40), density=st.floats(0, 1), seed=st.integers(0, 99),
-    which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_any_shape(
     inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int],

@@ -56,11 +56,10 @@ def test_against_dense(isa: str, threads: int, dtype: torch.dtype, shape: tuple[
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 80), columns=st.integers(1, 200), batch=st.integers(0, 300), density=st.floats(0, 1), seed=st.integers(0, 99),
-    which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]), dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
-def test_any_shape(
-    rows: int, columns: int, batch: int, density: float, seed: int, which: str, threads: int, dtype: torch.dtype
-) -> None:
+def test_any_shape(rows: int, columns: int, batch: int, density: float, seed: int, which: str, threads: int, dtype: torch.dtype) -> None:
     _core.use_isa(which)
     torch.set_num_threads(threads)
     check(random_topology(rows, columns, density, seed), batch, dtype)
@@ -153,7 +152,19 @@ def test_nan_and_infinity_stay_in_their_sample(isa: str, dtype: torch.dtype, bat
 @pytest.mark.parametrize("size", [9, 75])
 def test_bfloat16_is_rounded_as_torch_does(isa: str, batch: int, size: int) -> None:
     """Any bits a float can have, ties, the largest, the smallest: each row of the identity gives its own value."""
-    edges = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 0x7F800000, 0x7F800001, 0x7FFFFFFF, 0x00000001, 0x00008000, 0x00018000]
+    edges = [
+        0x3F808000,
+        0x3F818000,
+        0x3F807FFF,
+        0x3F808001,
+        0x7F7FFFFF,
+        0x7F800000,
+        0x7F800001,
+        0x7FFFFFFF,
+        0x00000001,
+        0x00008000,
+        0x00018000,
+    ]
     bits = torch.cat([torch.tensor(edges, dtype=torch.int64), torch.randint(0, 2**31, (size,))])[:size]
     identity = Topology.from_mask(torch.eye(size))
     for sign in (0, 2**31):

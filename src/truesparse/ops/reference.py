@@ -10,7 +10,8 @@ its methods take and return whole tensors:
     top_gradients(samples, kept, k)         positions outside `kept` of the k largest |dW|, summed over the samples (dy, x)
     backward(values, x, dy, need)           (dvalues, dx, dbias), those that are needed
 
-x, y, dy and dx have one dtype. Beside a 16-bit one, values, bias and their gradients are float32, and so are all sums: y and dx are rounded once.
+x, y, dy and dx have one dtype. Beside a 16-bit one, values, bias and their gradients are float32, and so are all sums: y and dx are
+rounded once.
 """
 
 from __future__ import annotations
