@@ -93,6 +93,7 @@ def test_positions_beyond_32_bits() -> None:
     assert result_of(best, 2).tolist() == [5]  # the row's own width counts, here 2: position 2 * 2 + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["normal", "rising", "ties", "zeros", "near", "wide", "NaN", "late"])
 def test_many_more_than_are_held_at_once(kind: str, dtype: torch.dtype, threads: int) -> None:
     kept = random_topology(1500, 1000, 0.05)
