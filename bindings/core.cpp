@@ -25,21 +25,21 @@ T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-template <class T>
+template <class T, class S>
 void bind_verbs(nb::module_& m, const char* suffix) {
   const auto name = [suffix](const char* verb) { return std::string(verb) + suffix; };
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def(
       name("matrix_spmm").c_str(),
       [](const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t threads) {
-        matrix_spmm(layout, at<const T>(values), at<const T>(bias), at<const T>(x), at<T>(y), batch, 1, threads);
+        matrix_spmm(layout, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, 1, threads);
       },
       Release(), "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
   m.def(
       name("matrix_backward").c_str(),
       [](const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues, Address dx, Address dbias,
          int64_t batch, int64_t threads) {
-        matrix_backward(layout, transposed, at<const T>(values), at<const T>(dy), at<const T>(x), at<T>(dvalues), at<T>(dx), at<T>(dbias), batch,
+        matrix_backward(layout, transposed, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx), at<T>(dbias), batch,
                         1, threads);
       },
       Release(), "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a, "threads"_a);
@@ -47,14 +47,14 @@ void bind_verbs(nb::module_& m, const char* suffix) {
       name("convolution_spmm").c_str(),
       [](const Convolution& convolution, const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t height,
          int64_t width, int64_t threads) {
-        convolution_spmm(convolution, layout, at<const T>(values), at<const T>(bias), at<const T>(x), at<T>(y), batch, {height, width}, threads);
+        convolution_spmm(convolution, layout, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, {height, width}, threads);
       },
       Release(), "convolution"_a, "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "height"_a, "width"_a, "threads"_a);
   m.def(
       name("convolution_backward").c_str(),
       [](const Convolution& convolution, const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues,
          Address dx, Address dbias, int64_t batch, int64_t height, int64_t width, int64_t threads) {
-        convolution_backward(convolution, layout, transposed, at<const T>(values), at<const T>(dy), at<const T>(x), at<T>(dvalues), at<T>(dx),
+        convolution_backward(convolution, layout, transposed, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx),
                              at<T>(dbias), batch, {height, width}, threads);
       },
       Release(), "convolution"_a, "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a,
@@ -195,8 +195,9 @@ NB_MODULE(_core, m) {
       nb::call_guard<nb::gil_scoped_release>(), "convolution"_a, "indptr"_a, "indices"_a, "t_indptr"_a, "t_indices"_a, "permutation"_a);
 
   bind_rewiring(m);
-  bind_verbs<float>(m, "_float32");
-  bind_verbs<double>(m, "_float64");
+  bind_verbs<float, float>(m, "_float32");
+  bind_verbs<double, double>(m, "_float64");
+  bind_verbs<float, Bfloat16>(m, "_bfloat16");
 
   const auto push = [](auto type) {
     using T = decltype(type);

@@ -28,8 +28,8 @@ struct Cut {
 };
 
 // Samples side by side make aligned vectors; samples that do not exist make empty lanes.
-template <class T>
-int64_t samples_side_by_side(const Kernels<T>& k, int64_t batch) {
+template <class T, class S>
+int64_t samples_side_by_side(const Kernels<T, S>& k, int64_t batch) {
   int64_t best = 1;
   double least = 1e300;
   for (int64_t width = 1; width <= k.lanes; width *= 2) {
@@ -42,8 +42,8 @@ int64_t samples_side_by_side(const Kernels<T>& k, int64_t batch) {
   return best;
 }
 
-template <class T>
-Cut cut(const Kernels<T>& k, const Convolution& c, int64_t batch, Pair size, bool backward, int64_t least_chunks) {
+template <class T, class S>
+Cut cut(const Kernels<T, S>& k, const Convolution& c, int64_t batch, Pair size, bool backward, int64_t least_chunks) {
   Cut cut{};
   cut.size = size;
   cut.output = {c.output(size.height, &Pair::height), c.output(size.width, &Pair::width)};
@@ -63,22 +63,22 @@ Cut cut(const Kernels<T>& k, const Convolution& c, int64_t batch, Pair size, boo
 }
 
 // Calls body(vectors, position) for every tile of `elements` packed elements.
-template <class T, class Body>
-void for_tiles(const Kernels<T>& k, int64_t elements, Body&& body) {
+template <class T, class S, class Body>
+void for_tiles(const Kernels<T, S>& k, int64_t elements, Body&& body) {
   const int64_t vectors = divide_up(elements, k.lanes), tiles = divide_up(vectors, k.tile_vectors), each = divide_up(vectors, std::max<int64_t>(1, tiles));
   for (int64_t v = 0; v < vectors; v += each) body(std::min(each, vectors - v), v * k.lanes);
 }
 
 // Blocks of the layout (whole channels each) whose source under one tile fills the nearest cache.
-template <class T>
-int64_t blocks_at_once(const Kernels<T>& k, const Convolution& c, const Cut& cut, const Layout& layout) {
+template <class T, class S>
+int64_t blocks_at_once(const Kernels<T, S>& k, const Convolution& c, const Cut& cut, const Layout& layout) {
   const int64_t channels = std::max<int64_t>(1, divide_up(layout.columns, layout.blocks) / c.taps());
   const int64_t touched = c.kernel.height * (k.tile_vectors * k.lanes + (c.kernel.width - 1) * cut.width) * static_cast<int64_t>(sizeof(T));
   return std::max<int64_t>(1, nearest_cache / (channels * touched));
 }
 
-template <class T>
-void spmm_planes(const Kernels<T>& k, const Layout& layout, int64_t together, const int32_t* offsets, const T* values, const T* bias, int64_t step,
+template <class T, class S>
+void spmm_planes(const Kernels<T, S>& k, const Layout& layout, int64_t together, const int32_t* offsets, const T* values, const T* bias, int64_t step,
                  int64_t elements, const T* source, T* target, int64_t target_stride) {
   for (int64_t block = 0; block < layout.blocks; block += together) {
     const Connections<T> c{0, layout.rows, layout.start(block), layout.start(block + together), offsets, values, step, layout.alike};
@@ -114,15 +114,15 @@ void backward_offsets(const Convolution& c, const Cut& cut, const Layout& transp
 
 }  // namespace
 
-template <class T>
-void convolution_spmm(const Convolution& c, const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, Pair size,
+template <class T, class S>
+void convolution_spmm(const Convolution& c, const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, Pair size,
                       int64_t threads) {
   if (!batch || !layout.rows) return;
   if (c.pointwise()) return matrix_spmm(layout, values, bias, x, y, batch * size.height * size.width, size.height * size.width, threads);
-  const Kernels<T>& k = kernels<T>(current_isa());
+  const Kernels<T, S>& k = kernels<T, S>(current_isa());
   const Cut cuts = cut(k, c, batch, size, false, threads);
-  const Planes<T> source(k, c.in_channels, size, c.padding, c.stride, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
-  const Planes<T> target(k, c.out_channels, cuts.output, {0, 0}, {1, 1}, cuts.band, cuts.pitch, k.lanes / cuts.width, cuts.width);
+  const Planes<T, S> source(k, c.in_channels, size, c.padding, c.stride, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
+  const Planes<T, S> target(k, c.out_channels, cuts.output, {0, 0}, {1, 1}, cuts.band, cuts.pitch, k.lanes / cuts.width, cuts.width);
 
   const size_t offsets_bytes = lines<int32_t>(layout.nnz()), source_bytes = lines<T>(source.elements()), target_bytes = lines<T>(target.elements());
   const Workspace scratch(offsets_bytes + (source_bytes + target_bytes) * threads);
@@ -144,19 +144,19 @@ void convolution_spmm(const Convolution& c, const Layout& layout, const T* value
   });
 }
 
-template <class T>
-void convolution_backward(const Convolution& c, const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x,
-                          T* dvalues, T* dx, T* dbias, int64_t batch, Pair size, int64_t threads) {
+template <class T, class S>
+void convolution_backward(const Convolution& c, const Layout& layout, const Layout* transposed, const T* values, const S* dy, const S* x,
+                          T* dvalues, S* dx, T* dbias, int64_t batch, Pair size, int64_t threads) {
   if (c.pointwise()) {
     const int64_t pixels = size.height * size.width;
     return matrix_backward(layout, transposed, values, dy, x, dvalues, dx, dbias, batch * pixels, pixels, threads);
   }
   const int64_t nnz = layout.nnz();
-  const Kernels<T>& k = kernels<T>(current_isa());
+  const Kernels<T, S>& k = kernels<T, S>(current_isa());
   const Cut cuts = cut(k, c, batch, size, true, 8);
-  const Planes<T> source(k, c.in_channels, size, c.padding, c.stride, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
-  const Planes<T> dtarget(k, c.out_channels, cuts.output, cuts.reach, {1, 1}, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
-  const Planes<T> dsource(k, c.in_channels, size, c.padding, c.stride, cuts.band, cuts.pitch, k.lanes / cuts.width, cuts.width);
+  const Planes<T, S> source(k, c.in_channels, size, c.padding, c.stride, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
+  const Planes<T, S> dtarget(k, c.out_channels, cuts.output, cuts.reach, {1, 1}, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
+  const Planes<T, S> dsource(k, c.in_channels, size, c.padding, c.stride, cuts.band, cuts.pitch, k.lanes / cuts.width, cuts.width);
 
   const int64_t slots = std::min(cuts.chunks(), most_slots);
   const size_t offsets_bytes = lines<int32_t>(nnz), values_bytes = lines<T>(nnz), bias_bytes = lines<T>(c.out_channels);
@@ -230,12 +230,13 @@ void transpose_convolution(const Convolution& c, const int32_t* indptr, const in
             c.taps(), t_indptr, t_indices, permutation);
 }
 
-#define INSTANTIATE(T)                                                                                                                     \
-  template void convolution_spmm<T>(const Convolution&, const Layout&, const T*, const T*, const T*, T*, int64_t, Pair, int64_t);          \
-  template void convolution_backward<T>(const Convolution&, const Layout&, const Layout*, const T*, const T*, const T*, T*, T*, T*, int64_t, \
-                                        Pair, int64_t);
-INSTANTIATE(float)
-INSTANTIATE(double)
+#define INSTANTIATE(T, S)                                                                                                            \
+  template void convolution_spmm<T, S>(const Convolution&, const Layout&, const T*, const T*, const S*, S*, int64_t, Pair, int64_t); \
+  template void convolution_backward<T, S>(const Convolution&, const Layout&, const Layout*, const T*, const S*, const S*, T*, S*,   \
+                                           T*, int64_t, Pair, int64_t);
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(float, Bfloat16)
 #undef INSTANTIATE
 
 }  // namespace truesparse

@@ -1,8 +1,9 @@
-// The verbs of a 2-D convolution, for NCHW tensors that are contiguous.
+// The verbs of a 2-D convolution, for NCHW tensors that are contiguous. T and S are as in matrix.h.
 #pragma once
 
 #include <cstdint>
 
+#include "bfloat16.h"
 #include "layout.h"
 
 namespace truesparse {
@@ -30,15 +31,15 @@ struct Convolution {
 };
 
 // y [batch, out_channels, output height, output width] = x [batch, in_channels, size] * W + bias (null: none).
-template <class T>
-void convolution_spmm(const Convolution& convolution, const Layout& layout, const T* values, const T* bias, const T* x, T* y,
+template <class T, class S>
+void convolution_spmm(const Convolution& convolution, const Layout& layout, const T* values, const T* bias, const S* x, S* y,
                       int64_t batch, Pair size, int64_t threads);
 
 // dvalues [nnz], dx [batch, in_channels, size] and dbias [out_channels], each unless null. `transposed` and `values` serve dx only (else null).
 // Transposed rows are (in channel, phase) and its indices out_channel * taps + tap: see transpose_convolution.
-template <class T>
-void convolution_backward(const Convolution& convolution, const Layout& layout, const Layout* transposed, const T* values, const T* dy,
-                          const T* x, T* dvalues, T* dx, T* dbias, int64_t batch, Pair size, int64_t threads);
+template <class T, class S>
+void convolution_backward(const Convolution& convolution, const Layout& layout, const Layout* transposed, const T* values, const S* dy,
+                          const S* x, T* dvalues, S* dx, T* dbias, int64_t batch, Pair size, int64_t threads);
 
 // The transposed layout's indptr [in_channels * phases + 1], indices and permutation [nnz].
 void transpose_convolution(const Convolution& convolution, const int32_t* indptr, const int32_t* indices, int32_t* t_indptr,

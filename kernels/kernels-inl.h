@@ -3,6 +3,7 @@ namespace truesparse::ISA {
 namespace {
 
 #include "vector-inl.h"
+#include "storage-inl.h"
 #include "pack-inl.h"
 #include "spmm-inl.h"
 #include "sddmm-inl.h"
@@ -10,9 +11,10 @@ namespace {
 
 }  // namespace
 
-template <class T>
+template <class T, class S>
 struct Table {
-  static constexpr Kernels<T> table = {lanes<T>, TILE_VECTORS, pack<T>, unpack<T>, spmm<T>, sddmm<T>, sum<T>, spmv<T>, gather<T>, scan<T>};
+  static constexpr Kernels<T, S> table = {lanes<T>, TILE_VECTORS, pack<T, S>, unpack<T, S>, widen<T, S>, narrow<T, S>,
+                                          spmm<T>, sddmm<T>, sum<T>, spmv<T>, gather<T>, scan<T>};
 };
 
 }  // namespace truesparse::ISA

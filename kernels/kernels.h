@@ -1,4 +1,5 @@
-// What does each instruction set provide? One table of functions per (instruction set, scalar type).
+// What does each instruction set provide? One table of functions per (instruction set, T, S): T is the type
+// of the arithmetic, of values and sums; S that of the user's x, y and their gradients, the same or a narrower one.
 //
 // All arithmetic runs on *packed* tensors: feature-major, positions innermost. A position is one (sample) of a matrix or one
 // (sample, height, width) of a convolution; a tile is 1 to `tile_vectors` vectors of positions, held in registers. For tile `t`
@@ -12,6 +13,7 @@
 
 #include <cstdint>
 
+#include "bfloat16.h"
 #include "isa.h"
 
 namespace truesparse {
@@ -48,13 +50,17 @@ struct Packing {
   const int32_t* place;      // [features]
 };
 
-template <class T>
+template <class T, class S = T>
 struct Kernels {
   int64_t lanes;         // positions in a vector
   int64_t tile_vectors;  // widest tile
 
-  void (*pack)(const Packing& packing, const T* plain, T* packed);
-  void (*unpack)(const Packing& packing, const T* packed, T* plain);
+  // A number that S does not have becomes the nearest one, ties to even.
+  void (*pack)(const Packing& packing, const S* plain, T* packed);
+  void (*unpack)(const Packing& packing, const T* packed, S* plain);
+  // The same for what keeps its order: numbers side by side.
+  void (*widen)(const S* from, int64_t count, T* to);
+  void (*narrow)(const T* from, int64_t count, S* to);
 
   // One tile of `vectors` vectors for all rows. `first` starts from `bias` (null: zero) instead of from the target.
   void (*spmm)(const Connections<T>& connections, int64_t vectors, bool first, const T* bias, const T* source, T* target,
@@ -72,7 +78,7 @@ struct Kernels {
   int64_t (*scan)(const T* entries, int64_t size, T threshold, int32_t* found);
 };
 
-template <class T>
-const Kernels<T>& kernels(Isa isa);
+template <class T, class S = T>
+const Kernels<T, S>& kernels(Isa isa);
 
 }  // namespace truesparse

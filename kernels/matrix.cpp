@@ -1,7 +1,7 @@
 #include "matrix.h"
 
 #include <algorithm>
-#include <cstring>
+#include <type_traits>
 #include <utility>
 
 #include "kernels.h"
@@ -22,9 +22,9 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // How the batch is cut into tiles of `vectors` vectors. `pixels` samples of one feature are side by side in the user's tensors: 1 in a
 // matrix, height x width in images of which each pixel is a sample.
-template <class T>
+template <class T, class S>
 struct Tiling {
-  const Kernels<T>& k;
+  const Kernels<T, S>& k;
   int64_t batch, pixels, vectors, tiles;
 
   int64_t width() const { return vectors * k.lanes; }
@@ -33,8 +33,8 @@ struct Tiling {
 };
 
 // As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
-template <class T>
-Tiling<T> tiling(const Kernels<T>& k, int64_t batch, int64_t pixels, int64_t threads) {
+template <class T, class S>
+Tiling<T, S> tiling(const Kernels<T, S>& k, int64_t batch, int64_t pixels, int64_t threads) {
   const int64_t all = divide_up(batch, k.lanes);
   int64_t tiles = divide_up(all, k.tile_vectors);
   const int64_t even = divide_up(tiles, threads) * threads;
@@ -44,8 +44,8 @@ Tiling<T> tiling(const Kernels<T>& k, int64_t batch, int64_t pixels, int64_t thr
 }
 
 // Calls body(samples before it in the tile, samples, where its first feature is) for each image that a tile has samples of.
-template <class T, class Body>
-void for_images(const Tiling<T>& tiling, int64_t tile, int64_t features, Body&& body) {
+template <class T, class S, class Body>
+void for_images(const Tiling<T, S>& tiling, int64_t tile, int64_t features, Body&& body) {
   const int64_t samples = tiling.samples(tile);
   for (int64_t done = 0, count = 0; done < samples; done += count) {
     const int64_t sample = tile * tiling.width() + done, pixel = sample % tiling.pixels;
@@ -55,30 +55,30 @@ void for_images(const Tiling<T>& tiling, int64_t tile, int64_t features, Body&& 
 }
 
 // Features `begin` to `end` of a tile. Images are feature-major already: their rows are only brought together.
-template <class T>
-void pack_tile(const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* plain, T* packed) {
+template <class T, class S>
+void pack_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const S* plain, T* packed) {
   const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, samples = tiling.samples(tile);
   if (tiling.pixels == 1) {
     tiling.k.pack({samples, width, features, end - begin, nullptr}, plain + tile * tiling.width() * features + begin, packed + begin * width);
     return;
   }
   for_images(tiling, tile, features, [&](int64_t done, int64_t count, int64_t first) {
-    for (int64_t i = begin; i < end; ++i) std::memcpy(packed + i * width + done, plain + first + i * tiling.pixels, count * sizeof(T));
+    for (int64_t i = begin; i < end; ++i) tiling.k.widen(plain + first + i * tiling.pixels, count, packed + i * width + done);
   });
   if (samples < width)
     for (int64_t i = begin; i < end; ++i) std::fill(packed + i * width + samples, packed + (i + 1) * width, T(0));
 }
 
 // The other way; `packed` begins with feature `begin`.
-template <class T>
-void unpack_tile(const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* packed, T* plain) {
+template <class T, class S>
+void unpack_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* packed, S* plain) {
   const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
   if (tiling.pixels == 1) {
     tiling.k.unpack({tiling.samples(tile), width, features, end - begin, nullptr}, packed, plain + tile * tiling.width() * features + begin);
     return;
   }
   for_images(tiling, tile, features, [&](int64_t done, int64_t count, int64_t first) {
-    for (int64_t i = begin; i < end; ++i) std::memcpy(plain + first + i * tiling.pixels, packed + (i - begin) * width + done, count * sizeof(T));
+    for (int64_t i = begin; i < end; ++i) tiling.k.narrow(packed + (i - begin) * width + done, count, plain + first + i * tiling.pixels);
   });
 }
 
@@ -95,10 +95,10 @@ int64_t rows_at_once(const Layout& layout, int64_t width) {
 }
 
 // Asks for part `part` of `parts` of the features `begin` to `end` of a tile, while the processor is busy multiplying.
-template <class T>
-void prefetch_tile(const Tiling<T>& tiling, int64_t tile, int64_t part, int64_t parts, int64_t begin, int64_t end, int64_t features, const T* x) {
-  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
-  const auto rows = [&](const T* from, int64_t first, int64_t last, int64_t stride, int64_t first_entry, int64_t last_entry) {
+template <class T, class S>
+void prefetch_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t parts, int64_t begin, int64_t end, int64_t features, const S* x) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(S));
+  const auto rows = [&](const S* from, int64_t first, int64_t last, int64_t stride, int64_t first_entry, int64_t last_entry) {
     for (int64_t row = first; row < last; ++row)
       for (int64_t entry = first_entry; entry < last_entry; entry += line) __builtin_prefetch(from + row * stride + entry, 0, 2);
   };
@@ -112,8 +112,8 @@ void prefetch_tile(const Tiling<T>& tiling, int64_t tile, int64_t part, int64_t 
 }
 
 // Rows `begin` to `end` of a packed block of one tile. target: [end - begin, width] scratch.
-template <class T>
-void spmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* values, const T* bias,
+template <class T, class S>
+void spmm_block(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* values, const T* bias,
                 const T* source, T* target) {
   const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
   const Connections<T> c{begin, end, layout.start(block), layout.start(block + blocks_at_once<T>(layout, width)), layout.indices, values, width, layout.alike};
@@ -121,9 +121,9 @@ void spmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int
 }
 
 // Rows `begin` to `end` of one packed tile, some at a time, so that their sums stay in the second-level cache.
-template <class T>
-void spmm_rows(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, const T* values, const T* bias,
-               const T* source, T* target, T* y) {
+template <class T, class S>
+void spmm_rows(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, const T* values, const T* bias,
+               const T* source, T* target, S* y) {
   const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, rows = rows_at_once<T>(layout, tiling.width());
   for (int64_t row = begin; row < end; row += rows) {
     const int64_t last = std::min(end, row + rows);
@@ -134,8 +134,8 @@ void spmm_rows(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int6
 }
 
 // One tile whose sums all fit: each block is packed just before its use, always to the same place.
-template <class T>
-void spmm_by_blocks(const Layout& layout, const Tiling<T>& tiling, int64_t tile, const T* values, const T* bias, const T* x, T* source, T* target, T* y) {
+template <class T, class S>
+void spmm_by_blocks(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, const T* values, const T* bias, const S* x, T* source, T* target, S* y) {
   constexpr int64_t parts = prefetch_parts;
   const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, together = blocks_at_once<T>(layout, width);
   for (int64_t block = 0; block < layout.blocks; block += together) {
@@ -150,25 +150,37 @@ void spmm_by_blocks(const Layout& layout, const Tiling<T>& tiling, int64_t tile,
   unpack_tile(tiling, tile, 0, layout.rows, layout.rows, target, y);
 }
 
-template <class T>
-bool too_few_for_a_tile(const Kernels<T>& k, int64_t batch) {
+template <class T, class S>
+bool too_few_for_a_tile(const Kernels<T, S>& k, int64_t batch) {
   return batch == 1 || batch * 4 < k.lanes;
 }
 
-// A few samples, one after the other: a tile would be mostly empty lanes.
-template <class T>
-void spmv(const Kernels<T>& k, const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t threads) {
+// A few samples, one after the other: a tile would be mostly empty lanes. Narrow ones are widened before, and their sums narrowed after.
+template <class T, class S>
+void spmv(const Kernels<T, S>& k, const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t threads) {
   const auto parts = partition(layout, threads > 1 && layout.nnz() > 16384 ? 2 * threads : 1);
-  parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, [&](int64_t, int64_t part) {
-    for (int64_t sample = 0; sample < batch; ++sample)
-      k.spmv({parts[part], parts[part + 1], layout.indptr, layout.indptr + 1, layout.indices, values, 1, 1}, bias, x + sample * layout.columns,
-             y + sample * layout.rows);
-  });
+  const auto run = [&](const T* from, T* to) {
+    parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, [&](int64_t, int64_t part) {
+      for (int64_t sample = 0; sample < batch; ++sample)
+        k.spmv({parts[part], parts[part + 1], layout.indptr, layout.indptr + 1, layout.indices, values, 1, 1}, bias,
+               from + sample * layout.columns, to + sample * layout.rows);
+    });
+  };
+  if constexpr (std::is_same_v<T, S>) {
+    run(x, y);
+  } else {
+    const int64_t inputs = batch * layout.columns, outputs = batch * layout.rows;
+    const Workspace scratch(lines<T>(inputs) + lines<T>(outputs));
+    T *from = scratch.as<T>(), *to = scratch.as<T>(lines<T>(inputs));
+    k.widen(x, inputs, from);
+    run(from, to);
+    k.narrow(to, outputs, y);
+  }
 }
 
 // One tile's part of dvalues for some rows and one block of columns. x is packed just before its use, always to the same place.
-template <class T>
-void sddmm_block(const Layout& layout, const Tiling<T>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* x, const T* dtarget,
+template <class T, class S>
+void sddmm_block(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const S* x, const T* dtarget,
                  T* source, T* dvalues) {
   const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes, together = blocks_at_once<T>(layout, tiling.width());
   const int64_t first = block * layout.width, last = std::min(layout.columns, first + together * layout.width);
@@ -212,13 +224,13 @@ Grid share(const Layout& layout, bool dvalues, bool dx, int64_t blocks, int64_t 
 
 }  // namespace
 
-template <class T>
-void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* x, T* y, int64_t batch, int64_t pixels,
+template <class T, class S>
+void matrix_spmm(const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels,
                  int64_t threads) {
   if (!batch || !layout.rows) return;
-  const Kernels<T>& k = kernels<T>(current_isa());
+  const Kernels<T, S>& k = kernels<T, S>(current_isa());
   if (pixels == 1 && too_few_for_a_tile(k, batch)) return spmv(k, layout, values, bias, x, y, batch, threads);
-  const Tiling<T> t = tiling(k, batch, pixels, threads);
+  const Tiling<T, S> t = tiling(k, batch, pixels, threads);
   const int64_t width = t.width();
   const size_t source_bytes = lines<T>(layout.columns * width), target_bytes = lines<T>(std::min(layout.rows, rows_at_once<T>(layout, width)) * width);
   if (t.tiles >= threads) {
@@ -252,10 +264,10 @@ void matrix_spmm(const Layout& layout, const T* values, const T* bias, const T* 
 
 // Threads share no packed data: another core's cache is slower to read than a tile is to pack again. Each takes the connections of
 // some rows and some columns for dvalues, and of some tiles and the same columns for dx. Every sum has one owner and one order.
-template <class T>
-void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const T* dy, const T* x, T* dvalues, T* dx, T* dbias,
+template <class T, class S>
+void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias,
                      int64_t batch, int64_t pixels, int64_t threads) {
-  const Kernels<T>& k = kernels<T>(current_isa());
+  const Kernels<T, S>& k = kernels<T, S>(current_isa());
   if (!batch) {
     if (dvalues) std::fill(dvalues, dvalues + layout.nnz(), T(0));
     if (dbias) std::fill(dbias, dbias + layout.rows, T(0));
@@ -269,7 +281,7 @@ void matrix_backward(const Layout& layout, const Layout* transposed, const T* va
   }
   if (!dx && !dvalues && !dbias) return;
 
-  const Tiling<T> t = tiling(k, batch, pixels, 1);  // the sums must not depend on the number of threads
+  const Tiling<T, S> t = tiling(k, batch, pixels, 1);  // the sums must not depend on the number of threads
   const int64_t width = t.width(), together = blocks_at_once<T>(layout, width), blocks = divide_up(layout.blocks, together);
   const Grid grid = share(layout, dvalues, dx, blocks, t.tiles, threads);
   const auto rows = partition(layout, grid.rows);
@@ -314,11 +326,12 @@ void matrix_backward(const Layout& layout, const Layout* transposed, const T* va
   parallel_for(chunks + grid.rows * grid.columns, threads, one, chunks);
 }
 
-#define INSTANTIATE(T)                                                                                                   \
-  template void matrix_spmm<T>(const Layout&, const T*, const T*, const T*, T*, int64_t, int64_t, int64_t);                       \
-  template void matrix_backward<T>(const Layout&, const Layout*, const T*, const T*, const T*, T*, T*, T*, int64_t, int64_t, int64_t);
-INSTANTIATE(float)
-INSTANTIATE(double)
+#define INSTANTIATE(T, S)                                                                                                  \
+  template void matrix_spmm<T, S>(const Layout&, const T*, const T*, const S*, S*, int64_t, int64_t, int64_t);             \
+  template void matrix_backward<T, S>(const Layout&, const Layout*, const T*, const S*, const S*, T*, S*, T*, int64_t, int64_t, int64_t);
+INSTANTIATE(float, float)
+INSTANTIATE(double, double)
+INSTANTIATE(float, Bfloat16)
 #undef INSTANTIATE
 
 }  // namespace truesparse

@@ -15,12 +15,12 @@
 
 namespace truesparse {
 
-template <class T>
+template <class T, class S>
 class Planes {
  public:
   // An image of `channels` x `size` with `padding` above and left; `rows` packed rows of `pitch` positions per phase, at least
   // `slack` zero positions after them; `width` samples side by side.
-  Planes(const Kernels<T>& k, int64_t channels, Pair size, Pair padding, Pair phases, int64_t rows, int64_t pitch, int64_t slack, int64_t width)
+  Planes(const Kernels<T, S>& k, int64_t channels, Pair size, Pair padding, Pair phases, int64_t rows, int64_t pitch, int64_t slack, int64_t width)
       : k_(k), channels_(channels), size_(size), padding_(padding), phases_(phases), rows_(rows), pitch_(pitch), width_(width) {
     // An odd number of cache lines per plane: an even one would let the channels compete for a few sets of the cache.
     const int64_t line = 64, position = width * static_cast<int64_t>(sizeof(T));
@@ -38,7 +38,7 @@ class Planes {
   int64_t elements() const { return channels_ * phases_.height * phases_.width * stride(); }
 
   // Packed rows `first_row` on (per phase) of `samples` samples of `image`. The scratch must once have been zero.
-  void pack(int64_t first_row, int64_t samples, const T* image, T* packed) const {
+  void pack(int64_t first_row, int64_t samples, const S* image, T* packed) const {
     const Range own = present(first_row);
     for (int64_t channel = 0; channel < channels_; ++channel) {
       T* to = packed + channel * phases_.height * phases_.width * stride();
@@ -52,7 +52,7 @@ class Planes {
   }
 
   // The other way, for `rows` packed rows.
-  void unpack(int64_t first_row, int64_t rows, int64_t samples, const T* packed, T* image) const {
+  void unpack(int64_t first_row, int64_t rows, int64_t samples, const T* packed, S* image) const {
     Range own = present(first_row);
     own.end = std::min(own.end, rows * phases_.height);
     if (own.begin >= own.end) return;
@@ -77,7 +77,7 @@ class Planes {
     return {samples, width_, channels_ * size_.height * size_.width, (own.end - own.begin) * size_.width, place_.data() + own.begin * size_.width};
   }
 
-  const Kernels<T>& k_;
+  const Kernels<T, S>& k_;
   int64_t channels_;
   Pair size_, padding_, phases_;
   int64_t rows_, pitch_, width_, plane_;

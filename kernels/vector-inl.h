@@ -5,19 +5,24 @@ inline constexpr int lanes = VECTOR_BYTES / static_cast<int>(sizeof(T));
 template <class T>
 struct Vectors {
   typedef T type __attribute__((vector_size(VECTOR_BYTES)));
-  typedef T unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
 };
 template <class T>
 using Vector = typename Vectors<T>::type;
 
-template <class T>
-inline __attribute__((always_inline)) Vector<T> load(const T* p) {
-  return *reinterpret_cast<const typename Vectors<T>::unaligned*>(p);
+// A vector where memory holds elements of type S: several narrow ones are one lane.
+template <class T, class S>
+struct InMemory {
+  typedef T type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(S)), may_alias));
+};
+
+template <class T, class S>
+inline __attribute__((always_inline)) Vector<T> load(const S* p) {
+  return *reinterpret_cast<const typename InMemory<T, S>::type*>(p);
 }
 
-template <class T>
-inline __attribute__((always_inline)) void store(T* p, Vector<T> v) {
-  *reinterpret_cast<typename Vectors<T>::unaligned*>(p) = v;
+template <class T, class S>
+inline __attribute__((always_inline)) void store(S* p, Vector<T> v) {
+  *reinterpret_cast<typename InMemory<T, S>::type*>(p) = v;
 }
 
 template <class T>

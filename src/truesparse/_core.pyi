@@ -67,16 +67,23 @@ def accept(
 ) -> int: ...
 def matrix_spmm_float32(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
 def matrix_spmm_float64(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
+def matrix_spmm_bfloat16(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
 def matrix_backward_float32(
     layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int, batch: int, threads: int
 ) -> None: ...
 def matrix_backward_float64(
     layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int, batch: int, threads: int
 ) -> None: ...
+def matrix_backward_bfloat16(
+    layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int, batch: int, threads: int
+) -> None: ...
 def convolution_spmm_float32(
     convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
 ) -> None: ...
 def convolution_spmm_float64(
+    convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
+) -> None: ...
+def convolution_spmm_bfloat16(
     convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
 ) -> None: ...
 def convolution_backward_float32(
@@ -95,6 +102,21 @@ def convolution_backward_float32(
     threads: int,
 ) -> None: ...
 def convolution_backward_float64(
+    convolution: Convolution,
+    layout: Layout,
+    transposed: Layout | None,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    batch: int,
+    height: int,
+    width: int,
+    threads: int,
+) -> None: ...
+def convolution_backward_bfloat16(
     convolution: Convolution,
     layout: Layout,
     transposed: Layout | None,

@@ -201,7 +201,9 @@ class Rewirer:
             pattern=layer.pattern,
             generator=self.generator,
         )
-        new = self.algorithm.update(layer.topology, signals)
+        # Where step() runs under autocast too, gradients of absent connections would be rounded again, before they are added up.
+        with torch.autocast(layer.parameter.device.type, enabled=False):
+            new = self.algorithm.update(layer.topology, signals)
         return new if isinstance(new, Move) else Move.between(layer.topology, new)
 
 

@@ -51,6 +51,7 @@ def threads(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-@pytest.fixture(params=[torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.fixture(params=[torch.float32, torch.float64, torch.bfloat16], ids=["float32", "float64", "bfloat16"])
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Of x, y and their gradients."""
     return request.param

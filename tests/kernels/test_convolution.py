@@ -10,6 +10,7 @@ from kernel_cases import assert_close, random_topology, rows_together
 
 from truesparse import _core
 from truesparse.geometry import Convolution
+from truesparse.ops import values_dtype
 from truesparse.ops.cpu import ConvolutionKernels
 
 CASES = {
@@ -34,9 +35,9 @@ def check(
 ) -> None:
     topology = rows_together(*geometry.shape, alike, density, seed)
     generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(topology.nnz, generator=generator, dtype=dtype)
+    values = torch.randn(topology.nnz, generator=generator, dtype=values_dtype(dtype))
     x = torch.randn(batch, geometry.in_channels, *size, generator=generator, dtype=dtype)
-    bias = torch.randn(geometry.out_channels, generator=generator, dtype=dtype)
+    bias = torch.randn(geometry.out_channels, generator=generator, dtype=values_dtype(dtype))
     kernels = ConvolutionKernels(topology, geometry)
 
     dense = topology.scatter(values.double()).view(geometry.weight_shape).requires_grad_()
@@ -83,9 +84,9 @@ def test_extreme_density(isa: str, dtype: torch.dtype, batch: int, density: floa
     check(Convolution(3, 4, (3, 3), padding=(1, 1)), batch, (7, 7), density, dtype)
 
 
-def test_many_channels(isa: str) -> None:
+def test_many_channels(isa: str, dtype: torch.dtype) -> None:
     """Several blocks of channels, several bands of rows."""
-    check(Convolution(160, 24, (3, 3), padding=(1, 1)), 17, (24, 24), 0.05, torch.float32)
+    check(Convolution(160, 24, (3, 3), padding=(1, 1)), 17, (24, 24), 0.05, dtype)
 
 
 pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
@@ -98,10 +99,11 @@ pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
     groups=st.integers(1, 3), height=st.integers(1, 12), width=st.integers(1, 12),
     batch=st.integers(0, 40), density=st.floats(0, 1), seed=st.integers(0, 99),
     which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
 def test_any_shape(
     inputs: int, outputs: int, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int],
-    groups: int, height: int, width: int, batch: int, density: float, seed: int, which: str, threads: int,
+    groups: int, height: int, width: int, batch: int, density: float, seed: int, which: str, threads: int, dtype: torch.dtype,
 ) -> None:  # fmt: skip
     _core.use_isa(which)
     torch.set_num_threads(threads)
@@ -112,14 +114,14 @@ def test_any_shape(
                 torch.zeros(0), torch.zeros(1, geometry.in_channels, height, width)
             )
         return
-    check(geometry, batch, (height, width), density, torch.float32, seed)
+    check(geometry, batch, (height, width), density, dtype, seed)
 
 
 @pytest.mark.parametrize(("batch", "size"), [(1, (30, 30)), (3, (8, 8)), (40, (14, 14))])
 def test_the_same_bits_for_any_number_of_threads(isa: str, dtype: torch.dtype, batch: int, size: tuple[int, int]) -> None:
     geometry = Convolution(16, 24, (3, 3), stride=(1, 1), padding=(1, 1))
     topology = random_topology(*geometry.shape, 0.2)
-    kernels, values = ConvolutionKernels(topology, geometry), torch.randn(topology.nnz, dtype=dtype)
+    kernels, values = ConvolutionKernels(topology, geometry), torch.randn(topology.nnz, dtype=values_dtype(dtype))
     x, dy = torch.randn(batch, 16, *size, dtype=dtype), torch.randn(batch, 24, *size, dtype=dtype)
     torch.set_num_threads(1)
     expected = [kernels.spmm(values, x), *kernels.backward(values, x, dy, (True, True, True))]

@@ -11,19 +11,19 @@ from torch import Tensor
 
 from truesparse import _core
 from truesparse.geometry import Matrix
+from truesparse.ops import values_dtype
 from truesparse.ops.cpu import MatrixKernels
 from truesparse.topology import Topology
 
 SHAPES = [(1, 1), (7, 5), (33, 130), (130, 33), (96, 300)]
-BATCHES = [0, 1, 2, 63, 64, 65, 130]
+BATCHES = [0, 1, 2, 15, 16, 17, 64, 65, 130]
 
 
 def check(topology: Topology, batch: int, dtype: torch.dtype) -> None:
     rows, columns = topology.shape
     generator = torch.Generator().manual_seed(batch)
-    values, x, dy, bias = (
-        torch.randn(*shape, generator=generator, dtype=dtype) for shape in ((topology.nnz,), (batch, columns), (batch, rows), (rows,))
-    )
+    x, dy = (torch.randn(batch, features, generator=generator, dtype=dtype) for features in (columns, rows))
+    values, bias = (torch.randn(count, generator=generator, dtype=values_dtype(dtype)) for count in (topology.nnz, rows))
     kernels = MatrixKernels(topology, Matrix(rows, columns))
     dense = topology.scatter(values.double())
     y = x.double() @ dense.T
@@ -34,6 +34,7 @@ def check(topology: Topology, batch: int, dtype: torch.dtype) -> None:
     dx, dvalues = dy.double() @ dense, (dy.double().T @ x.double()).flatten()[topology.keys]
     assert_close(kernels.spmm_t(values, dy, x.shape), dx, fan_out)
     assert_close(kernels.sddmm(dy, x), dvalues, batch)
+    assert_close(kernels.gradient_rows(dy, x, 0, rows).flatten()[topology.keys], dvalues, batch)
     for need in ((True, True, True), (True, False, True), (False, True, True), (False, False, True), (False, False, False)):
         for wanted, actual, expected, terms in zip(
             need, kernels.backward(values, x, dy, need), (dvalues, dx, dy.double().sum(0)), (batch, fan_out, batch), strict=True
@@ -56,11 +57,12 @@ def test_against_dense(isa: str, threads: int, dtype: torch.dtype, shape: tuple[
 @given(
     rows=st.integers(1, 80), columns=st.integers(1, 200), batch=st.integers(0, 300), density=st.floats(0, 1), seed=st.integers(0, 99),
     which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )  # fmt: skip
-def test_any_shape(rows: int, columns: int, batch: int, density: float, seed: int, which: str, threads: int) -> None:
+def test_any_shape(rows: int, columns: int, batch: int, density: float, seed: int, which: str, threads: int, dtype: torch.dtype) -> None:
     _core.use_isa(which)
     torch.set_num_threads(threads)
-    check(random_topology(rows, columns, density, seed), batch, torch.float32)
+    check(random_topology(rows, columns, density, seed), batch, dtype)
 
 
 @pytest.mark.parametrize("alike", [2, 3, 4, 8])
@@ -96,7 +98,8 @@ def results(topology: Topology, x: Tensor, dy: Tensor, values: Tensor) -> list[T
 @pytest.mark.parametrize("batch", [1, 2, 17, 64, 130, 500])
 def test_the_same_bits_for_any_number_of_threads(isa: str, dtype: torch.dtype, batch: int, alike: int) -> None:
     topology = rows_together(148, 700, alike, 0.2)
-    x, dy, values = torch.randn(batch, 700, dtype=dtype), torch.randn(batch, 148, dtype=dtype), torch.randn(topology.nnz, dtype=dtype)
+    x, dy = torch.randn(batch, 700, dtype=dtype), torch.randn(batch, 148, dtype=dtype)
+    values = torch.randn(topology.nnz, dtype=values_dtype(dtype))
     torch.set_num_threads(1)
     expected = results(topology, x, dy, values)
     for threads in (1, 2, 2, 3, 5):
@@ -110,7 +113,7 @@ def test_the_same_bits_for_any_number_of_threads(isa: str, dtype: torch.dtype, b
 def test_no_row_or_column_at_all(isa: str, dtype: torch.dtype) -> None:
     for rows, columns in ((0, 5), (5, 0), (0, 0)):
         empty = Topology((rows, columns), torch.zeros(rows + 1, dtype=torch.int32), torch.zeros(0, dtype=torch.int32))
-        kernels, none = MatrixKernels(empty, Matrix(rows, columns)), torch.zeros(0, dtype=dtype)
+        kernels, none = MatrixKernels(empty, Matrix(rows, columns)), torch.zeros(0, dtype=values_dtype(dtype))
         for batch in (0, 1, 3):
             assert torch.equal(kernels.spmm(none, torch.ones(batch, columns, dtype=dtype)), torch.zeros(batch, rows, dtype=dtype))
             dx = kernels.spmm_t(none, torch.ones(batch, rows, dtype=dtype), torch.Size((batch, columns)))
@@ -133,14 +136,59 @@ def test_inputs_may_be_strided_or_expanded(isa: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 5, 40])
-def test_nan_and_infinity_stay_in_their_sample(isa: str, batch: int) -> None:
-    topology = random_topology(20, 30, 0.3)
-    kernels, values, x = MatrixKernels(topology, Matrix(20, 30)), torch.randn(topology.nnz), torch.randn(batch, 30)
+def test_nan_and_infinity_stay_in_their_sample(isa: str, dtype: torch.dtype, batch: int) -> None:
+    topology = random_topology(40, 70, 0.3)
+    kernels, values = MatrixKernels(topology, Matrix(40, 70)), torch.rand(topology.nnz, dtype=values_dtype(dtype))
+    x, reached = torch.rand(batch, 70, dtype=dtype), topology.fan_in > 0
     clean = kernels.spmm(values, x)
-    x[0] = float("nan")
-    spoilt = kernels.spmm(values, x)
-    assert bool(spoilt[0][topology.fan_in > 0].isnan().all())
-    assert torch.equal(spoilt[1:], clean[1:])
+    for number in (float("nan"), float("inf"), float("-inf")):
+        x[0] = number
+        spoilt = kernels.spmm(values, x)
+        torch.testing.assert_close(spoilt[0][reached], torch.full((int(reached.sum()),), number, dtype=dtype), equal_nan=True)
+        assert torch.equal(spoilt[1:], clean[1:])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 40])
+@pytest.mark.parametrize("size", [9, 75])
+def test_bfloat16_is_rounded_as_torch_does(isa: str, batch: int, size: int) -> None:
+    """Any bits a float can have, ties, the largest, the smallest: each row of the identity gives its own value."""
+    edges = [
+        0x3F808000,
+        0x3F818000,
+        0x3F807FFF,
+        0x3F808001,
+        0x7F7FFFFF,
+        0x7F800000,
+        0x7F800001,
+        0x7FFFFFFF,
+        0x00000001,
+        0x00008000,
+        0x00018000,
+    ]
+    bits = torch.cat([torch.tensor(edges, dtype=torch.int64), torch.randint(0, 2**31, (size,))])[:size]
+    identity = Topology.from_mask(torch.eye(size))
+    for sign in (0, 2**31):
+        values = (bits + sign).to(torch.uint32).view(torch.float32)
+        kernels, ones = MatrixKernels(identity, Matrix(size, size)), torch.ones(batch, size, dtype=torch.bfloat16)
+        expected = values.to(torch.bfloat16).expand(batch, size)
+        for y in (kernels.spmm(values, ones), kernels.spmm_t(values, ones, ones.shape)):
+            torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 15, 17, 130])
+def test_bfloat16_is_float32_until_it_is_written(isa: str, batch: int) -> None:
+    topology = random_topology(61, 83, 0.3)
+    kernels, values, bias = MatrixKernels(topology, Matrix(61, 83)), torch.randn(topology.nnz), torch.randn(61)
+    x, dy = torch.randn(batch, 83, dtype=torch.bfloat16), torch.randn(batch, 61, dtype=torch.bfloat16)
+    assert torch.equal(kernels.spmm(values, x, bias), kernels.spmm(values, x.float(), bias).bfloat16())
+    dvalues, dx, dbias = kernels.backward(values, x, dy, (True, True, True))
+    wide = kernels.backward(values, x.float(), dy.float(), (True, True, True))
+    assert wide[1] is not None
+    for found, expected in ((dvalues, wide[0]), (dx, wide[1].bfloat16()), (dbias, wide[2])):
+        assert found is not None
+        assert expected is not None
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
 
 
 def test_a_large_layer_costs_its_connections_only() -> None:
@@ -170,6 +218,10 @@ def test_what_does_not_fit_is_an_error() -> None:
         kernels.spmm(values, x.double())
     with pytest.raises(TypeError, match="float16"):
         kernels.spmm(values.half(), x.half())
+    with pytest.raises(TypeError, match=r"bfloat16 samples with float32 values.*got values torch.bfloat16 on cpu, x torch.bfloat16 on cpu"):
+        kernels.spmm(values.bfloat16(), x.bfloat16())
+    with pytest.raises(TypeError, match=r"got values torch.float32 on cpu, x torch.bfloat16 on cpu, dy torch.float32 on cpu"):
+        kernels.backward(values, x.bfloat16(), torch.randn(4, 20), (True, True, True))
     with pytest.raises(ValueError, match=r"expected x of shape \(batch, 30\), got \(4, 20\)"):
         kernels.spmm(values, torch.randn(4, 20))
     with pytest.raises(ValueError, match="one per connection"):

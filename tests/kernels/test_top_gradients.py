@@ -39,6 +39,7 @@ def result_of(best: _core.TopK, k: int) -> Tensor:
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "zeros", "some NaN", "mostly NaN", "infinite"])
 @pytest.mark.parametrize("density", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_against_sorting(isa: str, dtype: torch.dtype, density: float, kind: str) -> None:
     kept = random_topology(60, 117, density)
     gradient = torch.randn(60, 117, dtype=dtype)
@@ -60,27 +61,27 @@ def test_against_sorting(isa: str, dtype: torch.dtype, density: float, kind: str
 
 
 @pytest.mark.parametrize("slab", [100, 1 << 22])
-def test_several_samples_of_a_matrix_add_up(isa: str, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+def test_several_samples_of_a_matrix_add_up(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
     monkeypatch.setattr(cpu, "SLAB_ENTRIES", slab)
     kept = random_topology(40, 90, 0.1)
     kernels = MatrixKernels(kept, Matrix(40, 90))
-    samples = [(torch.randint(-3, 4, (8, 40)).double(), torch.randint(-3, 4, (8, 90)).double()) for _ in range(3)]
-    gradient = torch.stack([dy.T @ x for dy, x in samples]).sum(0)
+    samples = [(torch.randint(-99, 99, (8, 40)).to(dtype), torch.randint(-99, 99, (8, 90)).to(dtype)) for _ in range(3)]
+    gradient = torch.stack([dy.double().T @ x.double() for dy, x in samples]).sum(0)  # more than bfloat16 holds, in whole numbers
     assert torch.equal(kernels.top_gradients(samples, kept, 200), by_sorting(gradient, kept, 200))
 
 
 @pytest.mark.parametrize("slab", [100, 1 << 22])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_a_convolution(isa: str, monkeypatch: pytest.MonkeyPatch, slab: int, groups: int) -> None:
+def test_a_convolution(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, slab: int, groups: int) -> None:
     monkeypatch.setattr(cpu, "SLAB_ENTRIES", slab)
     geometry = Convolution(6, 9, (3, 3), stride=(2, 1), padding=(1, 0), groups=groups)
     kept = random_topology(*geometry.shape, 0.2)
-    x = torch.randint(-3, 4, (4, 6, 9, 8)).double()
+    x = torch.randint(-99, 99, (4, 6, 9, 8)).double()
     weight = torch.zeros(geometry.weight_shape, dtype=torch.float64, requires_grad=True)
     y = geometry.dense(x, weight, None)
-    dy = torch.randint(-3, 4, y.shape).double()
+    dy = torch.randint(-99, 99, y.shape).double()
     (gradient,) = torch.autograd.grad(y, weight, dy)
-    found = ConvolutionKernels(kept, geometry).top_gradients([(dy, x)], kept, 60)
+    found = ConvolutionKernels(kept, geometry).top_gradients([(dy.to(dtype), x.to(dtype))], kept, 60)
     assert torch.equal(found, by_sorting(gradient.flatten(1), kept, 60))
 
 
@@ -92,6 +93,7 @@ def test_positions_beyond_32_bits() -> None:
     assert result_of(best, 2).tolist() == [5]  # the row's own width counts, here 2: position 2 * 2 + 1
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["normal", "rising", "ties", "zeros", "near", "wide", "NaN", "late"])
 def test_many_more_than_are_held_at_once(kind: str, dtype: torch.dtype, threads: int) -> None:
     kept = random_topology(1500, 1000, 0.05)

@@ -4,13 +4,16 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
 #include <iomanip>
 #include <limits>
 #include <random>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "bfloat16.h"
 #include "isa.h"
 
 namespace truesparse::testing {
@@ -20,13 +23,42 @@ using Indices = std::vector<int32_t>;  // every buffer is a vector of its own, e
 
 inline int64_t below(Random& random, int64_t end) { return static_cast<int64_t>(random() % static_cast<uint64_t>(end)); }
 
+inline double wide(double number) { return number; }
+inline double wide(Bfloat16 number) {
+  const uint32_t bits = static_cast<uint32_t>(number.bits) << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// The number of type T nearest to a normal one, ties to even.
+template <class T>
+double nearest(double number) {
+  if (!std::is_same_v<T, Bfloat16>) return static_cast<double>(static_cast<std::conditional_t<std::is_same_v<T, float>, float, double>>(number));
+  int exponent;
+  const double significand = std::frexp(number, &exponent);
+  return std::ldexp(std::nearbyint(std::ldexp(significand, 8)), exponent - 8);
+}
+
+template <class T>
+T made(double number) {
+  if constexpr (std::is_same_v<T, Bfloat16>) {
+    const float wide = static_cast<float>(nearest<T>(number));
+    uint32_t bits;
+    std::memcpy(&bits, &wide, sizeof bits);
+    return {static_cast<uint16_t>(bits >> 16)};
+  } else {
+    return static_cast<T>(number);
+  }
+}
+
 // Whole numbers, so small that sums of their products have no rounding error: any order of the terms gives one result. They are
 // too large for the products of doubles to fit into a float.
 template <class T>
 std::vector<T> whole_numbers(Random& random, int64_t count) {
-  const int64_t most = sizeof(T) == 4 ? 8 : 1 << 18;
+  const int64_t most = sizeof(T) <= 4 ? 8 : 1 << 18;
   std::vector<T> numbers(count);
-  for (T& number : numbers) number = static_cast<T>(below(random, 2 * most + 1) - most);
+  for (T& number : numbers) number = made<T>(static_cast<double>(below(random, 2 * most + 1) - most));
   return numbers;
 }
 
@@ -34,14 +66,15 @@ std::vector<T> whole_numbers(Random& random, int64_t count) {
 template <class T>
 std::vector<T> fractions(Random& random, int64_t count) {
   std::vector<T> numbers = whole_numbers<T>(random, count);
-  for (T& number : numbers) number /= 3;
+  for (T& number : numbers) number = made<T>(wide(number) / 3);
   return numbers;
 }
 
 // What nobody has written yet.
 template <class T>
 std::vector<T> unwritten(int64_t count) {
-  return std::vector<T>(count, std::numeric_limits<T>::has_quiet_NaN ? std::numeric_limits<T>::quiet_NaN() : std::numeric_limits<T>::min());
+  if constexpr (std::is_integral_v<T>) return std::vector<T>(count, std::numeric_limits<T>::min());
+  else return std::vector<T>(count, made<T>(std::numeric_limits<double>::quiet_NaN()));
 }
 
 struct Topology {
@@ -73,14 +106,14 @@ inline Topology random_topology(Random& random, int64_t rows, int64_t columns, d
   return topology;
 }
 
-// "" or where they differ first. NaN equals nothing.
+// "" or where they differ first, once what is expected is rounded as T is. NaN equals nothing.
 template <class T, class U>
 std::string difference(const std::vector<T>& actual, const std::vector<U>& expected) {
   if (actual.size() != expected.size()) return std::to_string(actual.size()) + " numbers instead of " + std::to_string(expected.size());
   for (size_t i = 0; i < actual.size(); ++i)
-    if (!(actual[i] == static_cast<T>(expected[i]))) {
+    if (!(wide(actual[i]) == nearest<T>(wide(expected[i])))) {
       std::ostringstream text;
-      text << std::setprecision(17) << "number " << i << " is " << actual[i] << " instead of " << expected[i];
+      text << std::setprecision(17) << "number " << i << " is " << wide(actual[i]) << " instead of " << wide(expected[i]);
       return text.str();
     }
   return "";

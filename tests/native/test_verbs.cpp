@@ -9,11 +9,19 @@ namespace {
 // With rows of 2 connections a block or so there are many blocks; with 1000 there is one.
 constexpr int64_t connections_per_block[] = {2, 8, 1000};
 
-template <class T>
+// A type of arithmetic and a type of samples.
+template <class T, class S>
+struct Types {
+  using Sum = T;
+  using Sample = S;
+};
+#define ALL_TYPES Types<float, float>, Types<double, double>, Types<float, Bfloat16>
+
+template <class T, class S>
 void check_exact(const Layer& layer, Random& random) {
-  const Numbers<T> numbers = numbers_for<T>(layer, random, whole_numbers<T>);
+  const Numbers<T, S> numbers = numbers_for<T, S>(layer, random, whole_numbers<T>, whole_numbers<S>);
   const std::vector<double> plain = expected_spmm(layer, numbers, false), biased = expected_spmm(layer, numbers, true);
-  const Gradients<double> expected = expected_backward(layer, numbers);
+  const Gradients<double, double> expected = expected_backward(layer, numbers);
   for (const std::string& isa : isas()) {
     use_isa(isa);
     for (const int64_t threads : {1, 2}) {
@@ -24,7 +32,7 @@ void check_exact(const Layer& layer, Random& random) {
       for (int wanted = 0; wanted < 8; ++wanted) {
         const Need need{(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0};
         CAPTURE(wanted);
-        const Gradients<T> actual = backward(layer, numbers, need, threads);
+        const Gradients<T, S> actual = backward(layer, numbers, need, threads);
         if (need.dvalues) CHECK(difference(actual.dvalues, expected.dvalues) == "");
         if (need.dx) CHECK(difference(actual.dx, expected.dx) == "");
         if (need.dbias) CHECK(difference(actual.dbias, expected.dbias) == "");
@@ -33,18 +41,18 @@ void check_exact(const Layer& layer, Random& random) {
   }
 }
 
-template <class T>
+template <class T, class S>
 void check_threads(const Layer& layer, Random& random) {
-  const Numbers<T> numbers = numbers_for<T>(layer, random, fractions<T>);
+  const Numbers<T, S> numbers = numbers_for<T, S>(layer, random, fractions<T>, fractions<S>);
   for (const std::string& isa : isas()) {
     use_isa(isa);
     CAPTURE(isa);
-    const std::vector<T> y = spmm(layer, numbers, true, 1);
-    const Gradients<T> gradients = backward(layer, numbers, {true, true, true}, 1);
+    const std::vector<S> y = spmm(layer, numbers, true, 1);
+    const Gradients<T, S> gradients = backward(layer, numbers, {true, true, true}, 1);
     for (const int64_t threads : {2, 5}) {
       CAPTURE(threads);
       CHECK(difference(spmm(layer, numbers, true, threads), y) == "");
-      const Gradients<T> actual = backward(layer, numbers, {true, true, true}, threads);
+      const Gradients<T, S> actual = backward(layer, numbers, {true, true, true}, threads);
       CHECK(difference(actual.dvalues, gradients.dvalues) == "");
       CHECK(difference(actual.dx, gradients.dx) == "");
       CHECK(difference(actual.dbias, gradients.dbias) == "");
@@ -52,13 +60,13 @@ void check_threads(const Layer& layer, Random& random) {
   }
 }
 
-template <class T>
+template <class Both>
 void check(const Layer& layer, Random& random) {
-  check_exact<T>(layer, random);
-  check_threads<T>(layer, random);
+  check_exact<typename Both::Sum, typename Both::Sample>(layer, random);
+  check_threads<typename Both::Sum, typename Both::Sample>(layer, random);
 }
 
-template <class T>
+template <class Both>
 void check_matrix(int64_t rows, int64_t columns, double density, int64_t batch, int64_t connections) {
   CAPTURE(rows);
   CAPTURE(columns);
@@ -67,7 +75,7 @@ void check_matrix(int64_t rows, int64_t columns, double density, int64_t batch, 
   CAPTURE(connections);
   Random random(static_cast<uint64_t>(rows * 1000 + columns + batch));
   const Convolution matrix{columns, rows, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1};
-  check<T>(Layer(true, matrix, {1, 1}, batch, random_topology(random, rows, columns, density), connections), random);
+  check<Both>(Layer(true, matrix, {1, 1}, batch, random_topology(random, rows, columns, density), connections), random);
 }
 
 struct Example {
@@ -94,7 +102,7 @@ constexpr Example examples[] = {
     {"large kernel", {2, 3, {7, 7}, {2, 2}, {3, 3}, {1, 1}, 1}, {20, 17}},
 };
 
-template <class T>
+template <class Both>
 void check_convolution(const Example& example, double density, int64_t batch, int64_t connections) {
   const Convolution& c = example.convolution;
   CAPTURE(example.name);
@@ -103,12 +111,12 @@ void check_convolution(const Example& example, double density, int64_t batch, in
   CAPTURE(connections);
   Random random(static_cast<uint64_t>(c.in_channels * 1000 + c.out_channels + batch));
   const Topology topology = random_topology(random, c.out_channels, c.channels_per_group() * c.taps(), density);
-  check<T>(Layer(false, c, example.size, batch, topology, connections), random);
+  check<Both>(Layer(false, c, example.size, batch, topology, connections), random);
 }
 
 }  // namespace
 
-TEST_CASE_TEMPLATE("matrix", T, float, double) {
+TEST_CASE_TEMPLATE("matrix", Both, ALL_TYPES) {
   struct Shape {
     int64_t rows, columns;
     double density;
@@ -116,35 +124,35 @@ TEST_CASE_TEMPLATE("matrix", T, float, double) {
   const Shape shapes[] = {{1, 1, 1}, {7, 5, 0.5}, {3, 130, 0.2}, {131, 3, 0.3}, {67, 71, 0.1}, {33, 300, 0.03}, {40, 16, 0}, {9, 65, 1}};
   int64_t turn = 0;
   for (const int64_t batch : {0, 1, 2, 15, 16, 17, 127, 300})
-    for (const Shape& shape : shapes) check_matrix<T>(shape.rows, shape.columns, shape.density, batch, connections_per_block[turn++ % 3]);
+    for (const Shape& shape : shapes) check_matrix<Both>(shape.rows, shape.columns, shape.density, batch, connections_per_block[turn++ % 3]);
 }
 
-TEST_CASE_TEMPLATE("convolution", T, float, double) {
+TEST_CASE_TEMPLATE("convolution", Both, ALL_TYPES) {
   int64_t turn = 0;
   for (const Example& example : examples)
-    for (const int64_t batch : {0, 1, 2, 15, 16, 17}) check_convolution<T>(example, 0.3, batch, connections_per_block[turn++ % 3]);
-  for (const double density : {0.0, 1.0}) check_convolution<T>(examples[0], density, 3, 8);
+    for (const int64_t batch : {0, 1, 2, 15, 16, 17}) check_convolution<Both>(example, 0.3, batch, connections_per_block[turn++ % 3]);
+  for (const double density : {0.0, 1.0}) check_convolution<Both>(examples[0], density, 3, 8);
 }
 
-TEST_CASE_TEMPLATE("convolution of a large batch", T, float, double) {
+TEST_CASE_TEMPLATE("convolution of a large batch", Both, ALL_TYPES) {
   for (const int64_t batch : {127, 300}) {
-    check_convolution<T>({"3x3", {3, 4, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {4, 3}}, 0.3, batch, 8);
-    check_convolution<T>({"stride", {4, 3, {2, 2}, {2, 1}, {0, 1}, {1, 1}, 1}, {4, 3}}, 0.3, batch, 8);
+    check_convolution<Both>({"3x3", {3, 4, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {4, 3}}, 0.3, batch, 8);
+    check_convolution<Both>({"stride", {4, 3, {2, 2}, {2, 1}, {0, 1}, {1, 1}, 1}, {4, 3}}, 0.3, batch, 8);
   }
 }
 
 // More than one chunk of features, of values, of rows whose sums are kept, of tiles whose dy is packed together.
-TEST_CASE_TEMPLATE("large matrix", T, float, double) {
-  check_matrix<T>(300, 900, 0.1, 17, 8);
-  check_matrix<T>(1300, 300, 0.01, 140, 8);
-  check_matrix<T>(2500, 40, 0.04, 300, 2);
-  check_matrix<T>(40, 2500, 0.04, 300, 2);
+TEST_CASE_TEMPLATE("large matrix", Both, ALL_TYPES) {
+  check_matrix<Both>(300, 900, 0.1, 17, 8);
+  check_matrix<Both>(1300, 300, 0.01, 140, 8);
+  check_matrix<Both>(2500, 40, 0.04, 300, 2);
+  check_matrix<Both>(40, 2500, 0.04, 300, 2);
 }
 
 // More than one band of rows in a chunk.
-TEST_CASE_TEMPLATE("large convolution", T, float, double) {
-  check_convolution<T>({"many channels", {40, 30, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {40, 33}}, 0.02, 17, 8);
-  check_convolution<T>({"groups", {40, 30, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 10}, {41, 33}}, 0.1, 3, 8);
+TEST_CASE_TEMPLATE("large convolution", Both, ALL_TYPES) {
+  check_convolution<Both>({"many channels", {40, 30, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {40, 33}}, 0.02, 17, 8);
+  check_convolution<Both>({"groups", {40, 30, {3, 3}, {2, 2}, {1, 1}, {1, 1}, 10}, {41, 33}}, 0.1, 3, 8);
 }
 
 }  // namespace truesparse::testing

@@ -82,28 +82,32 @@ struct Layer {
   }
 };
 
-template <class T>
+// T is the type of values and sums, S that of what has an entry a sample.
+template <class T, class S>
 struct Numbers {
-  std::vector<T> values, bias, x, dy;
+  std::vector<T> values, bias;
+  std::vector<S> x, dy;
 };
 
-template <class T>
-Numbers<T> numbers_for(const Layer& layer, Random& random, std::vector<T> (*draw)(Random&, int64_t)) {
-  return {draw(random, layer.nnz()), draw(random, layer.convolution.out_channels), draw(random, layer.inputs()), draw(random, layer.outputs())};
+template <class T, class S>
+Numbers<T, S> numbers_for(const Layer& layer, Random& random, std::vector<T> (*draw)(Random&, int64_t), std::vector<S> (*draw_samples)(Random&, int64_t)) {
+  return {draw(random, layer.nnz()), draw(random, layer.convolution.out_channels), draw_samples(random, layer.inputs()), draw_samples(random, layer.outputs())};
 }
 
-template <class T>
+template <class T, class S>
 struct Gradients {
-  std::vector<T> dvalues, dx, dbias;
+  std::vector<T> dvalues;
+  std::vector<S> dx;
+  std::vector<T> dbias;
 };
 
 struct Need {
   bool dvalues, dx, dbias;
 };
 
-template <class T>
-std::vector<T> spmm(const Layer& layer, const Numbers<T>& n, bool with_bias, int64_t threads) {
-  std::vector<T> y = unwritten<T>(layer.outputs());
+template <class T, class S>
+std::vector<S> spmm(const Layer& layer, const Numbers<T, S>& n, bool with_bias, int64_t threads) {
+  std::vector<S> y = unwritten<S>(layer.outputs());
   const T* bias = with_bias ? n.bias.data() : nullptr;
   if (layer.is_matrix) matrix_spmm(layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, 1, threads);
   else convolution_spmm(layer.convolution, layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, layer.size, threads);
@@ -111,13 +115,15 @@ std::vector<T> spmm(const Layer& layer, const Numbers<T>& n, bool with_bias, int
 }
 
 // What a gradient that is not needed would be computed from is not given either.
-template <class T>
-Gradients<T> backward(const Layer& layer, const Numbers<T>& n, Need need, int64_t threads) {
-  const auto sized = [](bool needed, int64_t count) { return unwritten<T>(needed ? count : 0); };
-  Gradients<T> g{sized(need.dvalues, layer.nnz()), sized(need.dx, layer.inputs()), sized(need.dbias, layer.convolution.out_channels)};
-  T *dvalues = need.dvalues ? g.dvalues.data() : nullptr, *dx = need.dx ? g.dx.data() : nullptr, *dbias = need.dbias ? g.dbias.data() : nullptr;
+template <class T, class S>
+Gradients<T, S> backward(const Layer& layer, const Numbers<T, S>& n, Need need, int64_t threads) {
+  Gradients<T, S> g{unwritten<T>(need.dvalues ? layer.nnz() : 0), unwritten<S>(need.dx ? layer.inputs() : 0),
+                    unwritten<T>(need.dbias ? layer.convolution.out_channels : 0)};
+  T *dvalues = need.dvalues ? g.dvalues.data() : nullptr, *dbias = need.dbias ? g.dbias.data() : nullptr;
+  S* dx = need.dx ? g.dx.data() : nullptr;
   const Layout* transposed = need.dx ? &layer.transposed.view : nullptr;
-  const T *values = need.dx ? n.values.data() : nullptr, *x = need.dvalues ? n.x.data() : nullptr;
+  const T* values = need.dx ? n.values.data() : nullptr;
+  const S* x = need.dvalues ? n.x.data() : nullptr;
   if (layer.is_matrix) matrix_backward(layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, 1, threads);
   else
     convolution_backward(layer.convolution, layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, layer.size,
@@ -126,25 +132,25 @@ Gradients<T> backward(const Layer& layer, const Numbers<T>& n, Need need, int64_
 }
 
 // The oracle: one product after the other, in double.
-template <class T>
-std::vector<double> expected_spmm(const Layer& layer, const Numbers<T>& n, bool with_bias) {
+template <class T, class S>
+std::vector<double> expected_spmm(const Layer& layer, const Numbers<T, S>& n, bool with_bias) {
   std::vector<double> y(layer.outputs(), 0);
   const int64_t rows = layer.convolution.out_channels, positions = layer.output().height * layer.output().width;
   if (with_bias)
     for (size_t i = 0; i < y.size(); ++i) y[i] = n.bias[static_cast<int64_t>(i) / positions % rows];
-  layer.for_products([&](int64_t output, int64_t p, int64_t input) { y[output] += double{n.values[p]} * double{n.x[input]}; });
+  layer.for_products([&](int64_t output, int64_t p, int64_t input) { y[output] += double{n.values[p]} * wide(n.x[input]); });
   return y;
 }
 
-template <class T>
-Gradients<double> expected_backward(const Layer& layer, const Numbers<T>& n) {
+template <class T, class S>
+Gradients<double, double> expected_backward(const Layer& layer, const Numbers<T, S>& n) {
   const int64_t rows = layer.convolution.out_channels, positions = layer.output().height * layer.output().width;
-  Gradients<double> g{std::vector<double>(layer.nnz(), 0), std::vector<double>(layer.inputs(), 0), std::vector<double>(rows, 0)};
+  Gradients<double, double> g{std::vector<double>(layer.nnz(), 0), std::vector<double>(layer.inputs(), 0), std::vector<double>(rows, 0)};
   layer.for_products([&](int64_t output, int64_t p, int64_t input) {
-    g.dvalues[p] += double{n.x[input]} * double{n.dy[output]};
-    g.dx[input] += double{n.values[p]} * double{n.dy[output]};
+    g.dvalues[p] += wide(n.x[input]) * wide(n.dy[output]);
+    g.dx[input] += double{n.values[p]} * wide(n.dy[output]);
   });
-  for (int64_t i = 0; i < layer.outputs(); ++i) g.dbias[i / positions % rows] += n.dy[i];
+  for (int64_t i = 0; i < layer.outputs(); ++i) g.dbias[i / positions % rows] += wide(n.dy[i]);
   return g;
 }
 

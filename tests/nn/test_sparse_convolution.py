@@ -109,16 +109,6 @@ def test_first_and_second_derivatives(family, options):
     assert torch.autograd.gradgradcheck(run, (values, x, bias))
 
 
-def test_autocast(family):
-    layer, before = SparseConv2d(4, 6, 3, sparsity=0.5), nn.Conv2d(4, 4, 1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = before(torch.randn(2, 4, 5, 5))
-        y = layer(hidden)
-    torch.testing.assert_close(y.float(), layer.dense_module()(hidden.float()), rtol=0.02, atol=0.02)
-    y.float().sum().backward()
-    assert layer.values.grad.dtype == torch.float32
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_errors(kind):
     layer = made(kind)

@@ -118,21 +118,6 @@ def test_only_what_is_needed_is_computed(family):
         assert not layer(x.requires_grad_()).requires_grad
 
 
-def test_autocast(family):
-    layer = SparseLinear(8, 6, sparsity=0.5)
-    twin = MaskedLinear.from_dense(layer.dense_module(), layer.topology)
-    before = nn.Linear(8, 8)
-    x = torch.randn(3, 8)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = before(x)
-        assert hidden.dtype == torch.bfloat16
-        y, expected = layer(hidden), twin(hidden)
-    torch.testing.assert_close(y.float(), expected.float(), rtol=0.02, atol=0.02)
-    y.float().sum().backward()
-    assert layer.values.grad.dtype == torch.float32
-    assert before.weight.grad is not None
-
-
 def test_errors(family):
     layer = SparseLinear(5, 4, sparsity=0.5)
     for shape in ((3, 4), (5, 1), (0,), ()):

@@ -65,7 +65,7 @@ def test_the_list_names_every_kernel():
     described = table.describe()
     assert len(described) == len(table.KERNELS)
     assert ("reference", "matrix", "any device", "any floating dtype") in described
-    assert ("native", "convolution", "cpu", "float32/float64") in described
+    assert ("native", "convolution", "cpu", "float32/float64/bfloat16") in described
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from .. import ops
 from ..geometry import Geometry
 from ..patterns import Pattern, Unstructured
 from ..topology import Move, Topology
@@ -146,7 +147,8 @@ class TopologyLayer(nn.Module):
         return x
 
     def _flat_samples(self, samples: list[Sample]) -> list[Sample]:
-        dtype = self.parameter.dtype  # autocast runs the layers around this one in another
+        # Autocast runs the layers around this one in another dtype; sums of many products want more bits than a 16-bit one has.
+        dtype = ops.values_dtype(self.parameter.dtype)
         return [(self._flat(dy.to(dtype)), self._flat(self._prepared(x.to(dtype)))) for dy, x in samples]
 
     def extra_repr(self) -> str:

@@ -62,6 +62,8 @@ class SparseLayer(TopologyLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """
+        Under autocast, input and output are of its dtype, as in dense layers; values and bias stay as they are, their gradients too.
+
         Raises:
             ValueError: if the shape of `input` does not fit.
             TypeError: if `input` and the values differ in dtype, outside of autocast.
@@ -69,16 +71,25 @@ class SparseLayer(TopologyLayer):
         """
         x, values = self._prepared(input), self.values
         self.geometry.check_input(x)
-        if x.dtype != values.dtype:
-            if not torch.is_autocast_enabled(x.device.type):
-                raise TypeError(
-                    f"expected an input of {values.dtype}, the dtype of the values, got {x.dtype}; "
-                    "convert the input, or the layer with .to(...)"
-                )
-            x = x.to(values.dtype)
-        y = ops.product(values, self._flat(x), self.bias, self._verbs())
+        held = output = values.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            held, output = self._autocast_dtypes(x.device.type)
+            x = x.to(held)
+        elif x.dtype != held:
+            raise TypeError(
+                f"expected an input of {held}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
+            )
+        y = ops.product(values, self._flat(x), self.bias, self._verbs(held)).to(output)
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+
+    def _autocast_dtypes(self, device: str) -> tuple[torch.dtype, torch.dtype]:
+        """(in which dtype the kernels get x, that of the output)."""
+        if self.values.dtype == torch.float64:
+            return torch.float64, torch.float64  # autocast leaves float64 alone
+        output = torch.get_autocast_dtype(device)
+        # No kernel holds samples in float16: those are widened before and rounded after.
+        return torch.float32 if output == torch.float16 else output, output
 
     def to_dense(self) -> Tensor:
         return self.topology.scatter(self.values).view(self.geometry.weight_shape)
@@ -99,8 +110,9 @@ class SparseLayer(TopologyLayer):
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
         return self._verbs().top_gradients(self._flat_samples(samples), kept, count)
 
-    def _verbs(self) -> ops.Verbs:
-        return ops.verbs_for(self.topology, self.geometry, self.values.dtype)
+    def _verbs(self, dtype: torch.dtype | None = None) -> ops.Verbs:
+        """Those for inputs of `dtype`; None is the dtype of the values."""
+        return ops.verbs_for(self.topology, self.geometry, dtype or self.values.dtype)
 
     def _replace_values(self, values: Tensor) -> None:
         """Give the parameter other data, possibly of another length, while optimizers keep holding the same parameter."""

@@ -2,6 +2,6 @@
 
 from .autograd import product
 from .table import family, use, verbs_for
-from .verbs import Verbs, summed_rows
+from .verbs import Verbs, summed_rows, values_dtype
 
-__all__ = ["Verbs", "family", "product", "summed_rows", "use", "verbs_for"]
+__all__ = ["Verbs", "family", "product", "summed_rows", "use", "values_dtype", "verbs_for"]

@@ -15,12 +15,15 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .verbs import Verbs
+from .verbs import Verbs, values_dtype, widened
 
 
 def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs) -> Tensor:
-    """W x + bias, differentiable in values [nnz], x and bias."""
-    result: Tensor = _Product.apply(values, x, bias, verbs)  # type: ignore[assignment]
+    """W x + bias, differentiable in values [nnz], x and bias.
+
+    Beside x in a 16-bit dtype, values and bias may be of that dtype too: they are widened for the call and their gradients rounded.
+    """
+    result: Tensor = _Product.apply(widened(values), x, None if bias is None else widened(bias), verbs)  # type: ignore[assignment]
     return result
 
 
@@ -41,7 +44,7 @@ class _Product(Function):
         # Someone asked for create_graph: go through the differentiable verbs.
         dvalues = _Sampled.apply(dy, x, ctx.verbs) if need[0] else None
         dx = _Transposed.apply(values, dy, x.shape, ctx.verbs) if need[1] else None
-        dbias = dy.movedim(1, 0).flatten(1).sum(1) if need[2] else None
+        dbias = dy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] else None
         return dvalues, dx, dbias, None  # type: ignore[return-value]
 
 

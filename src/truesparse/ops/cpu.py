@@ -1,4 +1,4 @@
-"""How are the verbs of `reference.py` computed on a CPU? By the C++ kernels, for float32 and float64.
+"""How are the verbs of `reference.py` computed on a CPU? By the C++ kernels, for float32, float64 and bfloat16.
 
 Inputs may be non-contiguous; they are made contiguous. Results are the same from run to run and for any number of
 threads (`torch.get_num_threads()`).
@@ -25,17 +25,36 @@ from ..geometry import Convolution, Geometry, Matrix
 from ..merge import sort_, threads_for
 from ..patterns import SLAB_ENTRIES
 from ..topology import Topology
-from .verbs import Sample, summed_rows
+from .verbs import Sample, summed_rows, values_dtype, widened
 
 Need = tuple[bool, bool, bool]
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
 
-MATRIX_SPMM = {torch.float32: _core.matrix_spmm_float32, torch.float64: _core.matrix_spmm_float64}
-MATRIX_BACKWARD = {torch.float32: _core.matrix_backward_float32, torch.float64: _core.matrix_backward_float64}
-CONVOLUTION_SPMM = {torch.float32: _core.convolution_spmm_float32, torch.float64: _core.convolution_spmm_float64}
-CONVOLUTION_BACKWARD = {torch.float32: _core.convolution_backward_float32, torch.float64: _core.convolution_backward_float64}
+# By the dtype of x, y and their gradients. Beside bfloat16, values and biases are float32, and so is the arithmetic: the kernels
+# widen what they read and round what they write, to nearest, ties to even.
+MATRIX_SPMM = {
+    torch.float32: _core.matrix_spmm_float32,
+    torch.float64: _core.matrix_spmm_float64,
+    torch.bfloat16: _core.matrix_spmm_bfloat16,
+}
+MATRIX_BACKWARD = {
+    torch.float32: _core.matrix_backward_float32,
+    torch.float64: _core.matrix_backward_float64,
+    torch.bfloat16: _core.matrix_backward_bfloat16,
+}
+CONVOLUTION_SPMM = {
+    torch.float32: _core.convolution_spmm_float32,
+    torch.float64: _core.convolution_spmm_float64,
+    torch.bfloat16: _core.convolution_spmm_bfloat16,
+}
+CONVOLUTION_BACKWARD = {
+    torch.float32: _core.convolution_backward_float32,
+    torch.float64: _core.convolution_backward_float64,
+    torch.bfloat16: _core.convolution_backward_bfloat16,
+}
+DTYPES = tuple(MATRIX_SPMM)
 
 
 class _Kernels(ABC):
@@ -65,7 +84,7 @@ class _Kernels(ABC):
 
     def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
         """dW on the connections only, [nnz]."""
-        dvalues = self.backward(dy.new_empty(self.topology.nnz), x, dy, (True, False, False))[0]
+        dvalues = self.backward(dy.new_empty(self.topology.nnz, dtype=values_dtype(dy.dtype)), x, dy, (True, False, False))[0]
         assert dvalues is not None
         return dvalues
 
@@ -90,10 +109,10 @@ class _Kernels(ABC):
             Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
         """
         rows, columns = kept.shape
-        dtype = _dtype(**{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
+        dtype = _dtype({}, **{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
         k = min(k, kept.size - kept.nnz)
         best = _core.TopK(k)
-        push = best.push_float32 if dtype == torch.float32 else best.push_float64
+        push = best.push_float64 if dtype == torch.float64 else best.push_float32
         height = max(1, SLAB_ENTRIES // max(columns, 1))
         for start in range(0, rows, height):
             stop = min(start + height, rows)
@@ -129,10 +148,10 @@ class MatrixKernels(_Kernels):
         """y [batch, rows] = x [batch, columns] W^T + bias [rows].
 
         Raises:
-            TypeError: unless all are float32 or all float64, on the CPU.
+            TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype(values=values, x=x, bias=bias)
+        dtype = _dtype({"values": values, "bias": bias}, x=x)
         self._check_values(values)
         self._check_bias(bias)
         batch = self._batch("x", x, 1)
@@ -145,10 +164,10 @@ class MatrixKernels(_Kernels):
         """(dvalues [nnz], dx like x, dbias [rows]), None for each that is not needed.
 
         Raises:
-            TypeError: unless all are float32 or all float64, on the CPU.
+            TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype(values=values, x=x, dy=dy)
+        dtype = _dtype({"values": values}, x=x, dy=dy)
         self._check_values(values)
         batch = self._batch("dy", dy, 0)
         if self._batch("x", x, 1) != batch:
@@ -174,7 +193,7 @@ class MatrixKernels(_Kernels):
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
-        return dy[:, start:stop].T @ x
+        return widened(dy[:, start:stop]).T @ widened(x)
 
     def _batch(self, name: str, tensor: Tensor, side: int) -> int:
         if tensor.ndim != 2 or tensor.shape[1] != self.topology.shape[side]:
@@ -196,10 +215,10 @@ class ConvolutionKernels(_Kernels):
         """y [batch, out_channels, output height, output width], as `F.conv2d`.
 
         Raises:
-            TypeError: unless all are float32 or all float64, on the CPU.
+            TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype(values=values, x=x, bias=bias)
+        dtype = _dtype({"values": values, "bias": bias}, x=x)
         self._check_values(values)
         self._check_bias(bias)
         shape = self._output_shape(x.shape)
@@ -223,10 +242,10 @@ class ConvolutionKernels(_Kernels):
         """(dvalues [nnz], dx like x, dbias [out_channels]), None for each that is not needed.
 
         Raises:
-            TypeError: unless all are float32 or all float64, on the CPU.
+            TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype(values=values, x=x, dy=dy)
+        dtype = _dtype({"values": values}, x=x, dy=dy)
         self._check_values(values)
         if dy.shape != self._output_shape(x.shape):
             raise ValueError(f"expected dy of shape {self._output_shape(x.shape)}, got {tuple(dy.shape)}")
@@ -256,6 +275,7 @@ class ConvolutionKernels(_Kernels):
         """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
         g = self.geometry
         rows, inputs = g.out_channels // g.groups, g.in_channels // g.groups
+        dy, x = widened(dy), widened(x)
         slab = x.new_empty((stop - start, g.shape[1]))
         for group in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
             first, last = max(start, group * rows), min(stop, (group + 1) * rows)
@@ -275,16 +295,18 @@ class ConvolutionKernels(_Kernels):
         return shape[0], self.geometry.out_channels, height, width
 
 
-def _dtype(**tensors: Tensor | None) -> torch.dtype:
-    """The one dtype of all tensors."""
-    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    dtypes = {tensor.dtype for tensor in given.values()}
-    if len(dtypes) != 1 or not dtypes <= MATRIX_SPMM.keys() or any(tensor.device.type != "cpu" for tensor in given.values()):
+def _dtype(values: dict[str, Tensor | None], **samples: Tensor) -> torch.dtype:
+    """The one dtype of all samples, which that of all `values` fits."""
+    given = {name: tensor for name, tensor in (values | samples).items() if tensor is not None}
+    dtype = next(iter(samples.values())).dtype
+    fits = all(given[name].dtype == (dtype if name in samples else values_dtype(dtype)) for name in given)
+    if not fits or dtype not in DTYPES or any(tensor.device.type != "cpu" for tensor in given.values()):
         came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in given.items())
         raise TypeError(
-            f"the CPU kernels take float32 or float64, one dtype for all, on the CPU; got {came}; convert with .to(torch.float32)"
+            "the CPU kernels take float32 or float64, one dtype for all, or bfloat16 samples with float32 values, on the CPU; "
+            f"got {came}; convert with .to(torch.float32)"
         )
-    return dtypes.pop()
+    return dtype
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -1,7 +1,8 @@
 """How is a layer computed that has all its connections? As what it is: its values, row by row, are the dense weight.
 
 Budgets give small layers everything (ERK, a dense first layer). They stay layers with a topology, so that a model's state has
-the same form at every sparsity, and run on dense PyTorch, on any device and dtype.
+the same form at every sparsity, and run on dense PyTorch, on any device and dtype. In a 16-bit one they are what nn.Linear and nn.Conv2d
+are under autocast: the weight is rounded for each product, and its gradient before it is widened.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..geometry import Convolution, Matrix
 from ..topology import Topology
 from .reference import Composed
+from .verbs import widened
 
 
 class MatrixDense(Composed):
@@ -24,16 +26,16 @@ class MatrixDense(Composed):
         self.geometry = geometry
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return F.linear(x, values.view(self.geometry.shape), bias)
+        return F.linear(x, values.view(self.geometry.shape).to(x.dtype), _rounded(bias, x))
 
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        return dy @ values.view(self.geometry.shape)
+        return dy @ values.view(self.geometry.shape).to(dy.dtype)
 
     def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
-        return (dy.T @ x).flatten()
+        return widened(dy.T @ x).flatten()
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
-        return dy[:, start:stop].T @ x
+        return widened(dy[:, start:stop].T @ x)
 
 
 class ConvolutionDense(Composed):
@@ -45,7 +47,7 @@ class ConvolutionDense(Composed):
         self.geometry = geometry
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        return self.geometry.dense(x, values.view(self.geometry.weight_shape), bias)
+        return self.geometry.dense(x, values.view(self.geometry.weight_shape).to(x.dtype), _rounded(bias, x))
 
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
         dx = self.backward(values, dy.new_empty(1).expand(like), dy, (False, True, False))[1]
@@ -65,6 +67,10 @@ class ConvolutionDense(Composed):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         g = self.geometry
         settings = (g.stride, g.padding, g.dilation, False, (0, 0), g.groups)
-        weight, dx_weight_bias = values.view(g.weight_shape), (need[1], need[0], need[2])
+        weight, dx_weight_bias = values.view(g.weight_shape).to(dy.dtype), (need[1], need[0], need[2])
         dx, dweight, dbias = torch.ops.aten.convolution_backward(dy, x, weight, [g.out_channels], *settings, dx_weight_bias)
-        return dweight.flatten() if need[0] else None, dx if need[1] else None, dbias if need[2] else None
+        return widened(dweight).flatten() if need[0] else None, dx if need[1] else None, widened(dbias) if need[2] else None
+
+
+def _rounded(bias: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if bias is None else bias.to(x.dtype)

@@ -9,6 +9,9 @@ its methods take and return whole tensors:
     gradient_rows(dy, x, start, stop)       rows start to stop of the dense dW
     top_gradients(samples, kept, k)         positions outside `kept` of the k largest |dW|, summed over the samples (dy, x)
     backward(values, x, dy, need)           (dvalues, dx, dbias), those that are needed
+
+x, y, dy and dx have one dtype. Beside a 16-bit one, values, bias and their gradients are float32, and so are all sums: y and dx are
+rounded once.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from torch import Tensor
 from ..geometry import Convolution, Matrix
 from ..select import highest
 from ..topology import Topology
-from .verbs import Sample, summed_rows
+from .verbs import Sample, summed_rows, values_dtype, widened
 
 
 class Composed(ABC):
@@ -37,7 +40,7 @@ class Composed(ABC):
         return (
             self.sddmm(dy, x) if need[0] else None,
             self.spmm_t(values, dy, x.shape) if need[1] else None,
-            dy.movedim(1, 0).flatten(1).sum(1) if need[2] else None,
+            dy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] else None,
         )
 
     def top_gradients(self, samples: list[Sample], kept: Topology, k: int) -> Tensor:
@@ -64,17 +67,17 @@ class MatrixReference(Composed):
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         products = x[:, self.topology.indices] * values
         y = products.new_zeros(x.shape[0], self.topology.shape[0]).index_add(1, self.topology.rows, products)
-        return y if bias is None else y + bias
+        return (y if bias is None else y + bias).to(x.dtype)
 
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
         products = dy[:, self.topology.rows] * values
-        return products.new_zeros(like).index_add(1, self.topology.indices, products)
+        return products.new_zeros(like).index_add(1, self.topology.indices, products).to(dy.dtype)
 
     def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
-        return (dy[:, self.topology.rows] * x[:, self.topology.indices]).sum(0)
+        return (widened(dy)[:, self.topology.rows] * widened(x)[:, self.topology.indices]).sum(0)
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
-        return dy[:, start:stop].T @ x
+        return widened(dy[:, start:stop]).T @ widened(x)
 
 
 class ConvolutionReference(Composed):
@@ -98,10 +101,10 @@ class ConvolutionReference(Composed):
         return y.view(x.shape[0], height, width, self.geometry.out_channels).permute(0, 3, 1, 2).contiguous()
 
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        columns = self.matrix.spmm_t(values, self._flat(dy), torch.Size((dy[:, 0].numel(), self.matrix.geometry.columns)))
+        columns = self.matrix.spmm_t(values, self._flat(widened(dy)), torch.Size((dy[:, 0].numel(), self.matrix.geometry.columns)))
         g = self.geometry
         columns = columns.view(dy.shape[0], dy.shape[2] * dy.shape[3], self.matrix.geometry.columns).transpose(1, 2)
-        return F.fold(columns, (like[2], like[3]), g.kernel, g.dilation, g.padding, g.stride)
+        return F.fold(columns, (like[2], like[3]), g.kernel, g.dilation, g.padding, g.stride).to(dy.dtype)
 
     def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
         return self.matrix.sddmm(self._flat(dy), self._patches(x))

@@ -13,7 +13,7 @@ import torch
 
 from ..geometry import Convolution, Geometry, Matrix
 from ..topology import Topology
-from .cpu import ConvolutionKernels, MatrixKernels
+from .cpu import DTYPES, ConvolutionKernels, MatrixKernels
 from .dense import ConvolutionDense, MatrixDense
 from .reference import ConvolutionReference, MatrixReference
 from .verbs import Verbs
@@ -23,7 +23,7 @@ ENVIRONMENT_VARIABLE = "TRUESPARSE_KERNELS"
 
 @dataclass(frozen=True)
 class Kernel:
-    """One entry of the list: `build` makes the verbs of `operation` for arrays of these kinds."""
+    """One entry of the list: `build` makes the verbs of `operation` for x, y and their gradients of these kinds."""
 
     family: str
     operation: type[Matrix] | type[Convolution]
@@ -49,8 +49,8 @@ class Kernel:
 KERNELS = (
     Kernel("native", Matrix, MatrixDense, full_only=True),
     Kernel("native", Convolution, ConvolutionDense, full_only=True),
-    Kernel("native", Matrix, MatrixKernels, ("cpu",), (torch.float32, torch.float64)),
-    Kernel("native", Convolution, ConvolutionKernels, ("cpu",), (torch.float32, torch.float64)),
+    Kernel("native", Matrix, MatrixKernels, ("cpu",), DTYPES),
+    Kernel("native", Convolution, ConvolutionKernels, ("cpu",), DTYPES),
     Kernel("reference", Matrix, MatrixReference),
     Kernel("reference", Convolution, ConvolutionReference),
 )
@@ -81,7 +81,7 @@ def family() -> str:
 
 
 def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
-    """The verbs that compute with `topology` as `geometry`, made once for each topology.
+    """The verbs that compute with `topology` as `geometry`, made once for each topology; `dtype` is that of x.
 
     Raises:
         NotImplementedError: if no kernel of the family in force handles this device and dtype.

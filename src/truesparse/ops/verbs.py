@@ -13,8 +13,21 @@ from ..topology import Topology
 Sample = tuple[Tensor, Tensor]  # (dy, x) of one backward pass
 
 
+def values_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of values, biases, their gradients and all sums beside x, y, dy and dx of `dtype`: float32 for 16-bit floats."""
+    return torch.float32 if dtype.itemsize < 4 else dtype
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """`tensor` as its sums are held. Differentiable: a gradient is rounded back."""
+    return tensor.to(values_dtype(tensor.dtype))
+
+
 class Verbs(Protocol):
-    """The arithmetic of one (topology, geometry). `reference.py` says what each method means."""
+    """The arithmetic of one (topology, geometry). `reference.py` says what each method means.
+
+    x, y, dy and dx have one dtype; values, bias, dvalues and dbias have `values_dtype` of it.
+    """
 
     @property
     def name(self) -> str:
