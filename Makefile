@@ -65,12 +65,12 @@ sanitize: sanitize-native sanitize-threads sanitize-valgrind sanitize-python
 
 sanitize-native:
 	$(call needs,cmake,cmake)
-	$(call native,sanitize,guarded_tests,-DCMAKE_CXX_FLAGS="$(SANITIZERS)")
+	$(call native,sanitize,guarded_tests,-DTRUESPARSE_OPTIMIZATION=-O1 -DCMAKE_CXX_FLAGS="$(SANITIZERS)")
 	UBSAN_OPTIONS=print_stacktrace=1 $(NATIVE)/sanitize/guarded_tests
 
 sanitize-threads:
 	$(call needs,cmake,cmake)
-	$(call native,threads,guarded_tests,-DCMAKE_CXX_FLAGS=-fsanitize=thread)
+	$(call native,threads,guarded_tests,-DTRUESPARSE_OPTIMIZATION=-O1 -DCMAKE_CXX_FLAGS=-fsanitize=thread)
 	TSAN_OPTIONS=halt_on_error=1 $(NATIVE)/threads/guarded_tests $(NOT_LARGE)
 
 # valgrind has no AVX-512, and the program does not choose it there.
@@ -84,7 +84,7 @@ sanitize-valgrind:
 sanitize-python: $(INSTALLED)
 	rm -rf $(NATIVE)/python
 	$(BIN)/python -m pip install --quiet --no-deps --target $(NATIVE)/python -C build-dir=$(NATIVE)/python-build \
-		-C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)" -C install.strip=false .
+		-C cmake.define.TRUESPARSE_OPTIMIZATION=-O1 -C cmake.define.CMAKE_CXX_FLAGS="$(SANITIZERS)" -C install.strip=false .
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	PYTHONPATH="$(NATIVE)/python:$$($(BIN)/python -c 'import sys; print(":".join(sys.path[1:]))')" \
