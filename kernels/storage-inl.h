@@ -53,21 +53,25 @@ typedef uint16_t HalvesInMemory __attribute__((vector_size(VECTOR_BYTES / 2), al
 template <class T, class S>
 void widen(const S* from, int64_t count, T* to) {
   constexpr int n = lanes<T>;
-  int64_t i = 0;
-  for (; i + n <= count; i += n) {
-    if constexpr (per_lane<T, S> == 1) store<T>(to + i, load<T>(from + i));
-    else store<T>(to + i, (Vector<T>)(__builtin_convertvector((Halves)*reinterpret_cast<const HalvesInMemory*>(from + i), Words) << 16));
+  if constexpr (per_lane<T, S> == 1) {
+    __builtin_memcpy(to, from, count * sizeof(T));
+  } else {
+    int64_t i = 0;
+    for (; i + n <= count; i += n)
+      store<T>(to + i, (Vector<T>)(__builtin_convertvector((Halves)*reinterpret_cast<const HalvesInMemory*>(from + i), Words) << 16));
+    for (; i < count; ++i) to[i] = widened(from[i]);
   }
-  for (; i < count; ++i) to[i] = widened(from[i]);
 }
 
 template <class T, class S>
 void narrow(const T* from, int64_t count, S* to) {
   constexpr int n = lanes<T>;
-  int64_t i = 0;
-  for (; i + n <= count; i += n) {
-    if constexpr (per_lane<T, S> == 1) store<T>(to + i, load<T>(from + i));
-    else *reinterpret_cast<HalvesInMemory*>(to + i) = __builtin_convertvector(rounded((Words)load<T>(from + i)) >> 16, Halves);
+  if constexpr (per_lane<T, S> == 1) {
+    __builtin_memcpy(to, from, count * sizeof(T));
+  } else {
+    int64_t i = 0;
+    for (; i + n <= count; i += n)
+      *reinterpret_cast<HalvesInMemory*>(to + i) = __builtin_convertvector(rounded((Words)load<T>(from + i)) >> 16, Halves);
+    for (; i < count; ++i) put(from[i], to + i);
   }
-  for (; i < count; ++i) put(from[i], to + i);
 }

@@ -79,7 +79,8 @@ class SparseLayer(TopologyLayer):
             raise TypeError(
                 f"expected an input of {held}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
             )
-        y = ops.product(values, self._flat(x), self.bias, self._verbs(held)).to(output)
+        y = ops.product(values, self._flat(x), self.bias, self._verbs(held))
+        y = y if held == output else y.to(output)
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
 

@@ -299,8 +299,9 @@ def _dtype(values: dict[str, Tensor | None], **samples: Tensor) -> torch.dtype:
     """The one dtype of all samples, which that of all `values` fits."""
     given = {name: tensor for name, tensor in (values | samples).items() if tensor is not None}
     dtype = next(iter(samples.values())).dtype
-    fits = all(given[name].dtype == (dtype if name in samples else values_dtype(dtype)) for name in given)
-    if not fits or dtype not in DTYPES or any(tensor.device.type != "cpu" for tensor in given.values()):
+    beside = values_dtype(dtype)
+    fits = all(tensor.is_cpu and tensor.dtype == (dtype if name in samples else beside) for name, tensor in given.items())
+    if not fits or dtype not in DTYPES:
         came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in given.items())
         raise TypeError(
             "the CPU kernels take float32 or float64, one dtype for all, or bfloat16 samples with float32 values, on the CPU; "

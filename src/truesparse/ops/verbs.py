@@ -20,7 +20,7 @@ def values_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def widened(tensor: Tensor) -> Tensor:
     """`tensor` as its sums are held. Differentiable: a gradient is rounded back."""
-    return tensor.to(values_dtype(tensor.dtype))
+    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
 
 
 class Verbs(Protocol):
