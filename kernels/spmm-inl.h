@@ -76,56 +76,52 @@ inline __attribute__((always_inline)) void spmm_group(const Connections<T>& c, i
   }
 }
 
-// Narrow tiles: one row is one chain of multiply-adds, each waiting for the one before, so several rows go abreast.
-template <class T, int rows, int vectors>
+constexpr int abreast = 4;
+
+// A tile of one vector: one row is one chain of multiply-adds, each waiting for the one before, so several rows go abreast. With two
+// vectors already, rows of uneven length cost what that gains.
+template <class T>
 inline __attribute__((always_inline)) void spmm_abreast(const Connections<T>& c, int64_t row, bool first, const T* bias, const T* source, T* target,
                                                         int64_t stride) {
-  constexpr int n = lanes<T>;
-  const int64_t step = c.step;
-  const int32_t* offsets[rows];
-  const T* values[rows];
-  int64_t count[rows], common = INT64_MAX;
-  Vector<T> sum[rows][vectors];
+  const int32_t* offsets[abreast];
+  const T* values[abreast];
+  int64_t count[abreast], common = INT64_MAX;
+  Vector<T> sum[abreast];
 #pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
+  for (int r = 0; r < abreast; ++r) {
     offsets[r] = c.offsets + c.begins[row + r];
     values[r] = c.values + c.begins[row + r];
     count[r] = c.ends[row + r] - c.begins[row + r];
     if (count[r] < common) common = count[r];
-    const T* from = target + (row + r) * stride;
-    const Vector<T> start = broadcast<T>(first && bias ? bias[row + r] : T(0));
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) sum[r][v] = first ? start : load<T>(from + v * n);
+    sum[r] = first ? broadcast<T>(bias ? bias[row + r] : T(0)) : load<T>(target + (row + r) * stride);
   }
-  const auto add = [&](int r, int64_t p) __attribute__((always_inline)) {
-    const T* from = source + offsets[r][p] * step;
-    const Vector<T> value = broadcast<T>(values[r][p]);
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) sum[r][v] += value * load<T>(from + v * n);
-  };
+  const auto add = [&](int r, int64_t p)
+                       __attribute__((always_inline)) { sum[r] += broadcast<T>(values[r][p]) * load<T>(source + offsets[r][p] * c.step); };
   for (int64_t p = 0; p < common; ++p) {
 #pragma GCC unroll 4
-    for (int r = 0; r < rows; ++r) add(r, p);
+    for (int r = 0; r < abreast; ++r) add(r, p);
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < rows; ++r) {
+  for (int r = 0; r < abreast; ++r) {
     for (int64_t p = common; p < count[r]; ++p) add(r, p);
-#pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) store<T>(target + (row + r) * stride + v * n, sum[r][v]);
+    store<T>(target + (row + r) * stride, sum[r]);
   }
 }
 
 template <class T, int vectors, int rows>
 void spmm_tile(const Connections<T>& c, bool first, const T* bias, const T* source, T* target, int64_t stride) {
-  constexpr int abreast = rows == 1 && vectors == 1 ? 4 : 1;  // with two vectors already, uneven rows cost what it gains
   for (int64_t row = c.row_begin; row < c.row_end;) {
     prefetch(c, row);
-    if (rows > 1 && row % rows == 0 && row + rows <= c.row_end) {
+    if constexpr (rows == 1 && vectors == 1) {
+      if (row + abreast <= c.row_end) {
+        spmm_abreast<T>(c, row, first, bias, source, target, stride);
+        row += abreast;
+        continue;
+      }
+    }
+    if (row % rows == 0 && row + rows <= c.row_end) {
       spmm_group<T, rows, vectors>(c, row, first, bias, source, target, stride);
       row += rows;
-    } else if (abreast > 1 && row + abreast <= c.row_end) {
-      spmm_abreast<T, abreast, vectors>(c, row, first, bias, source, target, stride);
-      row += abreast;
     } else {
       spmm_group<T, 1, vectors>(c, row++, first, bias, source, target, stride);
     }

@@ -1,10 +1,12 @@
 """What all tests share: repeatable random examples and one seed."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import settings
 
-from truesparse import ops
+from truesparse import _core, ops
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("repeatable")
@@ -16,6 +18,14 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _machine_put_back() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    _core.use_isa("")
 
 
 @pytest.fixture

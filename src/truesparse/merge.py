@@ -176,6 +176,11 @@ def _here(*arrays: Tensor) -> bool:
     return all(array.device.type == "cpu" for array in arrays)
 
 
-def threads_for(entries: int) -> int:
-    """As many of torch's threads as pay for passing over that many entries."""
-    return max(1, min(torch.get_num_threads(), entries // WORK_OF_A_THREAD))
+def threads_for(work: int, of_a_thread: int | None = None) -> int:
+    """As many of torch's threads as the work keeps busy.
+
+    Args:
+        work: in any unit.
+        of_a_thread: how much of it is worth another thread; None is `WORK_OF_A_THREAD`, and the work is entries to pass over.
+    """
+    return max(1, min(torch.get_num_threads(), work // (of_a_thread or WORK_OF_A_THREAD)))

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from truesparse import _core
 from truesparse.bench import Document, LayerRow, MemoryRow, StepRow
 from truesparse.bench.networks import Density, Network
 from truesparse.bench.work import Peaks
-
-
-@pytest.fixture(autouse=True)
-def _machine_put_back() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    _core.use_isa("")
 
 
 @pytest.fixture

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
 from truesparse import _core
 from truesparse.ops import cpu
-
-
-@pytest.fixture(autouse=True)
-def _machine_put_back() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-    _core.use_isa("")
 
 
 @pytest.fixture(autouse=True)

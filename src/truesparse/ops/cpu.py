@@ -124,8 +124,7 @@ class _Kernels(ABC):
 
     def _threads(self, positions: int) -> int:
         """As many of torch's threads as the work can keep busy: waking one up costs more than a small product."""
-        work = positions * (self.topology.nnz + sum(self.topology.shape))
-        return max(1, min(torch.get_num_threads(), work // WORK_OF_A_THREAD))
+        return threads_for(positions * (self.topology.nnz + sum(self.topology.shape)), WORK_OF_A_THREAD)
 
     def _check_values(self, values: Tensor) -> None:
         if values.shape != (self.topology.nnz,):
