@@ -20,10 +20,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def _threads(request, monkeypatch):
     """Small examples are shared out among threads too, more threads than there are rows at times."""
     monkeypatch.setattr(merge, "WORK_OF_A_THREAD", 1)
-    before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield
-    torch.set_num_threads(before)
 
 
 def in_torch(function, *arguments):

@@ -16,13 +16,9 @@ QUICK = ["--threads", "1", "--seconds", "0.01"]
 
 
 @pytest.fixture(autouse=True)
-def _quick_and_put_back(monkeypatch):
-    threads = torch.get_num_threads()
+def _quick(monkeypatch):
     for name, value in (("PEAK_ROUNDS", 100), ("COPIED_FLOATS", 100), ("PEAK_TRIES", 1)):
         monkeypatch.setattr(work, name, value)
-    yield
-    torch.set_num_threads(threads)
-    _core.use_isa("")
 
 
 def document(path, command, row):

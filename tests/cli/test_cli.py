@@ -13,13 +13,6 @@ from truesparse.cli.main import run
 from truesparse.runs import make_config
 
 
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 def test_version(capsys):
     assert run(["--version"]) == 0
     assert capsys.readouterr().out == f"truesparse {__version__}\n"
