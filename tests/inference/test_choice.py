@@ -8,9 +8,9 @@ import torch
 from truesparse import Topology, Unstructured
 from truesparse.geometry import Convolution, Matrix
 from truesparse.inference import choice
-from truesparse.inference.choice import Candidate, Conditions, Measured, Memory, by_rule, candidates, guess, key_of, measure
+from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Dense, Tiles, Windows, WindowShape
+from truesparse.inference.layouts import Conditions, DenseCandidate, TilesCandidate, Windows, WindowShape, candidates
 
 
 def weights_of(rows, columns, sparsity, seed=0):
@@ -24,16 +24,16 @@ def named(found):
 
 
 def test_candidates_are_near_the_density():
-    assert named(candidates(weights_of(64, 640, 0.9), batch=1)) == [
+    assert named(candidates(weights_of(64, 640, 0.9), Conditions((1, 640), 1))) == [
         "dense",
         "tiles",
         *("windows:0:2", "windows:1:2", "windows:1:4", "windows:2:2", "windows:2:4"),
     ]
-    assert named(candidates(weights_of(64, 640, 0.1), batch=1)) == ["dense", "tiles", "windows:0:2"]
-    assert named(candidates(weights_of(64, 640, 0.9), batch=65)) == ["dense", "tiles"]
+    assert named(candidates(weights_of(64, 640, 0.1), Conditions((1, 640), 1))) == ["dense", "tiles", "windows:0:2"]
+    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "tiles"]
     convolution = Convolution(4, 8, (3, 3))
     topology = Unstructured().random(convolution.shape, 30, torch.Generator().manual_seed(0))
-    assert named(candidates(Weights(convolution, topology, torch.ones(30), None), batch=1)) == ["dense", "tiles"]
+    assert named(candidates(Weights(convolution, topology, torch.ones(30), None), Conditions((1, 4, 5, 5), 1))) == ["dense", "tiles"]
 
 
 @pytest.mark.parametrize(
@@ -54,19 +54,15 @@ def test_the_rule(sparsity, batch, kinds):
 
 def test_a_guess_is_positive_and_grows_with_the_batch():
     for weights in (weights_of(64, 640, 0.9), weights_of(16, 16, 1.0), weights_of(33, 7, 0.5)):
-        for candidate in (
-            Candidate(Dense),
-            Candidate(Tiles),
-            *(Candidate(Windows, WindowShape(*shape)) for shape in ((0, 2), (1, 2), (3, 4))),
-        ):
-            once, often = (guess(candidate, weights, (batch, weights.inputs)) for batch in (1, 64))
+        for candidate in (DenseCandidate(), TilesCandidate(), *(WindowShape(*shape) for shape in ((0, 2), (1, 2), (3, 4)))):
+            once, often = (candidate.guess(weights, Conditions((batch, weights.inputs), 1)) for batch in (1, 64))
             assert 0 <= once <= often
 
 
 def test_measuring_times_every_candidate():
     weights = weights_of(48, 160, 0.8)
     measured = measure(weights, True, Conditions((2, 160), 1))
-    assert set(measured.seconds) == {str(one) for one in candidates(weights, 2)}
+    assert set(measured.seconds) == {str(one) for one in candidates(weights, Conditions((2, 160), 1))}
     assert all(seconds > 0 for seconds in measured.seconds.values())
     assert measured.seconds[measured.fastest] == min(measured.seconds.values())
 

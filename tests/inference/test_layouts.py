@@ -11,9 +11,8 @@ from oracles import connections, made
 
 from truesparse import Topology, Unstructured, _core
 from truesparse.geometry import Matrix
-from truesparse.inference import layouts
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Dense, Tiles, Windows, WindowShape
+from truesparse.inference.layouts import Dense, Tiles, Windows, WindowShape, windows
 
 ISAS = _core.supported_isas()
 SHAPES = [WindowShape(0), WindowShape(1), WindowShape(2, 4), WindowShape(3), WindowShape(4), WindowShape(7, 4), WindowShape(12)]
@@ -71,7 +70,7 @@ def test_windows(shape, sparsity):
 
 @pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
 def test_threads_change_nothing(shape, monkeypatch):
-    monkeypatch.setattr(layouts, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(windows, "WORK_OF_A_THREAD", 1)
     weights = weights_of(Unstructured().random((100, 250), 3000, torch.Generator().manual_seed(0)))
     layout, x, before = Windows(weights, False, shape), torch.randn(3, 250), torch.get_num_threads()
     try:

@@ -13,9 +13,9 @@ from torch import Tensor, fx, nn
 from .. import __version__
 from ..nn import TopologyLayer
 from ..processor import processor
-from .choice import Candidate, Conditions, Measured, Memory, by_rule, candidates, key_of, measure
+from .choice import Measured, Memory, by_rule, key_of, measure
 from .layers import LAYERS, FusedLayer, Weights, weights_of
-from .layouts import VALUES, Layout
+from .layouts import VALUES, Conditions, Dense, candidates
 from .packed import Frozen, PackedLayer
 from .simplify import LayerChange, simplify
 from .trace import Example
@@ -181,8 +181,8 @@ class _Chooser:
         if measured is None:
             candidate = by_rule(weights, conditions)
         else:
-            candidate = next(one for one in candidates(weights, conditions.batch) if str(one) == measured.fastest)
-        layout: Layout = candidate.make(weights, relu, self.values)
+            candidate = next(one for one in candidates(weights, conditions) if str(one) == measured.fastest)
+        layout = candidate.make(weights, relu, self.values)
         row = PackedRow(
             layer=change.name,
             change=change,
@@ -191,7 +191,7 @@ class _Chooser:
             bytes=layout.nbytes,
             dense_bytes=dense_bytes,
             seconds=None if measured is None else measured.seconds[str(candidate)],
-            dense_seconds=None if measured is None else measured.seconds[str(Candidate.dense())],
+            dense_seconds=None if measured is None else measured.seconds[Dense.name],
         )
         packed = PackedLayer(layout, weights.geometry, layer.module)
         return row, packed if relu or activation is None else nn.Sequential(packed, activation)
@@ -199,7 +199,7 @@ class _Chooser:
     def _measured(self, weights: Weights, relu: bool, conditions: Conditions, memory: Memory) -> Measured:
         key = key_of(weights, relu, conditions, self.machine)
         known = memory.recall(key)
-        if known is None or set(known.seconds) != {str(one) for one in candidates(weights, conditions.batch)}:
+        if known is None or set(known.seconds) != {str(one) for one in candidates(weights, conditions)}:
             known = measure(weights, relu, conditions)
             memory.keep(key, known)
         return known

@@ -1,106 +1,36 @@
-"""How can a trained matrix be laid out so that a call is fast? Layouts that compute y = x W^T + bias, each best somewhere.
-
-A layout is made once from the connections and their values and then only called. What holds for the kernels of training does not hold here:
-values may be reordered, padded and rounded.
-"""
+"""For one sample and a few: sixteen rows side by side, inputs looked up in registers. kernels/windows.h says how."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import _core
-from ..merge import threads_for
-from ..ops import Verbs, verbs_for
-from ..topology import Topology
-from .layers import Weights
+from ... import _core
+from ...geometry import Convolution
+from ...merge import threads_for
+from ...topology import Topology
+from ..layers import Weights
+from .base import VALUES, Candidate, Conditions, Layout, nbytes
 
 ROWS = 16  # of a block of windows, in the lanes of one vector
 COLUMNS = 16  # by which a window slides
 MOST_STEPS = 12
-VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+LARGEST_BATCH = 64  # beyond, tiles reuse what they load for more samples than windows ever could
 WORK_OF_A_THREAD = 100_000  # connections times samples, some 20 microseconds: less is not worth another thread
 
-
-class Layout(ABC):
-    """One way to hold and multiply the weights of a layer. Picklable; what the kernels need is made again after loading.
-
-    Args:
-        weights: float32.
-        relu: whether negative results become 0.
-    """
-
-    name: ClassVar[str]
-
-    def __init__(self, weights: Weights, relu: bool = False) -> None:
-        self.rows, self.columns = weights.topology.shape
-        self.relu = relu
-
-    @abstractmethod
-    def __call__(self, x: Tensor) -> Tensor:
-        """y of x, float32 and contiguous with one dimension of samples: [batch, columns], or images for a convolution."""
-
-    @property
-    @abstractmethod
-    def nbytes(self) -> int:
-        """Bytes of what is held."""
-
-    def __str__(self) -> str:
-        return self.name
-
-
-class Dense(Layout):
-    """A dense weight, multiplied by torch: where few connections are missing."""
-
-    name = "dense"
-
-    def __init__(self, weights: Weights, relu: bool = False) -> None:
-        super().__init__(weights, relu)
-        self.geometry, self.bias = weights.geometry, weights.bias
-        self.weight = weights.topology.scatter(weights.values).view(weights.geometry.weight_shape)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = self.geometry.dense(x, self.weight, self.bias)
-        return y.relu_() if self.relu else y
-
-    @property
-    def nbytes(self) -> int:
-        return self.weight.nbytes + _nbytes(self.bias)
-
-
-class Tiles(Layout):
-    """Connections row by row, multiplied with tiles of many samples by the kernels of training: for batches and images."""
-
-    name = "tiles"
-
-    def __init__(self, weights: Weights, relu: bool = False) -> None:
-        super().__init__(weights, relu)
-        self.geometry, self.topology, self.values, self.bias = weights.geometry, weights.topology, weights.values, weights.bias
-        self._verbs: Verbs | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        y = (self._verbs or self._made()).spmm(self.values, x, self.bias)
-        return y.relu_() if self.relu else y
-
-    def _made(self) -> Verbs:
-        self._verbs = verbs_for(self.topology, self.geometry, torch.float32)
-        return self._verbs
-
-    @property
-    def nbytes(self) -> int:
-        return _nbytes(self.values, self.topology.indptr, self.topology.indices, self.bias) + (self._verbs or self._made()).nbytes
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_verbs": None}
+# Nanoseconds: of a step by width, of a gathered connection, of a byte from memory beyond the second cache.
+STEP = {2: 0.7, 4: 1.0}
+GATHERED = 0.25
+BYTE = 1 / 30
+SECOND_CACHE = 2 << 20
 
 
 @dataclass(frozen=True)
-class WindowShape:
+class WindowShape(Candidate):
     """How a `Windows` layout meets its connections.
 
     Args:
@@ -118,6 +48,25 @@ class WindowShape:
     def __post_init__(self) -> None:
         if not 0 <= self.steps <= MOST_STEPS or self.width not in (2, 4):
             raise ValueError(f"a window takes 0 to {MOST_STEPS} steps and is 2 or 4 wide, got {self}")
+
+    def make(self, weights: Weights, relu: bool, values: str) -> Windows:
+        return Windows(weights, relu, self, values)
+
+    def guess(self, weights: Weights, conditions: Conditions) -> float:
+        topology, positions = weights.topology, conditions.positions(weights.geometry)
+        rows, columns = topology.shape
+        blocks, places = math.ceil(rows / ROWS), math.ceil(columns / COLUMNS)
+        own = blocks * places * self.steps
+        # Connections of a row come to a window at random, as to a queue that serves `steps` at a time and holds those in sight.
+        load = topology.nnz / max(rows * places * self.steps, 1)
+        left = max(1 - 1 / load, math.exp(-self.steps * self.width / 2) * load**2) if self.steps and load else 1.0
+        gathered = left * topology.nnz / ROWS
+        held = own * 80 + gathered * 128
+        memory = held * BYTE if held > SECOND_CACHE else 0.0
+        return max(positions * (own * STEP[self.width] + gathered * ROWS * GATHERED), memory)
+
+    def __str__(self) -> str:
+        return f"{Windows.name}:{self.steps}:{self.width}"
 
 
 class Windows(Layout):
@@ -171,7 +120,7 @@ class Windows(Layout):
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(*self.arrays, self.scales, self.bias)
+        return nbytes(*self.arrays, self.scales, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernel": None}
@@ -181,8 +130,14 @@ class Windows(Layout):
         return f"{self.name} ({how}{'' if self.values_as == 'float32' else f', {self.values_as}'})"
 
 
-def _nbytes(*arrays: Tensor | None) -> int:
-    return sum(array.nbytes for array in arrays if array is not None)
+def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
+    """Steps near the connections that a row has in 16 columns."""
+    if isinstance(weights.geometry, Convolution) or conditions.batch > LARGEST_BATCH:
+        return []
+    topology = weights.topology
+    average = topology.nnz / max(topology.size, 1) * COLUMNS
+    steps = {max(1, math.floor(average)), math.ceil(average), math.ceil(average * 1.1)} & set(range(1, MOST_STEPS + 1))
+    return [WindowShape(0), *(WindowShape(count, width) for count in sorted(steps) for width in (2, 4))]
 
 
 def _scales(topology: Topology, values: Tensor) -> Tensor:

@@ -1,0 +1,30 @@
+"""Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
+
+from ..layers import Weights
+from . import dense, tiles, windows
+from .base import VALUES, Candidate, Conditions, Layout
+from .dense import Dense, DenseCandidate
+from .tiles import Tiles, TilesCandidate
+from .windows import Windows, WindowShape
+
+KINDS = dense, tiles, windows
+
+
+def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
+    """What is worth a try, dense first."""
+    return [candidate for kind in KINDS for candidate in kind.candidates(weights, conditions)]
+
+
+__all__ = [
+    "VALUES",
+    "Candidate",
+    "Conditions",
+    "Dense",
+    "DenseCandidate",
+    "Layout",
+    "Tiles",
+    "TilesCandidate",
+    "WindowShape",
+    "Windows",
+    "candidates",
+]

@@ -1,0 +1,91 @@
+"""What is a layout, and when is one worth a try? A trained matrix laid out so that a call is fast: y = x W^T + bias.
+
+A layout is made once from the connections and their values and then only called. What holds for the kernels of training does not hold here:
+values may be reordered, padded and rounded.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...geometry import Convolution, Geometry
+from ..layers import Weights
+
+VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+class Layout(ABC):
+    """One way to hold and multiply the weights of a layer. Picklable; what the kernels need is made again after loading.
+
+    Args:
+        weights: float32.
+        relu: whether negative results become 0.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, weights: Weights, relu: bool = False) -> None:
+        self.rows, self.columns = weights.topology.shape
+        self.relu = relu
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """y of x, float32 and contiguous with one dimension of samples: [batch, columns], or images for a convolution."""
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of what is held."""
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Under what a layer will be called.
+
+    Args:
+        input_shape: of a call, the samples first: (batch, columns), or images.
+        threads: of torch and of the kernels.
+        values: how connections may be held: "float32", "bfloat16", "int8".
+    """
+
+    input_shape: tuple[int, ...]
+    threads: int
+    values: str = "float32"
+
+    @property
+    def batch(self) -> int:
+        return self.input_shape[0]
+
+    def positions(self, geometry: Geometry) -> int:
+        """How many products of the matrix with a vector one call is."""
+        if isinstance(geometry, Convolution):
+            return self.batch * prod(geometry.output_size((self.input_shape[2], self.input_shape[3])))
+        return self.batch
+
+
+class Candidate(ABC):
+    """A layout that could be made, with all that is to be chosen: a frozen dataclass whose text names it."""
+
+    @abstractmethod
+    def make(self, weights: Weights, relu: bool, values: str) -> Layout: ...
+
+    @abstractmethod
+    def guess(self, weights: Weights, conditions: Conditions) -> float:
+        """Nanoseconds that a call takes on one thread of the machine of docs/performance.md, about."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+
+def nbytes(*arrays: Tensor | None) -> int:
+    """Bytes of all that is there."""
+    return sum(array.nbytes for array in arrays if array is not None)
