@@ -2,7 +2,8 @@
 # make test   installs the package and passes the tests
 # make bench  measures truesparse beside dense PyTorch: the table in README.md, docs/images/speedup.png
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
-# make check  lint, format, types, and who imports whom
+# make check  lint, format, types, who imports whom, and whether the documentation builds
+# make docs   the documentation as a site, build/site/index.html
 # make test-native, sanitize, test-arm   the kernels without Python, under sanitizers and valgrind, on aarch64: CONTRIBUTING.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -22,7 +23,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 
-.PHONY: install demo bench compare test check format wheel clean
+.PHONY: install demo bench compare docs test check format wheel clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -30,7 +31,7 @@ install: $(INSTALLED)
 # Python sources are used where they lie; a change of the kernels or of the build needs a new install.
 $(INSTALLED): pyproject.toml CMakeLists.txt constraints.txt $(shell find kernels bindings -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,check,bench]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,check,bench,docs]"
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)
@@ -64,6 +65,14 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest -q tests/test_architecture.py
+	$(DOCS)
+
+# The warning it would print speaks of its next version.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+docs: $(INSTALLED)
+	$(BIN)/python docs/site/pictures.py
+	$(DOCS)
+	@echo "the documentation is in build/site/index.html"
 
 # $(call needs,command,package): says what to install
 needs = @command -v $(1) >/dev/null || { echo "make $@ needs $(1): apt-get install $(2)" >&2; exit 1; }

@@ -1,5 +1,6 @@
-"""The Python in the guide runs as it stands there."""
+"""The Python in the documentation runs as it stands there."""
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -9,22 +10,35 @@ import torch.nn.functional as F
 from torch import nn
 
 import truesparse as ts
+from truesparse.algorithms import ALGORITHMS
 
-GUIDE = Path(__file__).parent.parent / "docs" / "guide"
+ROOT = Path(__file__).parent.parent
+RUN_BY_ITS_OWN_TEST = {"docs/guide/files.md", "docs/guide/write-your-own.md"}
 
 
-@pytest.mark.parametrize("page", ["metrics.md", "training.md", "deploy.md"])
-def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
-    """With what a page takes for granted: a model, an optimizer, a rewirer, data."""
+def blocks(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def pages():
+    found = [path for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")) if blocks(path.read_text())]
+    return sorted({str(path.relative_to(ROOT)) for path in found} - RUN_BY_ITS_OWN_TEST)
+
+
+@pytest.fixture
+def given(tmp_path, monkeypatch):
+    """What a page takes for granted: a model, an optimizer, a rewirer, data."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where layouts are remembered
+    monkeypatch.chdir(tmp_path)
 
     def network():
         return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
 
     model = ts.sparsify(network(), 0.5)
     optimizer = torch.optim.Adam(model.parameters())
-    given = {
+    return {
         "torch": torch,
+        "nn": nn,
         "F": F,
         "ts": ts,
         "MyNet": network,
@@ -33,9 +47,36 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
         "optimizer": optimizer,
         "rewirer": ts.Rewirer(model, optimizer, ts.RigL(), every=10),
         "loader": [(torch.randn(6, 8), torch.randint(4, (6,))) for _ in range(25)],
+        "x": torch.randn(6, 8),
         "path": tmp_path / "checkpoint.pt",
     }
-    blocks = re.findall(r"```python\n(.*?)```", (GUIDE / page).read_text(), re.DOTALL)
-    assert blocks
-    for block in blocks:
+
+
+@pytest.mark.parametrize("page", pages())
+def test_the_code_of_a_page_runs(page, given):
+    for block in blocks((ROOT / page).read_text()):
         exec(compile(block, page, "exec"), given)
+
+
+def test_pages_are_found():
+    assert {"README.md", "docs/concepts.md", "docs/faq.md", "docs/guide/training.md", "docs/index.md", "docs/start.md"} <= set(pages())
+
+
+@pytest.fixture(scope="module")
+def hooks():
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "site" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_the_page_of_an_algorithm(name, hooks, given):
+    kind = ALGORITHMS[name]
+    page = hooks.page(name, kind)
+    exec(compile(blocks(page)[0], name, "exec"), given)
+    assert given["rewirer"].algorithm == kind(), "settings are the defaults"
+    result = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
+    assert len(result) == 1
+    assert result[0] in (ROOT / "docs" / "comparison.md").read_text()
