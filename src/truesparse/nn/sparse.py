@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -69,6 +70,13 @@ class SparseLayer(TopologyLayer):
             TypeError: if `input` and the values differ in dtype, outside of autocast.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
+        if torch.compiler.is_compiling():
+            # Kernels want addresses and plans, which the tensors of a graph being traced have not: the graph ends before the layer.
+            outside: Callable[[Tensor], Tensor] = torch.compiler.disable(self._product)  # type: ignore[assignment]
+            return outside(input)
+        return self._product(input)
+
+    def _product(self, input: Tensor) -> Tensor:
         x, values = self._prepared(input), self._acting(self.values)
         self.geometry.check_input(x)
         held = output = values.dtype
