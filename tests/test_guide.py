@@ -2,22 +2,27 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import typer
 from torch import nn
 
 import truesparse as ts
 from truesparse.algorithms import ALGORITHMS
+from truesparse.cli.main import app
 
 ROOT = Path(__file__).parent.parent
 RUN_BY_ITS_OWN_TEST = {"docs/guide/files.md", "docs/guide/write-your-own.md"}
 
 
-def blocks(text):
-    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def blocks(text, language="python"):
+    """The code between fences that begin with ``` and the language."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [code for found, code in fenced if found == language]
 
 
 def pages():
@@ -80,3 +85,31 @@ def test_the_page_of_an_algorithm(name, hooks, given):
     result = [line for line in page.splitlines() if line.startswith(f"| {name} |")]
     assert len(result) == 1
     assert result[0] in (ROOT / "docs" / "comparison.md").read_text()
+
+
+def commands():
+    """Every command that a page tells a reader to type, without its comment."""
+    texts = [path.read_text() for path in (*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"))]
+    fenced = [line for text in texts for language in ("", "sh") for block in blocks(text, language) for line in block.splitlines()]
+    return sorted({line.partition(" #")[0].strip() for line in fenced if line.startswith("truesparse ")})
+
+
+def parsed(command):
+    """Down to the innermost command, as the command line reads it; nothing is run."""
+    context = typer.main.get_command(app).make_context("truesparse", shlex.split(command)[1:])
+    while hasattr(context.command, "resolve_command") and (words := [*context._protected_args, *context.args]):
+        name, inner, rest = context.command.resolve_command(context, words)
+        context = inner.make_context(name, rest, parent=context)
+    return context
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_has_the_options_it_is_shown_with(command):
+    parsed(command)
+
+
+def test_commands_are_read_to_the_end():
+    assert parsed("truesparse bench linear --threads 1,2").info_name == "linear"
+    with pytest.raises(Exception, match=r"No such option: --thread"):
+        parsed("truesparse bench linear --thread-count 1")
+    assert len(commands()) > 20
