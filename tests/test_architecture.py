@@ -98,7 +98,7 @@ def test_this_test_sees_imports():
     found = {unit for path in FILES if unit_of(path) == "train" for unit in inside(path)}
     assert {"nn", "algorithms", "schedules", "topology"} <= found
     assert "ops" in inside(SOURCE / "nn" / "sparse.py"), "'from .. import ops' counts"
-    assert any(is_inside for _, is_inside in imports(SOURCE / "summary.py"))
+    assert any(is_inside for _, is_inside in imports(SOURCE / "shown.py"))
 
 
 def test_every_algorithm_file_registers_one_algorithm_under_its_name():

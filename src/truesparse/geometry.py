@@ -29,6 +29,11 @@ class Matrix:
         """Shape of the dense weight, as in `nn.Linear`."""
         return self.rows, self.columns
 
+    @property
+    def arguments(self) -> str:
+        """As `nn.Linear` writes them."""
+        return f"in_features={self.columns}, out_features={self.rows}"
+
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation with a dense `weight`."""
         return F.linear(x, weight, bias)
@@ -63,6 +68,14 @@ class Convolution:
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the dense weight, as in `nn.Conv2d`."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel
+
+    @property
+    def arguments(self) -> str:
+        """As `nn.Conv2d` writes them: those that differ from the defaults."""
+        usual = {"padding": (0, 0), "dilation": (1, 1), "groups": 1}
+        given = [f"kernel_size={self.kernel}", f"stride={self.stride}"]
+        given += [f"{name}={getattr(self, name)}" for name, value in usual.items() if getattr(self, name) != value]
+        return f"{self.in_channels}, {self.out_channels}, {', '.join(given)}"
 
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation with a dense `weight`."""

@@ -8,6 +8,7 @@ from math import prod
 from torch import nn
 
 from .nn import TopologyLayer
+from .shown import Table
 
 
 @dataclass(frozen=True)
@@ -64,35 +65,18 @@ class ModelSummary:
         """Bytes of the parameters and buffers of these layers."""
         return sum(layer.nbytes for layer in self.layers)
 
-    def __str__(self) -> str:
-        from rich.console import Console
-        from rich.table import Table
+    def table(self) -> Table:
+        """A row for each layer, and the sums."""
+        heads = ("layer", "kind", "shape", "connections", "sparsity", "empty rows", "pattern", "kernel", "bytes")
+        counts = f"{self.connections:,}", f"{self.sparsity:.2%}", f"{self.empty_rows:,}"
+        total = ("all", "", "", *counts, "", "", f"{self.nbytes:,}")
+        return Table(heads, tuple(map(_cells, self.layers)), total, numeric=frozenset({3, 4, 5, 8}))
 
-        table = Table("layer", "kind", "shape")
-        for heading in ("connections", "sparsity", "empty rows"):
-            table.add_column(heading, justify="right")
-        table.add_column("pattern")
-        table.add_column("kernel")
-        table.add_column("bytes", justify="right")
-        for layer in self.layers:
-            shape = " x ".join(map(str, layer.shape))
-            table.add_row(
-                layer.name,
-                layer.kind,
-                shape,
-                f"{layer.connections:,}",
-                f"{layer.sparsity:.2%}",
-                f"{layer.empty_rows:,}",
-                layer.pattern,
-                layer.kernel,
-                f"{layer.nbytes:,}",
-            )
-        table.add_section()
-        table.add_row("all", "", "", f"{self.connections:,}", f"{self.sparsity:.2%}", f"{self.empty_rows:,}", "", "", f"{self.nbytes:,}")
-        console = Console(width=160, color_system=None)
-        with console.capture() as captured:
-            console.print(table)
-        return captured.get()
+    def __str__(self) -> str:
+        return self.table().text()
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
 
 
 def summary(model: nn.Module) -> ModelSummary:
@@ -108,11 +92,9 @@ def _has_weights(module: nn.Module) -> bool:
     return isinstance(module, TopologyLayer) or any(parameter.ndim > 1 for parameter in module.parameters(recurse=False))
 
 
-def _kernel(layer: TopologyLayer) -> str:
-    try:
-        return layer.kernel
-    except NotImplementedError:
-        return "none"
+def _cells(layer: LayerSummary) -> tuple[str, ...]:
+    counts = f"{layer.connections:,}", f"{layer.sparsity:.2%}", f"{layer.empty_rows:,}"
+    return (layer.name, layer.kind, " x ".join(map(str, layer.shape)), *counts, layer.pattern, layer.kernel, f"{layer.nbytes:,}")
 
 
 def _summarized(name: str, module: nn.Module) -> LayerSummary:
@@ -122,7 +104,7 @@ def _summarized(name: str, module: nn.Module) -> LayerSummary:
     if isinstance(module, TopologyLayer):
         acting, topology = module.connections, module.topology
         counts = acting, 1 - acting / topology.size if topology.size else 0.0, topology.empty_rows
-        return LayerSummary(name, kind, module.geometry.weight_shape, *counts, str(module.pattern), _kernel(module), nbytes)
+        return LayerSummary(name, kind, module.geometry.weight_shape, *counts, str(module.pattern), module.kernel_or_none or "none", nbytes)
     weights = [parameter for parameter in module.parameters(recurse=False) if parameter.ndim > 1]
     shape = tuple(weights[0].shape) if len(weights) == 1 else (sum(weight.numel() for weight in weights),)
     return LayerSummary(name, kind, shape, prod(shape), 0.0, 0, "", "dense", nbytes)

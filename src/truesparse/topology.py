@@ -13,7 +13,7 @@ from typing import Any, TypeVar, TypeVarTuple
 import torch
 from torch import Tensor
 
-from . import merge
+from . import merge, picture, shown
 
 T = TypeVar("T")
 Settings = TypeVarTuple("Settings")
@@ -198,6 +198,12 @@ class Topology:
 
     def __repr__(self) -> str:
         return f"Topology({self.shape[0]} x {self.shape[1]}, {self.nnz} connections, sparsity {self.sparsity:.4f})"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: counts and a small picture."""
+        pairs = [("connections", f"{self.nnz:,} of {self.size:,}"), ("sparsity", f"{self.sparsity:.2%}")]
+        keys = self.indices if self.indices.is_meta else self.keys
+        return shown.facts(f"Topology {self.shape[0]:,} x {self.shape[1]:,}", pairs, picture.html(self.shape, keys))
 
 
 @dataclass(frozen=True, eq=False)

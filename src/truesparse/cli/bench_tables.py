@@ -9,7 +9,8 @@ from rich.table import Table
 
 from ..bench import Document, LayerRow, MemoryRow, RewireRow, StepRow
 from ..runs.machine import threads_said
-from .results import NAMES, wide_console
+from ..runs.results import NAMES
+from .results import wide_console
 
 ALL_NAMES = {**NAMES, "csr": "torch CSR", "sparse": "truesparse"}
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import shown
 from ..geometry import Geometry
 from ..nn.conv import PADDING_MODES, ConvolutionInterface, padding_of
 from .layouts import Layout
@@ -75,4 +76,10 @@ class PackedLayer(Frozen):
         return y.reshape(*lead, *y.shape[1:])
 
     def extra_repr(self) -> str:
-        return f"{self.geometry}, {self.layout}{', relu' if self.layout.relu else ''}"
+        return f"{self.geometry.arguments}, {self.layout}{', relu' if self.layout.relu else ''}"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what the layer computes, and how its weights are held."""
+        after = [("then", "ReLU")] if self.layout.relu else []
+        pairs = [("layout", str(self.layout)), *after, ("held in", shown.nbytes_said(self.layout.nbytes))]
+        return shown.facts(f"{type(self).__name__}({self.geometry.arguments})", pairs)

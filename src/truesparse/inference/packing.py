@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from .. import __version__
 from ..nn import TopologyLayer
 from ..processor import processor
+from ..shown import Table
 from .choice import Measured, Memory, by_rule, key_of, measure
 from .layers import LAYERS, FusedLayer, Weights, weights_of
 from .layouts import VALUES, Conditions, Dense, candidates
@@ -64,12 +65,21 @@ class Explanation:
     threads: int
     rows: tuple[PackedRow, ...]
 
+    def table(self) -> Table:
+        """A row for each layer; times are of one call, in microseconds."""
+        heads = ("layer", "sparsity", "removed", "layout", "bytes", "us", "dense us", "times as fast")
+        said = f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+        return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 4, 5, 6, 7}), caption=said)
+
     def __str__(self) -> str:
-        header = ("layer", "sparsity", "removed", "layout", "bytes", "us", "dense us", "times as fast")
-        table = [header, *(_cells(row) for row in self.rows)]
-        widths = [max(len(line[column]) for line in table) for column in range(len(header))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
-        return "\n".join([*lines, f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"])
+        table = self.table()
+        lines = [table.heads, *table.rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(table.heads))]
+        aligned = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+        return "\n".join([*aligned, table.caption])
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
 
 
 class PackedNetwork(Frozen):
@@ -90,6 +100,9 @@ class PackedNetwork(Frozen):
     def explain(self) -> Explanation:
         """What became of each layer; `print` it for a table."""
         return self._explanation
+
+    def _repr_html_(self) -> str:
+        return self._explanation._repr_html_()
 
 
 def pack(

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .. import ops
+from .. import ops, picture, shown
 from ..geometry import Geometry
 from ..patterns import Pattern, Unstructured
 from ..topology import Move, Topology
@@ -200,6 +200,14 @@ class TopologyLayer(nn.Module):
     def kernel(self) -> str:
         """Which kernel runs this layer."""
 
+    @property
+    def kernel_or_none(self) -> str | None:
+        """The same, or None where no kernel runs it on its device with its dtype."""
+        try:
+            return self.kernel
+        except NotImplementedError:
+            return None
+
     @abstractmethod
     def plan_nbytes(self) -> int:
         """Bytes of what the kernels have derived from the topology so far: its transpose, block pointers, offsets."""
@@ -223,7 +231,22 @@ class TopologyLayer(nn.Module):
         counts = f"connections={topology.nnz}, sparsity={topology.sparsity:.4f}"
         if self.acting is not None:
             counts += f", acting={self.connections}"
-        return f"{self.geometry}, bias={self.bias is not None}, {counts}, pattern={self.pattern}"
+        return f"{self.geometry.arguments}, bias={self.bias is not None}, {counts}, pattern={self.pattern}"
+
+    def _repr_html_(self) -> str:
+        """For a notebook: what the layer holds, and a small picture of its connections."""
+        topology, own = self.topology, [*self.parameters(recurse=False), *self.buffers(recurse=False)]
+        acting = [] if self.acting is None else [("acting", f"{self.connections:,}")]
+        pairs = [
+            ("connections", f"{topology.nnz:,} of {topology.size:,}"),
+            *acting,
+            ("sparsity", f"{topology.sparsity:.2%}"),
+            ("pattern", str(self.pattern)),
+            ("kernel", self.kernel_or_none or "none for its device and dtype"),
+            ("parameters and buffers", shown.nbytes_said(sum(tensor.nbytes for tensor in own))),
+        ]
+        keys = topology.indices if topology.indices.is_meta else topology.keys
+        return shown.facts(f"{type(self).__name__}({self.geometry.arguments})", pairs, picture.html(topology.shape, keys))
 
 
 def _sum_of_channels(array: Tensor) -> Tensor:

@@ -7,7 +7,11 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from ..shown import Table, nbytes_said
+from .machine import threads_said
+
 INFERENCE_SAMPLES = 100
+NAMES = {"dense": "dense", "masked": "dense + mask", "sparse": "truly sparse"}
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,39 @@ class Results:
     machine: Mapping[str, Any]
     variants: tuple[VariantResult, ...]
 
+    def table(self) -> Table:
+        """A row for each variant."""
+        compared = any(line.variant == "dense" for line in self.variants) and len(self.variants) > 1
+        ratio = ("vs dense",) if compared else ()
+        heads = ("", "test accuracy", "test loss", "weights", "bytes", *(("of dense",) if compared else ()), "s / epoch", *ratio)
+        heads = (*heads, f"inference, {self.samples} samples", *ratio)
+        machine = self.machine
+        hardware = f"{machine['processor']}, {machine['instruction_set']}, {threads_said(machine['threads'])}, torch {machine['torch']}"
+        return Table(
+            heads,
+            tuple(_row(line, compared) for line in self.variants),
+            numeric=frozenset(range(1, len(heads))),
+            title=self.task,
+            caption=f"bytes: weights + gradients + optimizer state + topology. {hardware}",
+        )
+
+    def _repr_html_(self) -> str:
+        return self.table().html()
+
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def _row(line: VariantResult, compared: bool) -> tuple[str, ...]:
+    accuracy = f"{line.test_accuracy:.2%}" if line.test_accuracy is not None else "-"
+    share = f"{line.share_of_dense_bytes:.1%}" if line.share_of_dense_bytes is not None else "-"
+    row = [NAMES[line.variant], accuracy, f"{line.test_loss:.4f}", f"{line.connections:,}", nbytes_said(line.bytes["total"])]
+    row += [share] * compared + [f"{line.seconds_per_epoch:.2f}"] + [_times(line.times_as_fast)] * compared
+    return (*row, f"{line.inference_seconds * 1e3:.2f} ms", *[_times(line.inference_times_as_fast)] * compared)
+
+
+def _times(ratio: float | None) -> str:
+    return f"{ratio:.2f}x" if ratio is not None else "-"
 
 
 def make_results(
