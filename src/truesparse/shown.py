@@ -16,7 +16,9 @@ T = TypeVar("T")
 MOST_ROWS = 100
 """Rows that a notebook shows of a table: a network may have more layers than anyone reads, and each cell is kept in the notebook's file."""
 
-LINE = "border-bottom:1px solid rgba(128,128,128,.4)"  # seen on white and on black
+# Seen on white and on black.
+CELL = "padding:.15em .6em;border-bottom:1px solid rgba(128,128,128,.4)"
+TABLE = '<table style="color:inherit;border-collapse:collapse">'
 
 
 @dataclass(frozen=True)
@@ -71,19 +73,19 @@ class Table:
         caption = f'<caption style="text-align:left;font-weight:bold">{escape(self.title)}</caption>' if self.title else ""
         total = f"<tfoot>{self._row(self.total, 'th')}</tfoot>" if self.total else ""
         below = f"<div><small>{escape(self.caption)}</small></div>" if self.caption else ""
-        return f"<table>{caption}<thead>{self._row(self.heads, 'th')}</thead><tbody>{''.join(rows)}</tbody>{total}</table>{below}"
+        return f"{TABLE}{caption}<thead>{self._row(self.heads, 'th')}</thead><tbody>{''.join(rows)}</tbody>{total}</table>{below}"
 
     def _row(self, cells: Sequence[str], kind: str) -> str:
         aligned = ("right" if place in self.numeric else "left" for place in range(len(cells)))
-        made = (f'<{kind} style="text-align:{side};{LINE}">{escape(cell)}</{kind}>' for side, cell in zip(aligned, cells, strict=True))
+        made = (f'<{kind} style="text-align:{side};{CELL}">{escape(cell)}</{kind}>' for side, cell in zip(aligned, cells, strict=True))
         return f"<tr>{''.join(made)}</tr>"
 
 
 def facts(title: str, pairs: Sequence[tuple[str, str]], beside: str = "") -> str:
     """HTML of names and what they are, with HTML of a picture beside them."""
-    cell = f'style="text-align:left;{LINE}"'
+    cell = f'style="text-align:left;{CELL}"'
     rows = "".join(f"<tr><th {cell}>{escape(name)}</th><td {cell}>{escape(value)}</td></tr>" for name, value in pairs)
-    told = f"<div><b>{escape(title)}</b><table><tbody>{rows}</tbody></table></div>"
+    told = f"<div><b>{escape(title)}</b>{TABLE}<tbody>{rows}</tbody></table></div>"
     return f'<div style="display:flex;gap:1.5em;align-items:flex-start;flex-wrap:wrap">{told}{beside}</div>'
 
 
