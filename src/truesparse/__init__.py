@@ -5,6 +5,9 @@ Stores, trains, saves and runs only the connections that exist.
 
 __version__ = "0.1.0"
 
+import importlib
+from typing import Any
+
 from . import algorithms, metrics, nn, ops, stability
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
 from .budgets import ER, ERK, Uniform
@@ -59,3 +62,16 @@ __all__ = [
     "stability",
     "summary",
 ]
+
+
+_LATER = ("loggers",)  # parts that import what most programs never use
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATER})

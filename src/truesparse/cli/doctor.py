@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-EXTRAS = ("matplotlib", "triton", "onnx", "onnxruntime", "lightning", "transformers", "tensorboard")
+EXTRAS = ("matplotlib", "triton", "onnx", "onnxruntime", "lightning", "transformers", "tensorboard", "mlflow", "wandb")
 
 
 def doctor() -> None:

@@ -17,6 +17,8 @@ from .doctor import doctor
 from .inspect import inspect
 from .train import train
 
+WITH_OPTIONAL_VALUE = ("--tensorboard", "--mlflow", "--wandb")
+
 app = typer.Typer(
     name="truesparse",
     help="Sparse neural networks that store, train and run only the connections that exist.",
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command; its exit code."""
     try:
-        return int(app(arguments, standalone_mode=False, prog_name="truesparse") or 0)
+        given = with_optional_values(sys.argv[1:] if arguments is None else arguments)
+        return int(app(given, standalone_mode=False, prog_name="truesparse") or 0)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
         return 1
@@ -71,12 +74,26 @@ def run(arguments: list[str] | None = None) -> int:
         return code
 
 
+def with_optional_values(arguments: list[str]) -> list[str]:
+    """`--tensorboard` with nothing after it, or another option, as `--tensorboard=`: Typer knows no options whose value may be left out."""
+    following = [*arguments[1:], "-"][: len(arguments)]
+    return [
+        f"{argument}=" if argument in WITH_OPTIONAL_VALUE and after.startswith("-") else argument
+        for argument, after in zip(arguments, following, strict=True)
+    ]
+
+
 def _exit_code(error: Exception) -> int | None:
     """2 for a wrong request, 1 for what failed for a known reason, None for a fault of this program."""
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # typer's, whichever module of its defines them
         return int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, typer.Abort):
         return 1
+    if "truesparse.optional" in sys.modules:
+        from ..optional import MissingLibrary
+
+        if isinstance(error, MissingLibrary):
+            return 2
     if "truesparse.runs.errors" in sys.modules:
         from ..data import DataError
         from ..runs import ConfigError, RunError

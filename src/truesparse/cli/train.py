@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-Training, Stability, Sparsity, Run = "Training", "Stability", "Sparsity", "Run"
+Training, Stability, Sparsity, Run, Logs = "Training", "Stability", "Sparsity", "Run", "Logs"
 
 
 def train(
@@ -98,6 +98,21 @@ def train(
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.", show_default="runs/TASK-DATE", rich_help_panel=Run)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.", rich_help_panel=Run)] = False,
+    tensorboard: Annotated[
+        str | None,
+        typer.Option(metavar="[DIR]", help="Log for TensorBoard.", show_default="OUT/tensorboard", rich_help_panel=Logs),
+    ] = None,
+    mlflow: Annotated[
+        str | None,
+        typer.Option(metavar="[URI]", help="Log to MLflow.", show_default="MLFLOW_TRACKING_URI", rich_help_panel=Logs),
+    ] = None,
+    wandb: Annotated[
+        str | None,
+        typer.Option(metavar="[PROJECT]", help="Log to Weights & Biases.", show_default="WANDB_PROJECT", rich_help_panel=Logs),
+    ] = None,
+    logger: Annotated[
+        str | None, typer.Option(metavar="FILE.py", help="Log with a class of your own, see docs/guide/loggers.md.", rich_help_panel=Logs)
+    ] = None,
 ) -> int:
     """Train a task truly sparse, beside dense and dense + mask if wanted. Ctrl-C stops it, --resume goes on."""
     options: dict[str, Any] = {
@@ -131,28 +146,37 @@ def train(
         raise typer.BadParameter("say what to train: a task, or the path of a recipe, FILE.py", param_hint="TASK")
     if resume and out is None:
         raise typer.BadParameter("say which run with --out DIR", param_hint="--resume")
-    return _run(task, chosen, out, resume)
+    places = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "logger": logger}
+    return _run(task, chosen, out, resume, {kind: place for kind, place in places.items() if place is not None})
 
 
-def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bool) -> int:
-    from ..runs import load_recipe, make_config, resume, start
+def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bool, places: dict[str, str]) -> int:
+    from ..loggers.destinations import destinations
+    from ..loggers.run_log import RunLog, remembered
+    from ..runs import Observers, load_recipe, make_config, resume, start
     from ..runs.folder import RunFolder
     from .progress import make_observer
     from .results import print_results
+
+    def warn(text: str) -> None:
+        print(f"truesparse: {text}", file=sys.stderr, flush=True)
 
     if resuming:
         assert out is not None
         if task is not None:
             chosen["task"] = load_recipe(task).task
-        with make_observer() as observer:
-            outcome = resume(out, chosen, observer)
+        logged_to = destinations({**remembered(out), **places})
+        with make_observer() as shown, RunLog(out, logged_to, warn) as log:
+            outcome = resume(out, chosen, Observers((shown, log)))
+            log.end(outcome)
     else:
         assert task is not None
         recipe = load_recipe(task)
         config = make_config(recipe.task, recipe.settings, chosen)
-        out = out or _new_folder(recipe.name)
-        with make_observer() as observer:
-            outcome = start(config, recipe, out, observer)
+        out, logged_to = out or _new_folder(recipe.name), destinations(places)
+        with make_observer() as shown, RunLog(out, logged_to, warn) as log:
+            outcome = start(config, recipe, out, Observers((shown, log)))
+            log.end(outcome)
     if outcome.results is None:
         print(f"stopped by {outcome.stopped_by}; go on with: {RunFolder(out).resume_command}", file=sys.stderr)
         return 130

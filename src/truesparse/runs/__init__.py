@@ -4,12 +4,13 @@ from .config import RunConfig, make_config
 from .errors import ConfigError, RunError
 from .recipe import Recipe, load_recipe, task_names
 from .results import Results, VariantResult
-from .trainer import Observer, Outcome, Plan, resume, start
+from .trainer import Observer, Observers, Outcome, Plan, resume, start
 from .variant import StepReport
 
 __all__ = [
     "ConfigError",
     "Observer",
+    "Observers",
     "Outcome",
     "Plan",
     "Recipe",

@@ -50,6 +50,25 @@ class Observer(Protocol):
 
 
 @dataclass(frozen=True)
+class Observers:
+    """Several observers as one, heard in turn."""
+
+    all: tuple[Observer, ...]
+
+    def begin(self, plan: Plan) -> None:
+        for observer in self.all:
+            observer.begin(plan)
+
+    def step(self, report: StepReport) -> None:
+        for observer in self.all:
+            observer.step(report)
+
+    def epoch(self, metrics: Mapping[str, Any]) -> None:
+        for observer in self.all:
+            observer.epoch(metrics)
+
+
+@dataclass(frozen=True)
 class Outcome:
     """How a run ended: with results, or stopped by a signal."""
 
