@@ -17,9 +17,9 @@ FILES = sorted(path for path in SOURCE.rglob("*.py"))
 
 # The compiled kernels have no place in the order: these units call them or say which instruction set they use.
 CALLS_KERNELS = {"merge", "paths", "formats", "ops", "runs", "inference", "bench", "cli"}
-# Imported where they are used, because they are slow to load (rich) or extras (PIL, matplotlib). The command line starts faster if each
-# command imports what it needs. Nothing else is imported inside a function.
-LATE_PACKAGES = {"rich", "PIL", "matplotlib"}
+# Imported where they are used, because they are slow to load (rich) or extras (PIL, matplotlib, onnx). The command line starts faster
+# if each command imports what it needs. Nothing else is imported inside a function.
+LATE_PACKAGES = {"rich", "PIL", "matplotlib", "onnx", "onnxscript"}
 ALGORITHMS_SEE = {"topology", "select", "schedules", "patterns", "paths", "percolation"}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from . import algorithms, metrics, nn, ops, stability
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
 from .budgets import ER, ERK, Uniform
-from .export import load, save
+from .export import export_onnx, load, save
 from .inference import pack
 from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, densify, sparsify
 from .patterns import NM, Block, FanIn, Neurons, Unstructured
@@ -51,6 +51,7 @@ __all__ = [
     "Unstructured",
     "algorithms",
     "densify",
+    "export_onnx",
     "load",
     "metrics",
     "nn",

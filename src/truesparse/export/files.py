@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..files import atomic_file
 from ..nn import MaskedLayer, SparseLayer, TopologyLayer
 from ..topology import Topology
 from .coding import POSITIONS, decode, encode
@@ -33,6 +31,7 @@ from .header import (
     written,
 )
 from .layers import check_pattern, described
+from .written import write_file
 
 Model = TypeVar("Model", bound=nn.Module)
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -114,16 +113,7 @@ def save(model: nn.Module, path: str | Path, *, values: Literal["float32", "bflo
         content = safetensors.torch.save(state, metadata={ENTRY: written(descriptions)})
     except (KeyError, ValueError, RuntimeError) as error:
         raise TypeError(f"the model has a tensor that a safetensors file cannot hold: {first_line(error)}") from error
-    head, rest = signed(content)
-    path = Path(path)
-    try:
-        with atomic_file(path) as file:
-            file.write(head)
-            file.write(rest)
-    except OSError as error:
-        full = error.errno == errno.ENOSPC
-        reason, advice = ("the disk is full", "free space") if full else (error.strerror, "choose a folder that exists and can be written")
-        raise FileError(f"cannot write {path}: {reason}; {advice}. Nothing was changed") from error
+    write_file(Path(path), *signed(content))
 
 
 @overload
