@@ -88,12 +88,12 @@ def test_a_csr_that_torch_cannot_do_is_left_out_and_said(peaks, monkeypatch):
     def cannot(self, x):
         raise NotImplementedError("no such kernel\nmore of it")
 
-    real = layers._csr
+    real = layers.csr_linear
 
     def broken(dense):
         layer = real(dense)
         layer.__class__ = type("Broken", (torch.nn.Linear,), {"forward": cannot})
         return layer
 
-    monkeypatch.setattr(layers, "_csr", broken)
+    monkeypatch.setattr(layers, "csr_linear", broken)
     assert rows_of(LINEAR, peaks)[0].left_out == {"csr": "torch: no such kernel"}

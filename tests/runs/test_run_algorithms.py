@@ -14,7 +14,7 @@ from truesparse.runs import ConfigError, RunConfig, RunError, make_config, resum
 from truesparse.runs.algorithm import algorithm_kind, algorithm_sha256, full_name, short_name
 from truesparse.runs.config import as_text, changed_options
 from truesparse.runs.presets import PRESETS
-from truesparse.runs.variant import _made_variant
+from truesparse.runs.variant import made_variant
 
 OWN = '''
 """Shuffle: everything goes, anything grows. My own 2025, https://example.org"""
@@ -151,7 +151,7 @@ def test_itop_has_the_settings_of_the_authors_commands():
 def test_patterns_reach_the_model(text, pattern):
     config = RunConfig("t", pattern=text, sparsity=0.75, exclude=("1",))
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 3))
-    (layer,) = topology_layers(_made_variant("sparse", config, model)).values()
+    (layer,) = topology_layers(made_variant("sparse", config, model)).values()
     assert layer.pattern == pattern
     assert RunConfig("t").make_pattern() == Unstructured()
     with pytest.raises(ConfigError, match="--pattern: unknown pattern 'spotted'; known: unstructured, fan-in"):
@@ -165,7 +165,7 @@ def test_an_algorithm_that_prunes_gets_the_runs_sparsity_and_its_own_beginning(w
     assert config.make_algorithm().sparsity == 0.75
     assert dataclasses.replace(config, sparsity=0.5).make_algorithm().sparsity == 0.5
     assert config.steps_between_rewirings(500) == 1
-    model = _made_variant("sparse", config, torch.nn.Linear(8, 16))
+    model = made_variant("sparse", config, torch.nn.Linear(8, 16))
     assert model.topology.nnz == 96, "of 128: a quarter is left out, not three"
     assert model.pattern == FanIn()
     assert RunConfig("t", algorithm=path, pattern="unstructured").make_pattern() == Unstructured()

@@ -1,6 +1,8 @@
-"""How fast and how small, beside dense PyTorch, on this machine? Layers, whole steps, memory, rewiring: what `truesparse bench` runs."""
+"""How fast and how small, beside dense PyTorch, here? Layers, whole steps, memory, rewiring, inference: `truesparse bench`."""
 
-from .document import Document, LayerRow, MemoryRow, RewireRow, StepRow, read_document
+from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow, read_document
+from .inference import InferenceCase, measure_inference
+from .inference_cases import LinearCase, NetworkCase, RunCase
 from .layers import LayerCase, measure_layers
 from .memory import MemoryCase, measure_memory
 from .networks import NETWORKS
@@ -13,15 +15,21 @@ __all__ = [
     "NETWORKS",
     "Conditions",
     "Document",
+    "InferenceCase",
+    "InferenceRow",
     "LayerCase",
     "LayerRow",
+    "LinearCase",
     "MemoryCase",
     "MemoryRow",
+    "NetworkCase",
     "RewireCase",
     "RewireRow",
+    "RunCase",
     "StepCase",
     "StepRow",
     "WrongResult",
+    "measure_inference",
     "measure_layers",
     "measure_memory",
     "measure_rewirings",

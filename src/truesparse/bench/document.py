@@ -4,9 +4,9 @@ As JSON (`--json`), schema 1, times in seconds, ratios as "times as fast as dens
 
     {"schema": 1, "command": "linear", "machine": {...}, "dtype": "float32", "peaks": [Peaks...], "rows": [LayerRow...]}
 
-`command` is linear or conv (rows are `LayerRow`), step (`StepRow`), memory (`MemoryRow`) or rewire (`RewireRow`); `machine` is that of a
-training run: processor, instruction_set, threads (as torch chose them), torch, ...; `peaks` has an entry for each number of threads (empty
-for memory and rewire).
+`command` is linear or conv (rows are `LayerRow`), step (`StepRow`), memory (`MemoryRow`), rewire (`RewireRow`) or inference
+(`InferenceRow`); `machine` is that of a training run: processor, instruction_set, threads (as torch chose them), torch, ...; `peaks` has an
+entry for each number of threads (empty for memory, rewire and inference).
 """
 
 from __future__ import annotations
@@ -143,13 +143,60 @@ class RewireRow:
     top_gradients_over_dense: float
 
 
-Row = LayerRow | StepRow | MemoryRow | RewireRow
+@dataclass(frozen=True)
+class InferenceRow:
+    """One layer or network without gradients, for one batch, with one kind of values, on one number of threads.
+
+    Args:
+        kind: "layer" or "network".
+        model: for people: "3072 -> 768".
+        sparsity: of the layers made sparse, together, after rounding to whole connections.
+        ablated: share of a layer's neurons without connections, as asked for.
+        values: as which connections may be held: float32, bfloat16, int8.
+        seconds: medians of one call, by way: dense, packed, csr; csr_features_first (layers: input and output transposed beforehand and
+            left so); masked (networks); ablated (a dense layer of the neurons that have connections, where some have none).
+        times_as_fast: ratios of these medians to dense, by way.
+        csr: which of torch's ways with a CSR weight was the fastest on the input that all get; "" without one.
+        layouts: how many layers of the packed network have each layout.
+        bytes, dense_bytes: of the packed layers, and of dense float32 ones.
+        largest_error: of the packed output against float64, over the largest entry.
+        rms_error: the same in Euclidean norms.
+        accuracy: of a trained network on its test data, "before" and "packed"; empty for others.
+    """
+
+    kind: str
+    model: str
+    pattern: str
+    sparsity: float
+    connections: int
+    ablated: float
+    values: str
+    batch: int
+    threads: int
+    seconds: Mapping[str, float]
+    times_as_fast: Mapping[str, float]
+    csr: str
+    layouts: Mapping[str, int]
+    bytes: int
+    dense_bytes: int
+    largest_error: float
+    rms_error: float
+    accuracy: Mapping[str, float]
+
+    @property
+    def pays(self) -> bool:
+        """Whether the packed form is faster than dense, and not because `pack` chose dense layouts."""
+        return self.times_as_fast["packed"] > 1 and set(self.layouts) != {"dense"}
+
+
+Row = LayerRow | StepRow | MemoryRow | RewireRow | InferenceRow
 ROWS: Mapping[str, type[Row]] = {
     "linear": LayerRow,
     "conv": LayerRow,
     "step": StepRow,
     "memory": MemoryRow,
     "rewire": RewireRow,
+    "inference": InferenceRow,
 }
 
 

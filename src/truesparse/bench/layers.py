@@ -6,7 +6,6 @@ another layer does, and `backward()`: it leaves dx and dW. Layers have no bias. 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,11 +17,12 @@ from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
 from ..patterns import Pattern
 from ..runs import ConfigError
 from ..runs.machine import threads_said
+from .csr import csr_linear
 from .document import LayerRow
 from .request import Conditions
 from .timing import LEAST_ROUNDS, Call, elapsed, interleaved, times_as_fast
 from .work import Peaks, backward_work, forward_work, shares
-from .wrong import of_connections, refuse_if_wrong
+from .wrong import TOLERANCE, of_connections, refuse_if_wrong
 
 FORWARD, BOTH = "forward", "forward + backward"
 SEED = 0
@@ -102,7 +102,7 @@ class _Ways:
         self.left_out: dict[str, str] = {}
         if isinstance(dense, nn.Linear):
             self.modules["masked"] = MaskedLinear.from_dense(dense, self.topology, pattern=case.pattern)
-            self.modules["csr"] = _csr(dense)
+            self.modules["csr"] = csr_linear(dense)
         else:
             self.modules["masked"] = MaskedConv2d.from_dense(dense, self.topology, pattern=case.pattern)
             self.left_out["csr"] = "torch has no convolution with a CSR weight"
@@ -151,7 +151,7 @@ class _Ways:
             parameter = next(self.modules[name].parameters())
             results |= {"dx": self.x.grad, "dW": of_connections(parameter.grad, self.topology)}
             for what, actual in results.items():
-                refuse_if_wrong(f"{self.said}: {what} of {name}", actual, self.expected[what.split()[0]], self.conditions.dtype)
+                refuse_if_wrong(f"{self.said}: {what} of {name}", actual, self.expected[what.split()[0]], TOLERANCE[self.conditions.dtype])
 
     def timed(self, direction: str, peaks: Peaks) -> LayerRow:
         """One line of the table. Everything has been checked, and so called, before."""
@@ -184,12 +184,3 @@ class _Ways:
     def _call(self, direction: str, name: str) -> Call:
         way = self.forward if direction == FORWARD else self.forward_backward
         return lambda: way(name)
-
-
-def _csr(dense: nn.Linear) -> nn.Linear:
-    """The same layer with its weight as a CSR tensor of torch, which `F.linear` takes; its gradient is dense."""
-    layer = nn.Linear(dense.in_features, dense.out_features, bias=False, device="meta")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        layer.weight = nn.Parameter(dense.weight.detach().to_sparse_csr())
-    return layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -11,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..budgets import ER
+from ..nn import densify, sparsify
+from ..runs import ConfigError
 from ..tasks import cifar10_mlp, mnist_cnn
 
 Example = tuple[Tensor, Tensor]  # (input, class of each output)
+SEED = 0
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,37 @@ class Network:
     example: Callable[[int], Example]
     batch: int
     densities: tuple[Density, ...]
+
+
+def twins(network: Network, density: Density, budget: str) -> dict[str, nn.Module]:
+    """The same network three times, one topology and one set of values: "dense", "masked", "sparse". Always the same.
+
+    Raises:
+        ConfigError: if it cannot be made sparse this way.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = network.make()
+    made: dict[str, nn.Module] = {}
+    for name, masked in (("masked", True), ("sparse", False)):
+        try:
+            made[name] = sparsify(
+                deepcopy(model),
+                sparsity=density.sparsity,
+                budget=density.budget(budget),
+                masked=masked,
+                generator=torch.Generator().manual_seed(SEED),
+            )
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{network.name} at {density}: {error}") from error
+    return {"dense": densify(deepcopy(made["sparse"])), **made}
+
+
+def example_of(network: Network, samples: int) -> Example:
+    """A batch of that many samples, always the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        return network.example(samples)
 
 
 class ResidualBlock(nn.Module):

@@ -9,22 +9,23 @@ from typing import TypeVar
 from ..markdown import table_head, table_row, write_between_markers
 from ..runs import ConfigError
 from ..runs.machine import threads_said
-from .document import Document, LayerRow, MemoryRow, RewireRow, Row, StepRow
+from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, Row, StepRow
 from .layers import BOTH, FORWARD
+from .page_inference import inference_tables
 from .timing import break_even
 
-MARKER = "bench"
 SHOWN = (0.8, 0.9, 0.95, 0.99)  # sparsities with a column
 SAME_SPARSITY = 0.005  # a pattern rounds to whole units
 Curve = Mapping[float, float]  # times as fast, by sparsity
-RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, RewireRow)
+RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, RewireRow, InferenceRow)
 
 
-def write_page(path: Path, documents: Sequence[Document], plot: str | None) -> None:
+def write_page(path: Path, marker: str, documents: Sequence[Document], plot: str | None) -> None:
     """Puts the tables of `documents` between the markers of the file at `path`.
 
     Args:
         path: a text file with both markers.
+        marker: their name.
         documents: what was measured.
         plot: where the plot lies, as the page links to it; None shows none.
 
@@ -32,7 +33,7 @@ def write_page(path: Path, documents: Sequence[Document], plot: str | None) -> N
         ConfigError: if the file cannot be read, or lacks a marker.
     """
     try:
-        write_between_markers(path, MARKER, as_markdown(documents, plot))
+        write_between_markers(path, marker, as_markdown(documents, plot))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -52,6 +53,9 @@ def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
         parts.append(_memory_table(memory))
     if rewirings := _rows(documents, RewireRow):
         parts.append(_rewire_table(rewirings))
+    for document in documents:
+        if inference := _rows([document], InferenceRow):
+            parts += inference_tables(inference)
     return "\n\n".join(parts)
 
 

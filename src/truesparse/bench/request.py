@@ -14,6 +14,7 @@ import torch
 
 from .. import _core
 from ..geometry import Convolution, Matrix
+from ..inference.layouts import VALUES
 from ..nn import SparseConv2d, SparseLinear
 from ..patterns import NM, Pattern
 from ..patterns import pattern as named_pattern
@@ -139,18 +140,30 @@ def pattern_of(text: str) -> Pattern:
         raise ConfigError(f"--pattern {text}: {error}") from error
 
 
-def sparsities_for(pattern: Pattern, text: str | None) -> tuple[float, ...]:
+def sparsities_for(pattern: Pattern, text: str | None, usual: tuple[float, ...] = SPARSITIES) -> tuple[float, ...]:
     """What was asked for, else the usual ones; N:M fixes its own.
 
     Raises:
         ConfigError: if the text cannot be read, or the pattern has another sparsity.
     """
     if not isinstance(pattern, NM):
-        return SPARSITIES if text is None else sparsities_of(text)
+        return usual if text is None else sparsities_of(text)
     own = 1 - pattern.n / pattern.m
     if text is not None and sparsities_of(text) != (own,):
         raise ConfigError(f"--pattern {pattern.n}:{pattern.m} fixes the sparsity at {own:g}: leave --sparsity out")
     return (own,)
+
+
+def values_of(text: str) -> tuple[str, ...]:
+    """
+    Raises:
+        ConfigError: unless it is a list of kinds of values that `pack` knows.
+    """
+    found = tuple(dict.fromkeys(text.split(",")))
+    for kind in found:
+        if kind not in VALUES:
+            raise ConfigError(f"--values: unknown {kind!r}; known are {', '.join(VALUES)}")
+    return found
 
 
 def matrix_of(text: str) -> Matrix:

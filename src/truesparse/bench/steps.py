@@ -18,12 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algorithms import RigL  # type: ignore[attr-defined]
-from ..nn import TopologyLayer, densify, sparsify, topology_layers
-from ..runs import ConfigError
+from ..nn import TopologyLayer, topology_layers
 from ..runs.machine import threads_said
 from ..train import Rewirer
 from .document import StepRow
-from .networks import Density, Example, Network
+from .networks import SEED, Density, Example, Network, example_of, twins
 from .request import Conditions
 from .timing import amortised, interleaved, times_as_fast
 from .work import Peaks, forward_work
@@ -35,7 +34,6 @@ SHARE_FOR_REWIRING = 0.2  # of the time of a line, for each way
 LEAST_REWIRINGS = {"sparse": 3, "masked": 1}  # a mask may take seconds: it sorts a dense gradient
 # Relative, in Euclidean norm: a ReLU or maximum that falls on the other side moves single entries.
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 2e-1}
-SEED = 0
 LEAST_SHARE = 1e-4  # of the whole gradient: what should be zero (a bias before a norm) is as far off as what it is the difference of
 PHASES = ("forward", "backward", "optimizer")
 
@@ -81,7 +79,7 @@ def measure_steps(
     """
     for case in cases:
         torch.set_num_threads(max(peak.threads for peak in peaks))
-        models, example = _models(case), _example(case)
+        models, example = twins(case.network, case.density, case.budget), example_of(case.network, case.samples)
         truth = _truth(models["dense"], example)
         for peak in peaks:
             torch.set_num_threads(peak.threads)
@@ -198,32 +196,6 @@ def _measured(case: StepCase, models: Mapping[str, nn.Module], example: Example,
         phases={name: training.medians() | {"rewiring": seconds[name] - plain[name]} for name, training in trainings.items()},
         share_of_multiply_adds=multiply_adds / seconds["sparse"] / peaks.multiply_adds,
     )
-
-
-def _models(case: StepCase) -> dict[str, nn.Module]:
-    """The same network three times: one topology, one set of values."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        model = case.network.make()
-    made: dict[str, nn.Module] = {}
-    for name, masked in (("masked", True), ("sparse", False)):
-        try:
-            made[name] = sparsify(
-                deepcopy(model),
-                sparsity=case.density.sparsity,
-                budget=case.density.budget(case.budget),
-                masked=masked,
-                generator=torch.Generator().manual_seed(SEED),
-            )
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{case.network.name} at {case.density}: {error}") from error
-    return {"dense": densify(deepcopy(made["sparse"])), **made}
-
-
-def _example(case: StepCase) -> Example:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
-        return case.network.example(case.samples)
 
 
 def _truth(dense: nn.Module, example: Example) -> Truth:

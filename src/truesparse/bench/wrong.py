@@ -16,14 +16,14 @@ class WrongResult(RunError):
     """What was to be timed computes something else."""
 
 
-def refuse_if_wrong(what: str, actual: Tensor | None, expected: Tensor, dtype: torch.dtype) -> None:
+def refuse_if_wrong(what: str, actual: Tensor | None, expected: Tensor, tolerance: float) -> None:
     """Compares a result with the same in float64.
 
     Args:
         what: names the result in the message.
-        actual: the result in `dtype` or wider; None if there is none.
+        actual: the result; None if there is none.
         expected: float64.
-        dtype: float32 or bfloat16; says which error is rounding.
+        tolerance: largest error that is rounding, as a share of the largest entry.
 
     Raises:
         WrongResult: if there is none, its shape is another, or the largest error is more than rounding, or NaN.
@@ -35,7 +35,7 @@ def refuse_if_wrong(what: str, actual: Tensor | None, expected: Tensor, dtype: t
     if not expected.numel():
         return
     error, size = float((actual.detach().double() - expected).abs().max()), float(expected.abs().max())
-    if not error <= TOLERANCE[dtype] * size:
+    if not error <= tolerance * size:
         raise WrongResult(f"{what} is wrong: off by {error:.2e}, where the largest entry is {size:.2e}; nothing is timed")
 
 

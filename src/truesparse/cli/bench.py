@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Take = Callable[[Sequence[Peaks], Callable[[str], None]], Iterator[Row]]
 
 STDOUT = Path("-")
-WITHOUT_PEAKS = ("memory", "rewire")  # no line of theirs is a share of a peak
+WITHOUT_PEAKS = ("memory", "rewire", "inference")  # no line of theirs is a share of a peak
 
 bench = typer.Typer(
     help="Measure truesparse beside dense PyTorch on this machine: medians of interleaved calls, in one process.\n\n"
@@ -183,9 +183,43 @@ def rewire(
 
 
 @bench.command()
+def inference(
+    table: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The lines of a table of the guide: one-sample, srigl, break-even, values.")
+    ] = None,
+    shape: Annotated[list[str] | None, typer.Option(metavar="INxOUT", help="May be repeated.", show_default="3072x768")] = None,
+    network: Annotated[list[str] | None, typer.Option(help="cifar-mlp, mnist-cnn, resnet20, gpt; may be repeated.")] = None,
+    run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The sparse network of a run, and its accuracy.")] = None,
+    sparsity: Annotated[
+        str | None,
+        typer.Option(metavar="S[,S]", help="Shares of the weights left out.", show_default="0.5,0.8,0.9,0.95,0.99, a network's own"),
+    ] = None,
+    batch: Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples in a call.", show_default="1, or the table's")] = None,
+    values: Annotated[str, typer.Option(metavar="V[,V]", help="As what weights may be held: float32, bfloat16, int8.")] = "float32",
+    pattern: PatternOption = "unstructured",
+    ablated: Annotated[float, typer.Option(help="Share of neurons without connections, of a constant fan-in.")] = 0.0,
+    tune: Annotated[bool, typer.Option(help="Choose layouts by measuring; else by rule.")] = True,
+    threads: Annotated[str, typer.Option(metavar="N[,N]", help="Of torch and of the kernels.")] = "1",
+    isa: Isa = None,
+    seconds: Annotated[float, typer.Option(help="Of timing for each line of the table, three rounds at least.")] = 0.3,
+    json: Json = None,
+) -> None:
+    """Packed layers and networks: dense, dense + mask, torch's CSR weight, a dense layer without ablated neurons, `truesparse.pack`."""
+    from ..bench import measure_inference
+    from ..bench.request import make_conditions
+    from ..bench.request_inference import InferenceRequest
+
+    request = InferenceRequest(table, shape, network, run, sparsity, batch, values, pattern, ablated, tune)
+    cases, conditions = request.cases(), make_conditions(threads, seconds, "float32")
+    lines = len(cases) * len(conditions.threads)
+    _measure("inference", conditions, isa, json, lines, lambda _, tell: measure_inference(cases, conditions, tell))
+
+
+@bench.command()
 def page(
     documents: Annotated[list[Path], typer.Argument(help="What the other commands wrote with --json.")],
     into: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables between the markers of this file.")] = None,
+    marker: Annotated[str, typer.Option(metavar="NAME", help="The markers are <!-- NAME --> and <!-- /NAME -->.")] = "bench",
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw speed-up against sparsity here (needs matplotlib).")] = None,
 ) -> None:
     """Tables, a plot and the break-even points of several measurements."""
@@ -199,7 +233,7 @@ def page(
     if plot is not None:
         write_plot(plot, found)
     if into is not None:
-        write_page(into, found, None if plot is None else Path(os.path.relpath(plot, into.parent)).as_posix())
+        write_page(into, marker, found, None if plot is None else Path(os.path.relpath(plot, into.parent)).as_posix())
         print("\n".join(break_even_lines(found)))
     else:
         print(as_markdown(found, None if plot is None else plot.as_posix()))

@@ -7,12 +7,20 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from ..bench import Document, LayerRow, MemoryRow, RewireRow, StepRow
+from ..bench import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow
+from ..bench.page_inference import as_time
 from ..runs.machine import threads_said
 from ..runs.results import NAMES
 from .results import wide_console
 
-ALL_NAMES = {**NAMES, "csr": "torch CSR", "sparse": "truesparse"}
+ALL_NAMES = {
+    **NAMES,
+    "csr": "torch CSR",
+    "csr_features_first": "CSR, features first",
+    "ablated": "ablated dense",
+    "sparse": "truesparse",
+    "packed": "packed",
+}
 
 
 def print_document(document: Document) -> None:
@@ -22,11 +30,13 @@ def print_document(document: Document) -> None:
     steps = [row for row in document.rows if isinstance(row, StepRow)]
     memory = [row for row in document.rows if isinstance(row, MemoryRow)]
     rewirings = [row for row in document.rows if isinstance(row, RewireRow)]
+    inference = [row for row in document.rows if isinstance(row, InferenceRow)]
     for table in (
         *([_layer_table(layers)] if layers else []),
         *([_step_table(steps), _phase_table(steps)] if steps else []),
         *([_memory_table(memory)] if memory else []),
         *([_rewire_table(rewirings)] if rewirings else []),
+        *([_inference_table(inference)] if inference else []),
     ):
         console.print(table)
     left_out = Counter((ALL_NAMES[way], why) for row in layers for way, why in row.left_out.items())
@@ -106,6 +116,30 @@ def _rewire_table(rows: Sequence[RewireRow]) -> Table:
         times = (*(row.parts[part] for part in parts), row.rewiring_seconds, row.top_gradients_seconds, row.dense_forward_seconds)
         table.add_row(*given, *(f"{own * 1e3:.1f}" for own in times), f"{row.top_gradients_over_dense:.2f}")
     return table
+
+
+def _inference_table(rows: Sequence[InferenceRow]) -> Table:
+    ways = [way for way in ("dense", "masked", "ablated", "csr", "csr_features_first", "packed") if any(way in row.seconds for row in rows)]
+    names = ("model", "pattern", "sparsity", "batch", "threads")
+    caption = "medians of interleaved calls without gradients, in brackets times as fast as dense; error: largest of the packed output"
+    narrow = any(row.values != "float32" for row in rows)
+    accuracy = any(row.accuracy for row in rows)
+    table = _table("inference", caption, names, [*(ALL_NAMES[way] for way in ways), "error", *(["accuracy"] if accuracy else [])])
+    table.add_column("CSR by")
+    table.add_column("layouts")
+    for row in rows:
+        pattern = row.pattern.removesuffix("()") + (f", {row.ablated:.0%} ablated" if row.ablated else "")
+        given = (row.model, pattern + (f", {row.values}" if narrow else ""), f"{row.sparsity:.1%}", str(row.batch), str(row.threads))
+        times = (_short_time(way, row.seconds, row.times_as_fast) for way in ways)
+        layouts = ", ".join(f"{count} {name}" if row.kind == "network" else name for name, count in row.layouts.items())
+        shown = [" > ".join(f"{row.accuracy[name]:.2%}" for name in ("before", "packed") if name in row.accuracy)] if accuracy else []
+        table.add_row(*given, *times, f"{row.largest_error:.0e}", *shown, row.csr or "-", layouts)
+    return table
+
+
+def _short_time(way: str, seconds: Mapping[str, float], times_as_fast: Mapping[str, float]) -> str:
+    ratio = f" ({times_as_fast[way]:.2f}x)" if way in times_as_fast else ""
+    return as_time(seconds.get(way)) + ratio
 
 
 def _time(way: str, seconds: Mapping[str, float], times_as_fast: Mapping[str, float]) -> str:

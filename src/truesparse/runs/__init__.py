@@ -4,6 +4,7 @@ from .config import RunConfig, make_config
 from .errors import ConfigError, RunError
 from .recipe import Recipe, load_recipe, task_names
 from .results import Results, VariantResult
+from .trained import Trained, trained_network
 from .trainer import Observer, Observers, Outcome, Plan, resume, start
 from .variant import StepReport
 
@@ -18,10 +19,12 @@ __all__ = [
     "RunConfig",
     "RunError",
     "StepReport",
+    "Trained",
     "VariantResult",
     "load_recipe",
     "make_config",
     "resume",
     "start",
     "task_names",
+    "trained_network",
 ]

@@ -87,7 +87,7 @@ def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer) -> 
     folder = RunFolder(path)
     folder.check_new()
     described = machine()
-    variants = _variants(config, recipe, _data(config, recipe), {})
+    variants = _variants(config, recipe, data_of(config, recipe), {})
     folder.create()  # not before everything that can be wrong with the choices has had its chance
     folder.write_config(config, recipe.sha256, described)
     for variant in variants:
@@ -116,7 +116,7 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer) -> Outcome
         raise RunError(f"the recipe {config.task} has changed since the run in {path} began: restore it, or start anew with another --out")
     folder.remove_partial_files()
     config = _with_threads(config)
-    data = _data(config, recipe)
+    data = data_of(config, recipe)
     states = {name: state for name in config.variants if (state := folder.read_checkpoint(name)) is not None}
     try:
         variants = _variants(config, recipe, data, states)
@@ -138,7 +138,8 @@ def _with_threads(config: RunConfig) -> RunConfig:
     return dataclasses.replace(config, threads=torch.get_num_threads())
 
 
-def _data(config: RunConfig, recipe: Recipe) -> tuple[Dataset[Any], Dataset[Any]]:
+def data_of(config: RunConfig, recipe: Recipe) -> tuple[Dataset[Any], Dataset[Any]]:
+    """(training data, test data) of a run: its seed decides what is random about them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(config.seed, "data"))
         return recipe.make_data()

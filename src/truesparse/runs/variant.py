@@ -66,7 +66,7 @@ class Variant:
         self.history: list[Metrics] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.model = _made_variant(name, config, recipe.make_model())
+            self.model = made_variant(name, config, recipe.make_model())
         if state is not None:
             self.model.load_state_dict(state["model"])
         self.optimizer = _made_optimizer(config, self.model)
@@ -213,11 +213,8 @@ class Variant:
         for inputs, targets in self.test.in_order():
             outputs = self.model(inputs)
             loss_sum += self.recipe.loss(outputs, targets).item() * len(targets)
-            if isinstance(outputs, Tensor) and outputs.ndim > 1 and not targets.is_floating_point():
-                best = outputs.argmax(1)
-                if best.shape == targets.shape:
-                    right += int((best == targets).sum())
-                    answers += targets.numel()
+            found = right_answers(outputs, targets)
+            right, answers = right + found[0], answers + found[1]
         return loss_sum / self.test.samples, right / answers if answers else None
 
     def _made_rewirer(self) -> Rewirer:
@@ -259,7 +256,21 @@ class Variant:
                 self.random_state = torch.get_rng_state()
 
 
-def _made_variant(name: str, config: RunConfig, model: nn.Module) -> nn.Module:
+def right_answers(outputs: Any, targets: Tensor) -> tuple[int, int]:
+    """(right answers, answers); (0, 0) where outputs are not scores of classes."""
+    if isinstance(outputs, Tensor) and outputs.ndim > 1 and not targets.is_floating_point():
+        best = outputs.argmax(1)
+        if best.shape == targets.shape:
+            return int((best == targets).sum()), targets.numel()
+    return 0, 0
+
+
+def made_variant(name: str, config: RunConfig, model: nn.Module) -> nn.Module:
+    """`model` as a variant begins: as it is, masked or sparse.
+
+    Raises:
+        ConfigError: if it cannot be made sparse this way.
+    """
     if name == "dense":
         return model
     try:
