@@ -1,6 +1,6 @@
 # make demo   installs the package and trains the MNIST network dense, masked and truly sparse
 # make test   installs the package and passes the tests
-# make bench  measures truesparse beside dense PyTorch: the table in README.md, docs/images/speedup.png
+# make bench  measures truesparse beside dense PyTorch: the tables in README.md and docs/guide/deploy.md, docs/images/speedup.png
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
 # make check  lint, format, types, who imports whom, and whether the documentation builds
 # make docs   the documentation as a site, build/site/index.html
@@ -11,7 +11,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EPOCHS ?= 3
 OUT ?= runs/demo
-BENCH := curve linear batches conv step memory rewire
+BENCH := curve linear batches conv step memory rewire one-sample networks
+# Tables of docs/guide/deploy.md, each with markers of its name
+INFERENCE := one-sample srigl break-even values
 SECONDS_A_LINE ?= 0.5
 JOBS ?= 2
 TASKS := mnist-mlp fashion-cnn cifar10-mlp
@@ -23,7 +25,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 
-.PHONY: install demo bench compare docs test check format wheel clean
+.PHONY: install demo bench bench-inference compare docs test check format wheel clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -47,7 +49,23 @@ bench: $(INSTALLED)
 	$(BIN)/truesparse bench step --json build/bench/step.json
 	$(BIN)/truesparse bench memory --json build/bench/memory.json
 	$(BIN)/truesparse bench rewire --threads 1,2 --json build/bench/rewire.json
+	$(MAKE) bench-inference
 	$(BIN)/truesparse bench page $(BENCH:%=build/bench/%.json) --into README.md --plot docs/images/speedup.png
+
+# Packed layers and networks, about three minutes.
+PAGE := $(BIN)/truesparse bench page --into docs/guide/deploy.md
+bench-inference: $(INSTALLED)
+	mkdir -p build/bench
+	set -e; for table in $(INFERENCE); do $(BIN)/truesparse bench inference --table $$table --json build/bench/$$table.json; done
+	$(BIN)/truesparse bench inference --network mnist-cnn --network cifar-mlp --network resnet20 --batch 100,1 --json build/bench/networks.json
+	rm -rf build/bench/trained
+	$(BIN)/truesparse train mnist-cnn --sparsity 0.95 --compare sparse --epochs 1 --out build/bench/trained
+	$(BIN)/truesparse bench inference --run build/bench/trained --values float32,bfloat16,int8 --no-tune --json build/bench/trained.json
+	$(PAGE) --marker one-sample build/bench/one-sample.json
+	$(PAGE) --marker srigl build/bench/srigl.json
+	$(PAGE) --marker break-even build/bench/break-even.json
+	$(PAGE) --marker networks build/bench/networks.json
+	$(PAGE) --marker values build/bench/values.json build/bench/trained.json
 
 # Two runs at a time, one thread each. What is complete in build/compare is not trained again.
 COMPARE := $(BIN)/truesparse compare --seeds 3 --jobs $(JOBS) --threads 1

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from truesparse import _core
-from truesparse.bench import NETWORKS, LayerRow, MemoryRow, RewireRow, StepRow, work
+from truesparse.bench import NETWORKS, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow, work
 from truesparse.bench.networks import Density, Network
 from truesparse.bench.request import cores
 from truesparse.cli.main import run
@@ -98,6 +98,62 @@ def test_rewire(tmp_path, capsys):
     assert "| 16 -> 8 at 50%, batch 3 | 64 | 1 |" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--shape", "16x8", "--sparsity", "0.5,0.75", "--batch", "1,3"],
+            [("16 -> 8", 0.5, 1), ("16 -> 8", 0.5, 3), ("16 -> 8", 0.75, 1), ("16 -> 8", 0.75, 3)],
+        ),
+        (["--shape", "16x8", "--pattern", "1:4"], [("16 -> 8", 0.75, 1)]),
+        (["--shape", "16x8", "--pattern", "fan-in", "--ablated", "0.5", "--sparsity", "0.75", "--no-tune"], [("16 -> 8", 0.75, 1)]),
+        (["--network", "tiny", "--batch", "2"], [("tiny, 50 %", 0.5, 2)]),
+        (["--network", "tiny", "--sparsity", "0.75"], [("tiny, 75 %", 0.75, 1)]),
+    ],
+)
+def test_inference(options, expected, tmp_path, capsys, monkeypatch):
+    def tiny(batch):
+        return torch.randn(batch, 8), torch.randint(4, (batch,))
+
+    monkeypatch.setitem(NETWORKS, "tiny", Network("tiny", lambda: torch.nn.Linear(8, 4), tiny, 2, (Density(0.5),)))
+    path = tmp_path / "x.json"
+    assert run(["bench", "inference", *options, *QUICK, "--json", str(path)]) == 0
+    found = document(path, "inference", InferenceRow)
+    assert [(row["model"], row["sparsity"], row["batch"]) for row in found["rows"]] == expected
+    assert found["peaks"] == []
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "packed" in shown
+    assert ("ablated dense" in shown) == ("--ablated" in options)
+    assert run(["bench", "page", str(path)]) == 0
+    assert f"| {expected[0][0]} | {expected[0][2]} | 1 |" in capsys.readouterr().out.replace(", constant fan-in", "").replace(", N:4", "")
+
+
+def test_inference_of_a_run(tmp_path, capsys):
+    folder, path = tmp_path / "run", tmp_path / "x.json"
+    assert run(["train", "digits-mlp", "--epochs", "1", "--compare", "sparse", "--out", str(folder)]) == 0
+    capsys.readouterr()
+    given = ["--run", str(folder), "--values", "float32,bfloat16", "--no-tune", *QUICK, "--json", str(path)]
+    assert run(["bench", "inference", *given]) == 0
+    rows = document(path, "inference", InferenceRow)["rows"]
+    trained = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert [row["model"] for row in rows] == ["digits-mlp"] * 2
+    assert [row["accuracy"]["before"] for row in rows] == [trained["test_accuracy"]] * 2
+    assert rows[0]["accuracy"]["packed"] == trained["test_accuracy"]
+    assert rows[1]["accuracy"]["packed"] == pytest.approx(trained["test_accuracy"], abs=0.02)
+    assert rows[0]["largest_error"] < 1e-5 < rows[1]["largest_error"]
+    assert f"{trained['test_accuracy']:.2%} >" in " ".join(capsys.readouterr().out.split())
+
+
+def test_page_between_other_markers(tmp_path, capsys):
+    result, guide = tmp_path / "x.json", tmp_path / "deploy.md"
+    assert run(["bench", "inference", "--shape", "16x8", "--sparsity", "0.5", *QUICK, "--json", str(result)]) == 0
+    guide.write_text("<!-- bench -->\nkept\n<!-- /bench -->\n<!-- one -->\n<!-- /one -->\n")
+    assert run(["bench", "page", str(result), "--into", str(guide), "--marker", "one"]) == 0
+    kept, written = guide.read_text().split("<!-- one -->")
+    assert "kept" in kept
+    assert "| 16 -> 8 | 1 | 1 |" in written
+
+
 def test_page(tmp_path, capsys):
     pytest.importorskip("matplotlib")
     result, readme, plot = tmp_path / "x.json", tmp_path / "README.md", tmp_path / "docs" / "speedup.png"
@@ -137,6 +193,16 @@ def test_a_wrong_kernel_ends_with_1_and_one_line(capsys, tmp_path, monkeypatch):
         (["conv", "--layer", "conv63"], "--layer: unknown 'conv63'"),
         (["step", "--network", "gtp"], "--network: unknown 'gtp'; known are cifar-mlp, mnist-cnn, resnet20, gpt"),
         (["step", "--budget", "erq"], "--budget: unknown 'erq'; known are uniform, er, erk"),
+        (["inference", "--table", "rigl"], "--table: unknown 'rigl'; known are one-sample, srigl, break-even, values"),
+        (["inference", "--table", "srigl", "--shape", "8x8"], "--table does not go with --shape: leave one of them out"),
+        (["inference", "--network", "mnist-cnn", "--pattern", "2:4"], "--network does not go with --pattern"),
+        (["inference", "--run", "runs/x", "--sparsity", "0.5"], "--run does not go with --sparsity"),
+        (["inference", "--network", "gtp"], "--network: unknown 'gtp'; known are cifar-mlp"),
+        (["inference", "--values", "float16"], "--values: unknown 'float16'; known are float32, bfloat16, int8"),
+        (["inference", "--ablated", "0.5"], "--ablated needs --pattern fan-in"),
+        (["inference", "--pattern", "fan-in", "--ablated", "0.9"], "--ablated 0.9: 77 neurons of 3072 inputs cannot hold"),
+        (["inference", "--pattern", "2:4", "--sparsity", "0.9"], "--pattern 2:4 fixes the sparsity at 0.5"),
+        (["inference", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["memory", "--size", "0"], "--size must be at least 1, got 0"),
         (["page", "absent.json"], "cannot read absent.json: No such file or directory"),
     ],
@@ -151,8 +217,11 @@ def test_wrong_requests_end_with_2_and_one_line(arguments, said, capsys, tmp_pat
 
 
 def test_the_help_names_what_there_is():
+    from truesparse.bench.inference_tables import TABLES
     from truesparse.bench.request import CONVOLUTIONS
-    from truesparse.cli.bench import conv, step
+    from truesparse.cli.bench import conv, inference, step
 
     assert all(name in str(step.__annotations__["network"]) for name in NETWORKS)
+    assert all(name in str(inference.__annotations__["network"]) for name in NETWORKS)
+    assert all(name in str(inference.__annotations__["table"]) for name in TABLES)
     assert all(name in str(conv.__annotations__["layer"]) for name in CONVOLUTIONS)

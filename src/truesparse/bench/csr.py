@@ -25,6 +25,8 @@ def csr_network(dense: nn.Module) -> nn.Module | None:
 
     None if the network has no linear layer: torch has no convolution with a CSR weight.
     """
+    if type(dense) is nn.Linear:
+        return CSRLinear(dense).eval()
     network = deepcopy(dense)
     names = [name for name, module in network.named_modules() if type(module) is nn.Linear]
     for name in names:
@@ -43,10 +45,9 @@ class CSRLinear(nn.Module):
         self.linear = csr_linear(dense)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = input.flatten(0, -2)
-        if len(x) == 1:
-            return self.linear(input)
-        return csr_addmm(self.linear, x.t()).t().unflatten(0, input.shape[:-1])
+        x = input.reshape(-1, self.linear.in_features)
+        y = self.linear(x) if len(x) == 1 else csr_addmm(self.linear, x.t()).t()
+        return y.reshape(*input.shape[:-1], self.linear.out_features)
 
 
 def csr_addmm(layer: nn.Linear, x: Tensor) -> Tensor:

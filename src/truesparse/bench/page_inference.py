@@ -112,14 +112,26 @@ def _compares_values(rows: Sequence[InferenceRow]) -> bool:
 
 
 def _error_table(rows: Sequence[InferenceRow]) -> str:
-    text = table_head("values", "", "layouts", "bytes of dense", "largest error / largest output", "Euclidean", "accuracy", "before")
+    """A line for each model and kind of values; of several sparsities the largest errors."""
+    accuracy = any(row.accuracy for row in rows)
+    names = ("values", "", "layers that hold them", "bytes of dense", "largest error / largest output", "error / output, Euclidean")
+    text = table_head(*names, *(["accuracy", "before"] if accuracy else []))
+    lines: dict[tuple[str, str], list[InferenceRow]] = {}
     for row in rows:
-        layouts = ", ".join(f"{count} {name}" if row.kind == "network" else name for name, count in row.layouts.items())
-        what = row.model if row.kind == "network" else f"{row.model} at {row.sparsity:.0%}"
-        accuracies = (f"{row.accuracy[name]:.2%}" if name in row.accuracy else "" for name in ("packed", "before"))
-        errors = f"{row.largest_error:.1e}", f"{row.rms_error:.1e}"
-        text.append(table_row(row.values, what, layouts, f"{row.bytes / row.dense_bytes:.1%}", *errors, *accuracies))
+        lines.setdefault((row.model, row.values), []).append(row)
+    for (model, values), own in lines.items():
+        sparsities = ", ".join(f"{row.sparsity:.0%}" for row in own)
+        sizes = ", ".join(f"{row.bytes / row.dense_bytes:.1%}" for row in own)
+        errors = (f"{max(row.largest_error for row in own):.1e}", f"{max(row.rms_error for row in own):.1e}")
+        shares = [f"{own[-1].accuracy[name]:.2%}" if name in own[-1].accuracy else "" for name in ("packed", "before")] if accuracy else []
+        text.append(table_row(values, f"{model} at {sparsities}", _held(own), sizes, *errors, *shares))
     return "\n".join(text)
+
+
+def _held(rows: Sequence[InferenceRow]) -> str:
+    """Of the layers, how many have a layout that holds its row's kind of values: it says so in its name, float32 apart."""
+    held = sum(count for row in rows for name, count in row.layouts.items() if row.values == "float32" or row.values in name)
+    return f"{held} of {sum(sum(row.layouts.values()) for row in rows)}"
 
 
 def as_time(seconds: float | None) -> str:

@@ -53,8 +53,9 @@ def trained_network(path: Path, variant: str = "sparse") -> Trained:
         RunError: if there is no such run, it has not that variant, or has completed no epoch of it.
         ConfigError: if its recipe can no longer be read.
     """
-    folder = RunFolder(path)
-    config, _ = folder.read_config()
+    if not (path / "config.json").is_file():
+        raise RunError(f"there is no run in {path}: it has no config.json")
+    config, _ = RunFolder(path).read_config()
     if variant not in config.variants:
         raise RunError(f"the run in {path} trained {', '.join(config.variants)}, not {variant}")
     recipe, file = load_recipe(config.task), path / variant / "model.safetensors"
