@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -67,6 +68,7 @@ class Rewirer:
 
     Attributes:
         absent_read: by layer, at how many absent positions the last rewiring computed the gradient, times the steps looked at.
+        seconds: spent in rewiring so far, without what hooks do after it.
 
     Raises:
         ValueError: if the model has no sparse layer, the optimizer lacks the parameter of one, the algorithm cannot keep
@@ -95,6 +97,7 @@ class Rewirer:
         self.steps = 0
         self.rewirings = 0
         self.absent_read: Mapping[str, int] = {}
+        self.seconds = 0.0
         self.memory: Memory = {}
         self.budgets = {name: layer.topology.nnz for name, layer in self.layers.items()}
         if getattr(algorithm, "needs_end", False) and (until is None or not every < until):
@@ -234,6 +237,7 @@ class Rewirer:
 
     @torch.no_grad()
     def _rewire(self) -> None:
+        began = time.perf_counter()
         self._pending = False
         # Two passes: whatever can be refused is refused before any layer changes.
         layers = self._trained()
@@ -253,6 +257,7 @@ class Rewirer:
         self.rewirings += 1
         self._records.clear()
         self._previous = {}
+        self.seconds += time.perf_counter() - began
         for hook in list(self._hooks.values()):
             hook(moves)
 

@@ -319,12 +319,18 @@ def test_a_network_with_all_its_connections(begin, recipe, tmp_path, algorithm):
 
 def test_ratios_of_the_closing_table():
     def line(seconds, total):
-        return {"seconds": seconds, "epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0, "connections": 3, "bytes": {"total": total}}
+        parts = {"forward": 1.0, "backward": 0.8, "rewiring": 0.1, "optimizer": 0.3, "other": seconds - 2.2}
+        known = {"epoch": 1, "test_accuracy": 0.5, "test_loss": 1.0, "connections": 3}
+        return {"seconds": seconds, "seconds_of": parts, "bytes": {"total": total}, **known}
 
     histories = {"dense": [line(4.0, 100), line(9.0, 100), line(5.0, 100)], "sparse": [line(2.5, 30)]}
-    dense, sparse = make_results("t", 100, {}, histories, {"dense": 0.2, "sparse": 0.1}).variants
+    inference, shares_of_dx = {"dense": 0.2, "sparse": 0.1}, {"dense": 0.5, "sparse": 0.25}
+    dense, sparse = make_results("t", 100, {}, histories, inference, shares_of_dx, 10).variants
     assert dense.seconds_per_epoch == 5.0
     assert (sparse.times_as_fast, sparse.inference_times_as_fast, sparse.share_of_dense_bytes) == (2.0, 2.0, 0.3)
+    parts = {"forward": 0.1, "dx": 0.02, "dW": 0.06, "rewiring": 0.01, "optimizer": 0.03, "other": 0.03}
+    assert sparse.step_seconds == pytest.approx(parts)
+    assert sum(dense.step_seconds.values()) == pytest.approx(18.0 / 30)
 
 
 def test_momentum_of_sgd_only(recipe):

@@ -1,12 +1,14 @@
 """What does a run leave behind? A folder in which every file is whole at any moment.
 
 config.json                                  every choice of the run, the recipe's checksum, and the machine
+layers.json                                  steps an epoch, and what each sparse layer is, see `layers.described`
 metrics.jsonl                                one line for each epoch and variant
 results.json                                 the closing table
 VARIANT/checkpoint.pt                        where the training stands
 VARIANT/model.safetensors                    the network after the last complete epoch
 VARIANT/average.safetensors                  the same with the averages of its weights, where the run has them
 VARIANT/topologies/epoch-0000.safetensors    LAYER.indptr and LAYER.indices of every sparse layer; 0000 is the start
+VARIANT/updates/epoch-0001.safetensors       what each topology update of the epoch dropped and grew, see `updates.Updates.take`
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors.numpy
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from ..files import PARTIAL, write_atomically
@@ -126,6 +130,15 @@ class RunFolder:
             metadata={"truesparse": json.dumps({"epoch": epoch, "shapes": _shapes(model)}, sort_keys=True)},
         )
         self._write(self.path / variant / "topologies" / f"epoch-{epoch:04d}.safetensors", content)
+
+    def write_updates(self, variant: str, epoch: int, model: nn.Module, arrays: dict[str, NDArray[Any]], merged: int) -> None:
+        """What changed in the topologies during `epoch`; `merged` rewirings make an update."""
+        described = {"epoch": epoch, "merged": merged, "shapes": _shapes(model)}
+        content = safetensors.numpy.save(arrays, metadata={"truesparse": json.dumps(described, sort_keys=True)})
+        self._write(self.path / variant / "updates" / f"epoch-{epoch:04d}.safetensors", content)
+
+    def write_layers(self, described: Mapping[str, Any]) -> None:
+        self._write(self.path / "layers.json", json.dumps(described, indent=2) + "\n")
 
     def write_checkpoint(self, variant: str, state: Mapping[str, Any]) -> None:
         # Through memory: torch's writer does not survive a file that refuses to be written.

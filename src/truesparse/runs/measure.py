@@ -1,14 +1,16 @@
-"""How long does a network take to answer? Measured on the machine at hand."""
+"""How long does a network take to answer, and what does its backward pass spend its time on? Measured on the machine at hand."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from ..metrics.flops import weight_layers
 
 
 @torch.no_grad()
@@ -27,3 +29,45 @@ def inference_seconds(models: Mapping[str, nn.Module], inputs: Any, rounds: int 
     for name, model in models.items():
         model.train(modes[name])
     return {name: median(times) for name, times in seconds.items()}
+
+
+MOST_SECONDS = 1.0
+LEAST_ROUNDS = 3
+MOST_ROUNDS = 10
+
+
+def share_of_dx(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
+    """The share of the backward pass that gradients of activations take; the rest is gradients of weights. 0 to 1.
+
+    A backward pass that no parameter wants a gradient of, but the output of each layer with weights does, computes nothing else. It and
+    the whole one take turns, for a second or ten rounds.
+
+    Args:
+        model: a copy to train on: its gradients and whatever a forward pass changes are lost.
+        loss: of the model, a scalar.
+    """
+
+    def want(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        if not output.requires_grad and output.is_floating_point():
+            output.requires_grad_()
+
+    handles = [layer.register_forward_hook(want) for layer in weight_layers(model).values()]
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    end = time.perf_counter() + MOST_SECONDS
+    for round_ in range(-1, MOST_ROUNDS):
+        for whole in (True, False):
+            for parameter in parameters:
+                parameter.requires_grad_(whole)
+                parameter.grad = None
+            value = loss(model)
+            start = time.perf_counter()
+            if value.requires_grad:
+                value.backward()
+            if round_ >= 0:
+                seconds[whole].append(time.perf_counter() - start)
+        if round_ + 1 >= LEAST_ROUNDS and time.perf_counter() > end:
+            break
+    for handle in handles:
+        handle.remove()
+    return min(1.0, median(seconds[False]) / median(seconds[True]))

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..shown import Table, nbytes_said
 from .machine import threads_said
+from .phases import PHASES
 
 INFERENCE_SAMPLES = 100
 NAMES = {"dense": "dense", "masked": "dense + mask", "sparse": "truly sparse"}
@@ -23,6 +24,7 @@ class VariantResult:
         connections: weights that exist.
         bytes: of weights, gradients, optimizer state and topology, as measured in the last epoch.
         seconds_per_epoch: of training, the median over epochs.
+        step_seconds: of a training step, the mean over all epochs, by where they go: forward, dx, dW, rewiring, optimizer, other.
         inference_seconds: for `samples` samples, the median over rounds in which the variants took turns.
     """
 
@@ -35,6 +37,7 @@ class VariantResult:
     share_of_dense_bytes: float | None
     seconds_per_epoch: float
     times_as_fast: float | None
+    step_seconds: Mapping[str, float]
     inference_seconds: float
     inference_times_as_fast: float | None
 
@@ -89,8 +92,10 @@ def make_results(
     machine: Mapping[str, Any],
     histories: Mapping[str, Sequence[Mapping[str, Any]]],
     inference: Mapping[str, float],
+    shares_of_dx: Mapping[str, float],
+    steps: int,
 ) -> Results:
-    """The table from each variant's metrics (at least one epoch) and inference seconds."""
+    """The table from each variant's metrics (at least one epoch of `steps`), inference seconds and share of dx in its backward pass."""
     epoch_seconds = {name: median(line["seconds"] for line in history) for name, history in histories.items()}
     total = {name: history[-1]["bytes"]["total"] for name, history in histories.items()}
 
@@ -115,9 +120,19 @@ def make_results(
                 share_of_dense_bytes=over_dense(total, name),
                 seconds_per_epoch=epoch_seconds[name],
                 times_as_fast=speed(epoch_seconds, name),
+                step_seconds=_step_seconds(history, shares_of_dx[name], steps),
                 inference_seconds=inference[name],
                 inference_times_as_fast=speed(inference, name),
             )
             for name, history in histories.items()
         ),
     )
+
+
+def _step_seconds(history: Sequence[Mapping[str, Any]], share_of_dx: float, steps: int) -> dict[str, float]:
+    count = steps * len(history)
+    mean = {phase: sum(line["seconds_of"][phase] for line in history) / count for phase in PHASES}
+    backward = mean["backward"]
+    dx = share_of_dx * backward
+    parts = {"forward": mean["forward"], "dx": dx, "dW": backward - dx}
+    return parts | {phase: mean[phase] for phase in ("rewiring", "optimizer", "other")}

@@ -15,6 +15,7 @@ from .batches import Batches, derived_seed
 from .config import RunConfig, changed_options
 from .errors import ConfigError, RunError
 from .folder import RunFolder, damaged_checkpoint
+from .layers import described as described_layers
 from .machine import machine
 from .measure import inference_seconds
 from .recipe import Recipe, load_recipe
@@ -90,8 +91,7 @@ def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer) -> 
     variants = _variants(config, recipe, data_of(config, recipe), {})
     folder.create()  # not before everything that can be wrong with the choices has had its chance
     folder.write_config(config, recipe.sha256, described)
-    for variant in variants:
-        folder.write_topologies(variant.name, 0, variant.model)
+    _write_beginnings(folder, variants)
     return _train(config, recipe, folder, variants, observer)
 
 
@@ -125,9 +125,7 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer) -> Outcome
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         # The file could be read but is not the state of this run.
         raise RunError(damaged_checkpoint(path, str(error).splitlines()[0])) from error
-    for variant in variants:
-        if variant.name not in states:
-            folder.write_topologies(variant.name, 0, variant.model)
+    _write_beginnings(folder, [variant for variant in variants if variant.name not in states])
     return _train(config, recipe, folder, variants, observer)
 
 
@@ -153,6 +151,15 @@ def _variants(
     return [Variant(name, config, recipe, train, test, states.get(name)) for name in config.variants]
 
 
+def _write_beginnings(folder: RunFolder, variants: Sequence[Variant]) -> None:
+    """What is known before the first step: the layers, and the topologies they begin with."""
+    for variant in variants:
+        folder.write_topologies(variant.name, 0, variant.model)
+    rewired = next((variant for variant in variants if variant.rewirer is not None), None)
+    if rewired is not None:
+        folder.write_layers(described_layers(rewired.config, rewired.model, rewired.test.first(1), rewired.train.steps))
+
+
 def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Sequence[Variant], observer: Observer) -> Outcome:
     steps = variants[0].train.steps
     done = sum(variant.epoch * steps + variant.step for variant in variants)
@@ -166,8 +173,9 @@ def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Seque
                     return Outcome(None, stop.signal.name if stop.signal else None)
     folder.write_metrics(_lines(variants))
     inference = inference_seconds({variant.name: variant.model for variant in variants}, variants[0].test.first(INFERENCE_SAMPLES))
+    shares = {variant.name: variant.share_of_dx() for variant in variants}
     histories = {variant.name: variant.history for variant in variants}
-    results = make_results(recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(), histories, inference)
+    results = make_results(recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(), histories, inference, shares, steps)
     folder.write_results(results.to_json())
     return Outcome(results, None)
 
@@ -178,6 +186,8 @@ def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder
     if complete:
         described = {"task": variant.recipe.name, "seed": variant.config.seed}
         folder.write_epoch(variant.name, variant.epoch, variant.model, described)
+        if variant.updates is not None:
+            folder.write_updates(variant.name, variant.epoch, variant.model, variant.last_updates, variant.updates.every)
         if variant.average is not None:
             with variant.average.applied():
                 folder.write_network(variant.name, variant.epoch, variant.model, described, "average.safetensors")

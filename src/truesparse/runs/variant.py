@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
@@ -22,7 +23,10 @@ from ..train import Rewirer
 from .batches import Batches, derived_seed
 from .config import RunConfig, optimizers
 from .errors import ConfigError, RunError
+from .measure import share_of_dx
+from .phases import Phases
 from .recipe import Recipe
+from .updates import Updates
 
 Metrics = dict[str, Any]
 MOMENTUM = {"sgd": 0.9}
@@ -60,7 +64,7 @@ class Variant:
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed in the epoch under way
         self.loss_sum = 0.0
-        self.seconds = 0.0
+        self.phases = Phases()
         self.bytes: dict[str, int] = {}
         self.gradient_norms: dict[str, float] = {}
         self.history: list[Metrics] = []
@@ -73,6 +77,8 @@ class Variant:
         self.rewirer = self._made_rewirer() if name != "dense" else None
         with torch.random.fork_rng(devices=[]):
             self.tracker = Tracker(self.model, self.rewirer, test.first(1), samples=1)
+        self.updates = Updates(self.rewirer, train.steps) if self.rewirer is not None else None
+        self.last_updates: dict[str, NDArray[Any]] = {}  # of the epoch completed last
         self.penalty, self.grace, self.average = self._made_stable()
         self.random_state = Generator().manual_seed(derived_seed(config.seed, "train")).get_state()
         if state is not None:
@@ -99,10 +105,10 @@ class Variant:
             self.model.train()
             batches = self.train.shuffled(self.epoch, self.step)
             while self.step < self.train.steps:
-                start = time.perf_counter()
+                self.phases.begin()
                 inputs, targets = next(batches)
                 loss = self._train_step(inputs, targets)
-                self.seconds += time.perf_counter() - start
+                self.phases.lap("other")
                 if not isfinite(loss):
                     raise RunError(
                         f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: try a lower --lr; "
@@ -110,7 +116,7 @@ class Variant:
                     )
                 self.loss_sum += loss * len(targets)
                 self.step += 1
-                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.seconds))
+                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total))
                 if self.step < self.train.steps and stop():
                     return False
             self._end_epoch()
@@ -122,25 +128,35 @@ class Variant:
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self.loss_sum,
-            "seconds": self.seconds,
+            "seconds": dict(self.phases.seconds),
             "history": self.history,
             "random_state": self.random_state,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rewirer": self.rewirer.state_dict() if self.rewirer is not None else None,
             "tracker": self.tracker.state_dict(),
+            "updates": self.updates.state_dict() if self.updates is not None else None,
             "grace": self.grace.state_dict() if self.grace is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
         }
 
+    def share_of_dx(self) -> float:
+        """Of the backward pass, measured on a copy of the model, on the first training batch."""
+        inputs, targets = next(self.train.in_order())
+        with self._own_randomness():
+            return share_of_dx(deepcopy(self.model).train(), lambda model: self.recipe.loss(model(inputs), targets))
+
     def _go_on(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.step, self.loss_sum, self.seconds = (state[key] for key in ("epoch", "step", "loss_sum", "seconds"))
+        self.epoch, self.step, self.loss_sum = (state[key] for key in ("epoch", "step", "loss_sum"))
+        self.phases.seconds = dict(state["seconds"])
         self.history = [dict(metrics) for metrics in state["history"]]
         self.random_state = state["random_state"]
         self.optimizer.load_state_dict(state["optimizer"])
         if self.rewirer is not None:
             self.rewirer.load_state_dict(state["rewirer"])
         self.tracker.load_state_dict(state["tracker"])
+        if self.updates is not None:
+            self.updates.load_state_dict(state["updates"])
         if self.grace is not None:
             self.grace.load_state_dict(state["grace"])
         if self.average is not None:
@@ -151,25 +167,39 @@ class Variant:
             group["lr"] = self._learning_rate()
         # Before the step and not after it: the gradients of the last step are still there when bytes are counted.
         self.optimizer.zero_grad()
+        self.phases.lap("other")
         loss = self.recipe.loss(self.model(inputs), targets)
-        (loss if self.penalty is None else loss + self.penalty.loss()).backward()
+        penalised = loss if self.penalty is None else loss + self.penalty.loss()
+        self.phases.lap("forward")
+        penalised.backward()
+        self.phases.lap("backward")
         self.tracker.step(len(targets))
         last = self.step + 1 == self.train.steps
         if last:  # here the kernel plans of this step are alive too; the optimizer may still have to make its state
             self.bytes = live_bytes(self.model, self.optimizer)
             self.gradient_norms = gradient_norms(self.model)
+        self.phases.lap("other")
+        rewiring, measuring = self._seconds_inside()
         if self.config.clip is not None:
             clip_gradients(self.model, self.config.clip, self.rewirer)
         if self.rewirer is None or self.rewirer.step():
             self.optimizer.step()
             if self.average is not None:
                 self.average.update()
+        rewired, measured = self._seconds_inside()
+        self.phases.lap("optimizer", {"rewiring": rewired - rewiring, "other": measured - measuring})
         if last:
             after = live_bytes(self.model, self.optimizer)
             self.bytes = {kind: max(count, after[kind]) for kind, count in self.bytes.items()}
             if self.average is not None:
                 self.bytes["averages"] = self.average.nbytes
         return loss.item()
+
+    def _seconds_inside(self) -> tuple[float, float]:
+        """Seconds of (rewiring, following it) so far, both of which happen inside the optimizer's part of a step."""
+        if self.rewirer is None or self.updates is None:
+            return 0.0, 0.0
+        return self.rewirer.seconds, self.tracker.seconds + self.updates.seconds
 
     def _learning_rate(self) -> float:
         step, rising = self.epoch * self.train.steps + self.step, self.config.warmup * self.train.steps
@@ -185,6 +215,10 @@ class Variant:
                 averaged["ema_test_loss"], averaged["ema_test_accuracy"] = self._evaluate()
         report = self.tracker.report(self.gradient_norms)
         measuring, self.tracker.seconds = self.tracker.seconds, 0.0
+        if self.updates is not None:
+            self.last_updates = self.updates.take()
+            measuring += self.updates.seconds
+            self.updates.seconds = 0.0
         self.epoch += 1
         self.history.append(
             {
@@ -194,7 +228,8 @@ class Variant:
                 "test_loss": test_loss,
                 "test_accuracy": accuracy,
                 **averaged,
-                "seconds": round(self.seconds, 4),
+                "seconds": round(self.phases.total, 4),
+                "seconds_of": {phase: round(seconds, 4) for phase, seconds in self.phases.seconds.items()},
                 "seconds_measuring": round(measuring, 4),
                 "learning_rate": rate,
                 "connections": connections(self.model),
@@ -203,7 +238,7 @@ class Variant:
                 **report,
             }
         )
-        self.step, self.loss_sum, self.seconds = 0, 0.0, 0.0
+        self.step, self.loss_sum, self.phases = 0, 0.0, Phases()
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:

@@ -1,0 +1,80 @@
+"""What are the layers of a run, for those who read its folder without its model?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import Convolution, Geometry, Matrix
+from ..nn import topology_layers
+from .config import RunConfig
+
+
+@torch.no_grad()
+def described(config: RunConfig, model: nn.Module, example: Any, steps: int) -> dict[str, Any]:
+    """As plain values: `steps` an epoch, the shape of a `sample` (None where it is no tensor), and `layers` by name, each with its
+    `geometry` (the fields of `Matrix` or `Convolution`), `pattern`, `budget` (connections it has been given; at the end, where the
+    algorithm prunes on the way), and `input`, the shape of a sample that comes to it (None if none does).
+
+    Args:
+        config: of the run.
+        model: sparse or masked, with its first topologies. It is run once, in `eval` mode.
+        example: one sample, as a batch.
+        steps: of an epoch.
+    """
+    layers = topology_layers(model)
+    inputs: dict[str, list[int]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+            (x,) = (*args, *named.values())
+            inputs.setdefault(name, list(x.shape[1:]))
+
+        return hook
+
+    handles = [layer.register_forward_hook(note(name), with_kwargs=True) for name, layer in layers.items()]
+    training = model.training
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.eval()(example)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    budgets = _budgets(config, model)
+    return {
+        "steps": steps,
+        "sample": list(example.shape[1:]) if isinstance(example, Tensor) else None,
+        "layers": {
+            name: {
+                "geometry": asdict(layer.geometry),
+                "pattern": str(layer.pattern),
+                "budget": budgets[name],
+                "input": inputs.get(name),
+            }
+            for name, layer in layers.items()
+        },
+    }
+
+
+def geometry_of(fields: Mapping[str, Any]) -> Geometry:
+    """The geometry with those fields.
+
+    Raises:
+        TypeError: if they are those of none.
+    """
+    if "rows" in fields:
+        return Matrix(**fields)
+    values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    return Convolution(**values)
+
+
+def _budgets(config: RunConfig, model: nn.Module) -> dict[str, int]:
+    layers = topology_layers(model)
+    if config.initial_sparsity == config.sparsity:
+        return {name: layer.topology.nnz for name, layer in layers.items()}
+    return config.make_budget().counts({name: layer.geometry.weight_shape for name, layer in layers.items()}, config.sparsity)
