@@ -115,7 +115,7 @@ def test_what_layers_are(begin, tmp_path):
     begin(tmp_path / "run", epochs=1, variants=("dense", "sparse"))
     described = json.loads((tmp_path / "run" / "layers.json").read_text())
     assert (described["steps"], described["sample"]) == (10, [1, 8, 8])
-    assert {name: layer["input"] for name, layer in described["layers"].items()} == {"0": [1, 8, 8], "5": [512], "7": [32]}
+    assert {name: layer["sees_sample"] for name, layer in described["layers"].items()} == {"0": True, "5": False, "7": False}
     for name, layer in described["layers"].items():
         assert layer["budget"] == len(positions(tmp_path / "run", "sparse", 0, name))
         assert layer["pattern"] == "Unstructured()"

@@ -18,21 +18,22 @@ from .config import RunConfig
 def described(config: RunConfig, model: nn.Module, example: Any, steps: int) -> dict[str, Any]:
     """As plain values: `steps` an epoch, the shape of a `sample` (None where it is no tensor), and `layers` by name, each with its
     `geometry` (the fields of `Matrix` or `Convolution`), `pattern`, `budget` (connections it has been given; at the end, where the
-    algorithm prunes on the way), and `input`, the shape of a sample that comes to it (None if none does).
+    algorithm prunes on the way), and `sees_sample`: whether samples come to it as they are, or flattened.
 
     Args:
         config: of the run.
-        model: sparse or masked, with its first topologies. It is run once, in `eval` mode.
+        model: with its first topologies; a dense one has no layers to describe. It is run once, in `eval` mode.
         example: one sample, as a batch.
         steps: of an epoch.
     """
     layers = topology_layers(model)
-    inputs: dict[str, list[int]] = {}
+    seeing: set[str] = set()
 
     def note(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
             (x,) = (*args, *named.values())
-            inputs.setdefault(name, list(x.shape[1:]))
+            if isinstance(example, Tensor) and torch.equal(x.flatten(), example.flatten()):
+                seeing.add(name)
 
         return hook
 
@@ -54,7 +55,7 @@ def described(config: RunConfig, model: nn.Module, example: Any, steps: int) -> 
                 "geometry": asdict(layer.geometry),
                 "pattern": str(layer.pattern),
                 "budget": budgets[name],
-                "input": inputs.get(name),
+                "sees_sample": name in seeing,
             }
             for name, layer in layers.items()
         },

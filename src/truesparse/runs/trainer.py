@@ -155,9 +155,9 @@ def _write_beginnings(folder: RunFolder, variants: Sequence[Variant]) -> None:
     """What is known before the first step: the layers, and the topologies they begin with."""
     for variant in variants:
         folder.write_topologies(variant.name, 0, variant.model)
-    rewired = next((variant for variant in variants if variant.rewirer is not None), None)
-    if rewired is not None:
-        folder.write_layers(described_layers(rewired.config, rewired.model, rewired.test.first(1), rewired.train.steps))
+    if variants:
+        chosen = next((variant for variant in variants if variant.rewirer is not None), variants[0])
+        folder.write_layers(described_layers(chosen.config, chosen.model, chosen.test.first(1), chosen.train.steps))
 
 
 def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Sequence[Variant], observer: Observer) -> Outcome:
