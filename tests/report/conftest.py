@@ -67,6 +67,5 @@ def convolution(tmp_path_factory):
 @pytest.fixture
 def copied(digits, tmp_path):
     """A run to damage."""
-    import shutil
 
     return shutil.copytree(digits, tmp_path / "copied")
