@@ -13,7 +13,7 @@ from torch import nn
 
 import truesparse as ts
 from truesparse.algorithms import ALGORITHMS
-from truesparse.cli.main import app
+from truesparse.cli.main import app, with_optional_values
 
 ROOT = Path(__file__).parent.parent
 RUN_BY_ITS_OWN_TEST = {"docs/guide/files.md", "docs/guide/write-your-own.md"}
@@ -96,7 +96,7 @@ def commands():
 
 def parsed(command):
     """Down to the innermost command, as the command line reads it; nothing is run."""
-    context = typer.main.get_command(app).make_context("truesparse", shlex.split(command)[1:])
+    context = typer.main.get_command(app).make_context("truesparse", with_optional_values(shlex.split(command)[1:]))
     while hasattr(context.command, "resolve_command") and (words := [*context._protected_args, *context.args]):
         name, inner, rest = context.command.resolve_command(context, words)
         context = inner.make_context(name, rest, parent=context)

@@ -50,7 +50,7 @@ def picture_of(html):
 
 def results():
     bytes_ = {"weights": 1000, "total": 1000}
-    lines = [VariantResult(name, 1, 0.5, 1.0, 10, bytes_, 1.0, 2.0, 1.0, 0.001, 1.0) for name in ("dense", "sparse")]
+    lines = [VariantResult(name, 1, 0.5, 1.0, 10, bytes_, 1.0, 2.0, 1.0, {"forward": 0.001}, 0.001, 1.0) for name in ("dense", "sparse")]
     machine = {"processor": NASTY, "instruction_set": "avx2", "threads": 1, "torch": "2"}
     return Results(NASTY, 100, machine, tuple(lines))
 
