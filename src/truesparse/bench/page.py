@@ -53,9 +53,7 @@ def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
         parts.append(_memory_table(memory))
     if rewirings := _rows(documents, RewireRow):
         parts.append(_rewire_table(rewirings))
-    for document in documents:
-        if inference := _rows([document], InferenceRow):
-            parts += inference_tables(inference)
+    parts += inference_tables(_rows(documents, InferenceRow))
     return "\n\n".join(parts)
 
 

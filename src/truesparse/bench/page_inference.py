@@ -19,7 +19,7 @@ PATTERNS = {"Unstructured()": "", "FanIn()": "constant fan-in"}
 
 
 def inference_tables(rows: Sequence[InferenceRow]) -> list[str]:
-    """The tables that the lines of one document make.
+    """The tables that these lines make; none without lines.
 
     Layers by sparsity; layers with ablated neurons, beside their rivals; networks; what narrow values cost.
     """
@@ -33,7 +33,7 @@ def inference_tables(rows: Sequence[InferenceRow]) -> list[str]:
         *([_ablated_table(ablated), _short_said(ablated)] if ablated else []),
         *([_network_table(networks)] if networks else []),
     ]
-    if _compares_values(rows):
+    if rows and _compares_values(rows):
         parts.append(_error_table(rows))
     return parts
 
