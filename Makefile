@@ -57,7 +57,7 @@ PAGE := $(BIN)/truesparse bench page --into docs/guide/deploy.md
 bench-inference: $(INSTALLED)
 	mkdir -p build/bench
 	set -e; for table in $(INFERENCE); do $(BIN)/truesparse bench inference --table $$table --json build/bench/$$table.json; done
-	$(BIN)/truesparse bench inference --network mnist-cnn --network cifar-mlp --network resnet20 --batch 100,1 --json build/bench/networks.json
+	$(BIN)/truesparse bench inference --network mnist-cnn --network cifar-mlp --network resnet20 --batch 100,1 --seconds 1 --json build/bench/networks.json
 	rm -rf build/bench/trained
 	$(BIN)/truesparse train mnist-cnn --sparsity 0.95 --compare sparse --epochs 1 --out build/bench/trained
 	$(BIN)/truesparse bench inference --run build/bench/trained --values float32,bfloat16,int8 --no-tune --json build/bench/trained.json
