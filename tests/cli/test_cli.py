@@ -18,9 +18,10 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"truesparse {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["train", "--help"], ["doctor", "--help"], ["algorithms", "--help"], ["inspect", "--help"]]
-)
+COMMANDS = ("train", "doctor", "algorithms", "inspect", "pack", "export")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
 def test_help(capsys, arguments):
     assert run(arguments) == 0
     assert "Usage: truesparse" in capsys.readouterr().out

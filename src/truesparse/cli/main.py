@@ -14,7 +14,9 @@ from .algorithms import algorithms
 from .bench import bench
 from .compare import compare, compare_page
 from .doctor import doctor
+from .export import export
 from .inspect import inspect
+from .pack import pack
 from .train import train
 
 WITH_OPTIONAL_VALUE = ("--tensorboard", "--mlflow", "--wandb")
@@ -32,6 +34,8 @@ app.command("compare-page")(compare_page)
 app.command()(doctor)
 app.command()(algorithms)
 app.command()(inspect)
+app.command()(pack)
+app.command()(export)
 app.add_typer(bench, name="bench")
 
 

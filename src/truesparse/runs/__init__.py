@@ -4,7 +4,7 @@ from .config import RunConfig, make_config
 from .errors import ConfigError, RunError
 from .recipe import Recipe, load_recipe, task_names
 from .results import Results, VariantResult
-from .trained import Trained, trained_network
+from .trained import Trained, saved_network, trained_network
 from .trainer import Observer, Observers, Outcome, Plan, resume, start
 from .variant import StepReport
 
@@ -24,6 +24,7 @@ __all__ = [
     "load_recipe",
     "make_config",
     "resume",
+    "saved_network",
     "start",
     "task_names",
     "trained_network",

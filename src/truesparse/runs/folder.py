@@ -33,6 +33,7 @@ from .algorithm import algorithm_sha256, full_name
 from .config import RunConfig, as_text
 from .errors import RunError
 
+NETWORK, AVERAGE = "model.safetensors", "average.safetensors"
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError)  # what a config that is not one leads to
 
 
@@ -109,7 +110,7 @@ class RunFolder:
 
     def write_epoch(self, variant: str, epoch: int, model: nn.Module, metadata: Mapping[str, Any]) -> None:
         """The network and its topologies after `epoch`. The checkpoint that says so comes after them."""
-        self.write_network(variant, epoch, model, metadata, "model.safetensors")
+        self.write_network(variant, epoch, model, metadata, NETWORK)
         self.write_topologies(variant, epoch, model)
 
     def write_network(self, variant: str, epoch: int, model: nn.Module, metadata: Mapping[str, Any], name: str) -> None:

@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from torch.utils.data import Dataset
 
 from ..data import DataError
-from .errors import ConfigError
+from .errors import ConfigError, RunError
 from .user_file import executed, failure, read_source
 
 TASKS = Path(__file__).parent.parent / "tasks"
@@ -76,6 +76,19 @@ def load_recipe(task: str) -> Recipe:
         augment=None if augment is None else _function(module, path, "augment", 2),
         settings=dict(settings or {}),
     )
+
+
+def unchanged_recipe(task: str, sha256: str, run: Path) -> Recipe:
+    """The recipe of the run in the folder `run`.
+
+    Raises:
+        ConfigError: if it cannot be read.
+        RunError: if its text has another checksum than when the run began.
+    """
+    recipe = load_recipe(task)
+    if recipe.sha256 != sha256:
+        raise RunError(f"the recipe {task} has changed since the run in {run} began: restore it, or start anew with another --out")
+    return recipe
 
 
 def _function(module: ModuleType, path: Path, name: str, arguments: int) -> Callable[..., Any]:

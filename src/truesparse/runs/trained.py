@@ -1,36 +1,61 @@
-"""Which network did a run leave behind, and what was it tested on?"""
+"""Which network did a run leave behind, or does a file hold, and what was it tested on?"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ..export import FileError, SavedModel, load
+from ..nn import sparsify
 from .batches import Batches
-from .errors import RunError
-from .folder import RunFolder
-from .recipe import load_recipe
+from .errors import ConfigError, RunError
+from .folder import AVERAGE, NETWORK, RunFolder
+from .recipe import Recipe, load_recipe, unchanged_recipe
 from .trainer import EVALUATION_BATCH, data_of
 from .variant import made_variant, right_answers
+
+PREFERRED = ("sparse", "masked", "dense")
+BATCH_OF_A_FILE = 256  # in which test data are read where no run says how
 
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A network after the last complete epoch of its run.
+    """A network with its weights.
 
     Args:
         name: of the recipe.
+        said: where the network is from, for people.
         model: in eval mode.
-        test: what it was tested on.
+        read_test: reads what the network was tested on.
     """
 
     name: str
+    said: str
     model: nn.Module
-    test: Batches
+    read_test: Callable[[], Batches]
+
+    @cached_property
+    def test(self) -> Batches:
+        """What it was tested on. Read when first asked for."""
+        return self.read_test()
+
+    def example(self, samples: int) -> Tensor:
+        """An input of that many samples, from the test data: over again where there are fewer.
+
+        Raises:
+            ConfigError: if the inputs are no tensors.
+        """
+        inputs = self.test.first(samples)
+        if not isinstance(inputs, Tensor):
+            raise ConfigError(f"the inputs of {self.name} must be tensors, got {type(inputs).__name__}")
+        return inputs[torch.arange(samples) % len(inputs)]
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float | None:
@@ -46,25 +71,75 @@ class Trained:
         return right / answers if answers else None
 
 
-def trained_network(path: Path, variant: str = "sparse") -> Trained:
-    """The network of the run in the folder `path`.
+def trained_network(path: Path, variant: str | None = None) -> Trained:
+    """The network of the run in the folder `path`, after its last complete epoch: with averaged weights where the run has them.
+
+    Args:
+        path: of the run.
+        variant: "dense", "masked" or "sparse"; None: the sparse one, if there is one.
 
     Raises:
-        RunError: if there is no such run, it has not that variant, or has completed no epoch of it.
+        RunError: if there is no such run, it has not that variant, has completed no epoch of it, or its recipe has changed.
         ConfigError: if its recipe can no longer be read.
     """
     if not (path / "config.json").is_file():
         raise RunError(f"there is no run in {path}: it has no config.json")
-    config, _ = RunFolder(path).read_config()
-    if variant not in config.variants:
-        raise RunError(f"the run in {path} trained {', '.join(config.variants)}, not {variant}")
-    recipe, file = load_recipe(config.task), path / variant / "model.safetensors"
-    model = made_variant(variant, config, recipe.make_model())
+    config, recipe_sha256 = RunFolder(path).read_config()
+    name = variant or next(one for one in PREFERRED if one in config.variants)
+    if name not in config.variants:
+        raise RunError(f"the run in {path} trained {', '.join(config.variants)}, not {name}")
+    recipe = unchanged_recipe(config.task, recipe_sha256, path)
+    file = next((file for file in (path / name / AVERAGE, path / name / NETWORK) if file.exists()), None)
+    if file is None:
+        raise RunError(f"the run in {path} has completed no epoch of {name}: cannot read {path / name / NETWORK}")
+    with torch.random.fork_rng(devices=[]):
+        model = made_variant(name, config, recipe.make_model())
     try:
         model.load_state_dict(safetensors.torch.load_file(file))
-    except OSError as error:
-        raise RunError(f"the run in {path} has completed no epoch of {variant}: cannot read {file}") from error
-    except (safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
-        raise RunError(f"{file} is not the network of this run: {str(error).splitlines()[0]}") from error
-    test = Batches(data_of(config, recipe)[1], config.batch_size * EVALUATION_BATCH)
-    return Trained(recipe.name, model.eval(), test)
+    except (OSError, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise RunError(f"{file} is not the network of this run: {' '.join(str(error).split()):.300}") from error
+    said = f"{path}: {name}{', averaged weights' if file.name == AVERAGE else ''}"
+    return Trained(
+        recipe.name, said, model.eval(), lambda: Batches(data_of(config, recipe)[1], config.batch_size * EVALUATION_BATCH)
+    )
+
+
+def saved_network(path: Path, task: str) -> Trained:
+    """The network of a file that `truesparse.save` has written.
+
+    Args:
+        path: of the file.
+        task: the built-in task, or FILE.py, whose `model()` the weights belong to.
+
+    Raises:
+        ConfigError: if the recipe cannot be read or does not work.
+        FileError: if the file cannot be read, or does not fit the model.
+    """
+    recipe, saved = load_recipe(task), load(path)
+    with torch.random.fork_rng(devices=[]):
+        model = recipe.make_model()
+        try:
+            model = _with_sparse_layers(model, saved)
+        except (TypeError, ValueError) as error:
+            raise FileError(f"{path} does not fit the model of {recipe.name}: {error}") from error
+    return Trained(recipe.name, str(path), load(path, model).eval(), lambda: _test_data(recipe))
+
+
+def _test_data(recipe: Recipe) -> Batches:
+    with torch.random.fork_rng(devices=[]):
+        return Batches(recipe.make_data()[1], BATCH_OF_A_FILE)
+
+
+def _with_sparse_layers(model: nn.Module, saved: SavedModel) -> nn.Module:
+    """The model with sparse layers where the file has them, whatever their connections."""
+    if not saved.layers:
+        return model
+    missing = saved.layers.keys() - {name for name, _ in model.named_modules()}
+    if missing:
+        raise ValueError(f"it has no layer {', '.join(map(repr, sorted(missing)[:5]))}")
+    dense = [module for name, module in model.named_modules() if not any(_is_within(layer, name) for layer in saved.layers)]
+    return sparsify(model, exclude=dense)
+
+
+def _is_within(name: str, outer: str) -> bool:
+    return not outer or name == outer or name.startswith(f"{outer}.")

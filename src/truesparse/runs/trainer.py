@@ -14,11 +14,11 @@ from torch.utils.data import Dataset
 from .batches import Batches, derived_seed
 from .config import RunConfig, changed_options
 from .errors import ConfigError, RunError
-from .folder import RunFolder, damaged_checkpoint
+from .folder import AVERAGE, RunFolder, damaged_checkpoint
 from .layers import described as described_layers
 from .machine import machine
 from .measure import inference_seconds
-from .recipe import Recipe, load_recipe
+from .recipe import Recipe, unchanged_recipe
 from .results import INFERENCE_SAMPLES, Results, make_results
 from .stop import StopRequest, stop_on_signals
 from .variant import Metrics, StepReport, Variant
@@ -111,9 +111,7 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer) -> Outcome
     changed = changed_options(config, chosen)
     if changed:
         raise RunError(f"the run in {path} was started with {'; '.join(changed)}: leave the option out, or start anew with another --out")
-    recipe = load_recipe(config.task)
-    if recipe.sha256 != recipe_sha256:
-        raise RunError(f"the recipe {config.task} has changed since the run in {path} began: restore it, or start anew with another --out")
+    recipe = unchanged_recipe(config.task, recipe_sha256, path)
     folder.remove_partial_files()
     config = _with_threads(config)
     data = data_of(config, recipe)
@@ -190,7 +188,7 @@ def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder
             folder.write_updates(variant.name, variant.epoch, variant.model, variant.last_updates, variant.updates.every)
         if variant.average is not None:
             with variant.average.applied():
-                folder.write_network(variant.name, variant.epoch, variant.model, described, "average.safetensors")
+                folder.write_network(variant.name, variant.epoch, variant.model, described, AVERAGE)
     folder.write_checkpoint(variant.name, variant.state())
     if complete:
         folder.write_metrics(_lines(variants))

@@ -1,0 +1,169 @@
+"""`truesparse pack`: how fast does this machine run a trained network, and in which layouts?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+    from torch import Tensor, nn
+
+    from ..inference import Explanation, PackedNetwork
+    from ..runs import Trained
+
+Source = Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="The folder of a run, or a file of truesparse.save.")]
+Recipe = Annotated[str | None, typer.Option(metavar="TASK", help="For a file: the task, or FILE.py, whose model() its weights belong to.")]
+Variant = Annotated[str | None, typer.Option(help="Of a run: dense, masked or sparse.", show_default="sparse if there")]
+
+SECONDS, LEAST_ROUNDS = 1.0, 10  # of timing
+WRONG = 1e-4  # of the largest output: more than rounding of float32 adds up to
+
+
+def pack(
+    source: Source,
+    recipe: Recipe = None,
+    variant: Variant = None,
+    batch: Annotated[int, typer.Option(min=1, help="Samples in a call that is to be fast.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch and of the kernels.", show_default="as torch chooses")] = None,
+    values: Annotated[str, typer.Option(help="How connections may be held: float32, bfloat16, int8.")] = "float32",
+    tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Measure each layer's layouts here, or choose by rule.")] = True,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Keep the packed network as a pickle, which only a trusting reader may load.")
+    ] = None,
+) -> None:
+    """Pack a trained network for this machine: the layout of each layer, and calls beside dense PyTorch."""
+    import torch
+
+    from ..export.written import check_place
+    from ..inference import pack as packed_form
+    from ..inference.layouts import VALUES
+    from ..processor import processor
+    from ..runs import RunError
+    from ..runs.machine import threads_said
+    from .results import wide_console
+
+    if values not in VALUES:
+        raise typer.BadParameter(f"expected one of {', '.join(VALUES)}, got {values!r}", param_hint="--values")
+    if out is not None:
+        check_place(out)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    network = network_of(source, recipe, variant)
+    example = network.example(batch)
+    try:
+        packed = packed_form(network.model, example, values=values, tune=tune)
+    except (TypeError, ValueError) as error:
+        raise RunError(f"cannot pack {source}: {error}") from error
+    difference = _difference(network.model, packed, example)
+    if values == "float32" and difference > WRONG:
+        raise RunError(f"the packed network computes something else, off by {difference:.1g} of the largest output; please report this")
+    console = wide_console()
+    console.print(network.said, markup=False, highlight=False, soft_wrap=True)
+    console.print(_layers_table(packed.explain()))
+    console.print(_times_table(_seconds(network.model, packed, example)))
+    how = f"medians of calls in turns, batch {batch}, {threads_said(torch.get_num_threads())}, {processor()}"
+    console.print(f"{how}. Outputs are off by {difference:.1g} of the largest", highlight=False, soft_wrap=True)
+    if out is not None:
+        _keep(packed, out)
+        said = "a pickle, which runs code when loaded: torch.load(path, weights_only=False), where you trust it"
+        console.print(f"{out}: {out.stat().st_size:,} bytes, {said}", markup=False, highlight=False, soft_wrap=True)
+
+
+def network_of(source: Path, recipe: str | None, variant: str | None) -> Trained:
+    """The network of a run's folder, or of a file.
+
+    Raises:
+        ConfigError: if an option is missing, or says what cannot be.
+        RunError, FileError: if the network cannot be read.
+    """
+    from ..runs import ConfigError, saved_network, trained_network
+
+    if source.is_dir():
+        if recipe is not None:
+            raise ConfigError(f"--recipe: the run in {source} knows its own; leave the option out")
+        return trained_network(source, variant)
+    if not source.exists():
+        raise ConfigError(f"{source} is neither the folder of a run nor a file")
+    if variant is not None:
+        raise ConfigError(f"--variant: {source} is a file and holds one network; leave the option out")
+    if recipe is None:
+        raise ConfigError("--recipe: a file holds weights, not the model: name the task or the FILE.py whose model() they belong to")
+    return saved_network(source, recipe)
+
+
+def _difference(model: nn.Module, packed: PackedNetwork, example: Tensor) -> float:
+    """Largest difference of the outputs, as a share of the largest output."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    with torch.inference_mode():
+        pairs = list(zip(tree_leaves(packed(example)), tree_leaves(model(example)), strict=True))
+    largest = max(float(expected.abs().max()) for _, expected in pairs)
+    return max(float((given - expected).abs().max()) for given, expected in pairs) / (largest or 1.0)
+
+
+def _seconds(model: nn.Module, packed: PackedNetwork, example: Tensor) -> Mapping[str, float]:
+    """Median seconds of a call, in turns: dense, as it was trained (if that is not dense), packed."""
+    import copy
+
+    import torch
+
+    from ..bench.timing import interleaved
+    from ..nn import densify
+    from ..nn.convert import topology_layers
+    from ..nn.masked import MaskedLayer
+
+    layers = topology_layers(model).values()
+    ways = {"dense": densify(copy.deepcopy(model)), "packed": packed}
+    if layers:
+        ways["masked" if any(isinstance(layer, MaskedLayer) for layer in layers) else "sparse"] = model
+    with torch.inference_mode():
+        for way in ways.values():
+            way(example)
+        return interleaved({name: lambda way=way: way(example) for name, way in ways.items()}, SECONDS, LEAST_ROUNDS, warm=True)
+
+
+def _layers_table(explanation: Explanation) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    found = explanation.table()
+    table = Table(title="layers")
+    for column, heading in enumerate(found.heads):
+        table.add_column(heading, justify="right" if column in found.numeric else "left")
+    for row in found.rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _times_table(seconds: Mapping[str, float]) -> Table:
+    from rich.table import Table
+
+    from ..bench.timing import times_as_fast
+    from .results import NAMES
+
+    table = Table("", title="the network")
+    table.add_column("a call", justify="right")
+    table.add_column("times as fast", justify="right")
+    ratios = {"dense": 1.0, **times_as_fast(seconds)}
+    for name in ("dense", "masked", "sparse", "packed"):
+        if name in seconds:
+            table.add_row(NAMES.get(name, name), f"{seconds[name] * 1e3:.3f} ms", f"{ratios[name]:.1f}")
+    return table
+
+
+def _keep(packed: PackedNetwork, path: Path) -> None:
+    import io
+
+    import torch
+
+    from ..export.written import write_file
+
+    content = io.BytesIO()
+    torch.save(packed, content)
+    write_file(path, content.getbuffer())
