@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-EXTRAS = ("matplotlib", "triton", "onnx", "onnxruntime", "lightning", "transformers", "tensorboard", "mlflow", "wandb")
+EXTRAS = (
+    "matplotlib",
+    "triton",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "fastapi",
+    "uvicorn",
+    "lightning",
+    "transformers",
+    "tensorboard",
+    "mlflow",
+    "wandb",
+)
 
 
 def doctor() -> None:

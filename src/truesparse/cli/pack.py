@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import Tensor, nn
 
-    from ..inference import Explanation, PackedNetwork
+    from ..inference import PackedNetwork
     from ..runs import Trained
 
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="The folder of a run, or a file of truesparse.save.")]
@@ -64,7 +64,7 @@ def pack(
         raise RunError(f"the packed network computes something else, off by {difference:.1g} of the largest output; please report this")
     console = wide_console()
     console.print(network.said, markup=False, highlight=False, soft_wrap=True)
-    console.print(_layers_table(packed.explain()))
+    console.print(packed.explain().table().rich())
     console.print(_times_table(_seconds(network.model, packed, example)))
     how = f"medians of calls in turns, batch {batch}, {threads_said(torch.get_num_threads())}, {processor()}"
     console.print(f"{how}. Outputs are off by {difference:.1g} of the largest", highlight=False, soft_wrap=True)
@@ -126,19 +126,6 @@ def _seconds(model: nn.Module, packed: PackedNetwork, example: Tensor) -> Mappin
         for way in ways.values():
             way(example)
         return interleaved({name: lambda way=way: way(example) for name, way in ways.items()}, SECONDS, LEAST_ROUNDS, warm=True)
-
-
-def _layers_table(explanation: Explanation) -> Table:
-    from rich.table import Table
-    from rich.text import Text
-
-    found = explanation.table()
-    table = Table(title="layers")
-    for column, heading in enumerate(found.heads):
-        table.add_column(heading, justify="right" if column in found.numeric else "left")
-    for row in found.rows:
-        table.add_row(*map(Text, row))
-    return table
 
 
 def _times_table(seconds: Mapping[str, float]) -> Table:
