@@ -132,7 +132,7 @@ def _times_table(seconds: Mapping[str, float]) -> Table:
     from rich.table import Table
 
     from ..bench.timing import times_as_fast
-    from .results import NAMES
+    from ..runs.results import NAMES
 
     table = Table("", title="the network")
     table.add_column("a call", justify="right")

@@ -99,9 +99,7 @@ def trained_network(path: Path, variant: str | None = None) -> Trained:
     except (OSError, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{file} is not the network of this run: {' '.join(str(error).split()):.300}") from error
     said = f"{path}: {name}{', averaged weights' if file.name == AVERAGE else ''}"
-    return Trained(
-        recipe.name, said, model.eval(), lambda: Batches(data_of(config, recipe)[1], config.batch_size * EVALUATION_BATCH)
-    )
+    return Trained(recipe.name, said, model.eval(), lambda: Batches(data_of(config, recipe)[1], config.batch_size * EVALUATION_BATCH))
 
 
 def saved_network(path: Path, task: str) -> Trained:
