@@ -265,6 +265,12 @@ def test_networks_that_cannot_be_packed_or_exported(tmp_path, capsys):
         assert says in line
 
 
+def test_a_missing_extra_is_named(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert run(["export", "run", "--onnx", "x"]) == 2
+    assert capsys.readouterr().err == "truesparse: export_onnx needs onnx, which is not installed: pip install 'truesparse[onnx]'\n"
+
+
 def test_a_wrong_packed_network_is_not_shown(folder, capsys, monkeypatch):
     real = ts.inference.pack
 

@@ -32,7 +32,7 @@ def export(
     from ..export import save
     from ..export.onnx import OLDEST_OPSET, export_onnx
     from ..export.written import check_place
-    from ..runs import ConfigError, RunError
+    from ..runs import RunError
     from .results import wide_console
 
     for path in (onnx, safetensors):
@@ -40,17 +40,15 @@ def export(
             check_place(path)
     network, console = network_of(source, recipe, variant), wide_console()
     console.print(network.said, markup=False, highlight=False, soft_wrap=True)
+    example = network.example(2) if onnx is not None else None
     written: list[Path] = []
     try:
         if safetensors is not None:
             save(network.model, safetensors)
             written.append(safetensors)
-        if onnx is not None:
-            example = network.example(2)
+        if onnx is not None and example is not None:
             export_onnx(network.model, onnx, example, sparse_initialisers=sparse, opset=OLDEST_OPSET if opset is None else opset)
             written.append(onnx)
-    except ImportError as error:
-        raise ConfigError(str(error)) from error
     except (TypeError, ValueError) as error:
         raise RunError(f"cannot export {source}: {error}") from error
     finally:

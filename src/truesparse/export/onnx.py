@@ -23,12 +23,14 @@ from torch.utils._pytree import tree_leaves
 from ..inference.packed import Frozen
 from ..inference.trace import Example, inputs_of
 from ..nn import densify
+from ..optional import library
 from .header import first_line
 from .written import check_place, write_file
 
 if TYPE_CHECKING:
     from onnx import ModelProto, SparseTensorProto, TensorProto, ValueInfoProto
 
+EXTRA = "onnx"
 OLDEST_OPSET = 18  # torch's exporter has no older one
 INDEX_BYTES = 8  # ONNX writes the position of a value in 64 bits
 DESCRIPTION_BYTES = 64  # names and shapes that a sparse weight says beyond those of a dense one, about
@@ -59,16 +61,13 @@ def export_onnx(
         dynamic_batch: the first extent of the inputs may be any; False: it is that of the example.
 
     Raises:
-        ImportError: if onnx or onnxscript is not installed.
+        MissingLibrary: if onnx or onnxscript is not installed.
         TypeError: if the model is packed, torch cannot export it, or it works at one batch size only.
         ValueError: if the model does not run on the example, or `opset` is out of its range.
         FileError: if the file cannot be written.
     """
-    try:
-        import onnx
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(f"export_onnx needs {error.name}: pip install 'truesparse[onnx]'") from error
+    onnx = library("onnx", EXTRA, "export_onnx")
+    library("onnxscript", EXTRA, "export_onnx")
     if any(isinstance(module, Frozen) for module in model.modules()):
         raise TypeError("a packed network holds its weights as only this library reads them: export the network that it was packed from")
     check_place(Path(path))
