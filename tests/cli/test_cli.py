@@ -18,7 +18,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"truesparse {__version__}\n"
 
 
-COMMANDS = ("train", "doctor", "algorithms", "inspect", "pack", "export")
+COMMANDS = ("train", "doctor", "algorithms", "inspect", "pack", "export", "report")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
@@ -119,7 +119,7 @@ def test_train(capsys, tmp_path):
     assert lines[1].startswith("dense  epoch 1/2 train loss")
     for expected in ("dense + mask", "truly sparse", "test accuracy", "s / epoch", "inference, 100", "1 thread,", "100.0%", "1.00x"):
         assert expected in captured.out
-    assert captured.out.endswith(f"The run is in {tmp_path / 'run'}\n")
+    assert captured.out.endswith(f"The run is in {tmp_path / 'run'}\nIts page is {tmp_path / 'run' / 'report.html'}\n")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["epsilon"], config["algorithm_settings"]["fraction"], config["batch_size"], config["seed"]) == (5.0, 0.2, 100, 3)
     # Each option reached the config.

@@ -17,6 +17,7 @@ from .doctor import doctor
 from .export import export
 from .inspect import inspect
 from .pack import pack
+from .report import report
 from .train import train
 
 WITH_OPTIONAL_VALUE = ("--tensorboard", "--mlflow", "--wandb")
@@ -36,6 +37,7 @@ app.command()(algorithms)
 app.command()(inspect)
 app.command()(pack)
 app.command()(export)
+app.command()(report)
 app.add_typer(bench, name="bench")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -9,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .report import PAGE
+
+QUICK = 12_000_000  # connections x updates whose page takes about two seconds
 Training, Stability, Sparsity, Run, Logs = "Training", "Stability", "Sparsity", "Run", "Logs"
 
 
@@ -182,7 +186,26 @@ def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: b
         return 130
     print_results(outcome.results)
     print(f"The run is in {out}")
+    _show_page(out)
     return 0
+
+
+def _show_page(out: Path) -> None:
+    """Writes the page of a finished run where that takes a moment, and says where it is, or how to make it."""
+    from ..report import read_run, write_page
+    from ..runs import RunError
+
+    command = f"truesparse report {shlex.quote(str(out))}"
+    try:
+        run = read_run(out)
+        if run.effort > QUICK:
+            print(f"See it with: {command}")
+            return
+        write_page([run], out / PAGE)
+    except RunError as error:  # the training is complete and its files are whole: a page can be made later
+        print(f"truesparse: no page: {error}; try again with: {command}", file=sys.stderr)
+        return
+    print(f"Its page is {out / PAGE}")
 
 
 def _settings(pairs: list[str]) -> dict[str, str]:

@@ -111,6 +111,20 @@ class Run:
         """The variant whose topologies tell most: the truly sparse one, or the masked one if there is no other; None if all is dense."""
         return next((name for name in PREFERRED if name in self.variants), None)
 
+    @property
+    def effort(self) -> int:
+        """How much there is to read: connections x updates of all layers, of the variant whose topologies tell most.
+
+        Raises:
+            RunError: if a file is missing or damaged.
+        """
+        variant = self.sparse_variant
+        if variant is None or not self.layers:
+            return 0
+        # All layers have the same updates.
+        updates = len(self.change_counts(variant, next(iter(self.layers))))
+        return (1 + updates) * sum(layer.budget for layer in self.layers.values())
+
     def topologies(self, variant: str, layer: str) -> tuple[Stage, ...]:
         """The topologies of a layer, from the start on, one after each update recorded (of a run without updates: after each epoch).
 
@@ -122,12 +136,27 @@ class Run:
 
     def stages(self, variant: str, layer: str) -> Iterator[Stage]:
         """The same one by one: for layers whose topologies together are too much for the memory."""
+        self._check(variant, layer)
+        return self._stages(variant, self.layers[layer])
+
+    def change_counts(self, variant: str, layer: str) -> tuple[tuple[int, int, int], ...]:
+        """(step, dropped, grown) of each update, without reading what they are. Raises as `stages` does."""
+        self._check(variant, layer)
+        if not self.has_updates:
+            return tuple((stage.step, stage.dropped.numel(), stage.grown.numel()) for stage in self.stages(variant, layer) if stage.step)
+        counts: list[tuple[int, int, int]] = []
+        for epoch in range(1, len(self.metrics[variant]) + 1):
+            names = ("steps", f"{layer}.dropped_counts", f"{layer}.grown_counts")
+            tensors = read_tensors(_updates_path(self.path, variant, epoch), names).tensors
+            counts += zip(*(tensors[name].tolist() for name in names), strict=True)
+        return tuple(counts)
+
+    def _check(self, variant: str, layer: str) -> None:
         if variant not in self.variants or variant not in PREFERRED:
             known = ", ".join(name for name in self.variants if name in PREFERRED) or "none"
             raise KeyError(f"the run has no variant {variant!r} with topologies; it has {known}")
         if layer not in self.layers:
             raise KeyError(f"the run has no sparse layer {layer!r}; it has {', '.join(self.layers) or 'none'}")
-        return self._stages(variant, self.layers[layer])
 
     def _stages(self, variant: str, layer: RunLayer) -> Iterator[Stage]:
         none = torch.empty(0, dtype=torch.int64)
@@ -140,7 +169,7 @@ class Run:
                 yield Stage(epoch * self.steps, end, dropped, grown)
                 now = end
                 continue
-            path = self.path / variant / "updates" / f"epoch-{epoch:04d}.safetensors"
+            path = _updates_path(self.path, variant, epoch)
             for update in _updates(path, layer.name):
                 dropped, grown = update.changes[layer.name]
                 now = _after(path, layer, now, dropped, grown)
@@ -266,6 +295,10 @@ def _counted(name: str) -> list[tuple[bool, int, str]]:
 
 def _topology_path(path: Path, variant: str, epoch: int) -> Path:
     return path / variant / "topologies" / f"epoch-{epoch:04d}.safetensors"
+
+
+def _updates_path(path: Path, variant: str, epoch: int) -> Path:
+    return path / variant / "updates" / f"epoch-{epoch:04d}.safetensors"
 
 
 def _has_updates(path: Path, variants: Sequence[str]) -> bool:
