@@ -97,7 +97,7 @@ function shapes(line, x, y, low) {
   }
   const points = line.step ? stairs(line.points) : line.points;
   const path = points.map(([across, up], place) => `${place ? "L" : "M"}${x(across).toFixed(1)} ${y(up).toFixed(1)}`).join("");
-  const found = [drawn("path", { class: line.thin ? "line thin" : "line", d: path, stroke: line.colour, "stroke-dasharray": line.dash ?? "" })];
+  const found = [drawn("path", { class: `line${line.thin ? " thin" : ""}${line.dash?.startsWith("1 ") ? " dots" : ""}`, d: path, stroke: line.colour, "stroke-dasharray": line.dash ?? "" })];
   if (line.fill) {
     const closed = `${path}L${x(points.at(-1)[0]).toFixed(1)} ${y(low).toFixed(1)}L${x(points[0][0]).toFixed(1)} ${y(low).toFixed(1)}Z`;
     found.unshift(drawn("path", { d: closed, fill: line.colour, "fill-opacity": 0.16 }));

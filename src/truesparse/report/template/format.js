@@ -1,7 +1,7 @@
 // How are numbers and elements written?
 
 const NAMES = { dense: "dense", masked: "dense + mask", sparse: "truly sparse" };
-const DASHES = { dense: "1 5", masked: "7 4", sparse: "" };
+const DASHES = { dense: "1 5", masked: "7 7", sparse: "" };
 const SVG = "http://www.w3.org/2000/svg";
 
 /** An HTML element. Children are elements or text, which is never read as HTML. */
@@ -32,8 +32,8 @@ function significant(value, digits = 3) {
   return Math.abs(value) >= 10 ** digits ? count(value) : String(Number(value.toPrecision(digits)));
 }
 
-const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)} %`;
-const shareLabel = (share) => `${significant(100 * share, 3)} %`;
+const percent = (share, digits = 2) => `${(100 * share).toFixed(digits)}\u00a0%`;
+const shareLabel = (share) => `${significant(100 * share, 3)}\u00a0%`;
 const ratio = (value) => `${value.toFixed(2)}×`;
 
 function scaled(value, units, factor, digits = 3) {

@@ -5,11 +5,14 @@ const state = { run: 0, layer: null, frame: 0, unit: "epochs", timer: null };
 const redraw = {};
 let content = null;
 
+/** The layer that has most to show. */
+const largest = (run) => run.layers.reduce((best, layer) => (layer.rows * layer.columns > best.rows * best.columns ? layer : best));
+
 function pickRun(number) {
   stop();
   const at = atCursor();
   state.run = number;
-  if (!shownRun().layers.some((layer) => layer.name === state.layer)) state.layer = shownRun().layers[0].name;
+  if (!shownRun().layers.some((layer) => layer.name === state.layer)) state.layer = largest(shownRun()).name;
   const places = frames().map((frame, place) => (epochsAt(shownRun(), shownLayer(), frame) <= at + 1e-9 ? place : 0));
   state.frame = Math.max(...places);
   showLayer();
@@ -93,8 +96,7 @@ async function begin() {
   const first = withLayers()[0];
   if (first) {
     state.run = first.number;
-    // The largest layer has most to show, unless the first one sees the input.
-    const most = first.run.layers.reduce((best, layer) => (layer.rows * layer.columns > best.rows * best.columns ? layer : best));
+    const most = largest(first.run);
     state.layer = most.name;
     state.frame = most.drawing.frames.length > 1 ? 1 : 0;
   }

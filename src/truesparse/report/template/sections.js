@@ -115,16 +115,17 @@ function stepTime() {
   const total = ({ run, variant }) => Object.values(run.seconds[variant]).reduce((sum, part) => sum + part, 0);
   const longest = Math.max(...lines.map(total));
   const used = PARTS.filter(([part]) => lines.some(({ run, variant }) => part in run.seconds[variant]));
-  const rows = lines.flatMap((line) => {
+  const rows = lines.map((line) => {
     const parts = line.run.seconds[line.variant];
     const own = used.filter(([part]) => parts[part] > 0);
     const said = own.map(([part, name]) => `${name} ${duration(parts[part])}`).join("  ·  ");
     const stack = element("div", { class: "stack", role: "img", "aria-label": said, style: `width:${(100 * total(line)) / longest}%` },
       own.map(([part, name]) => element("span", { title: `${name} ${duration(parts[part])}`, style: `flex:${parts[part] / total(line)} 0 0;background:var(--${part.toLowerCase()})` })));
-    return [element("span", {}, label(line.number, line.variant)), element("div", {}, stack), element("b", {}, duration(total(line))), element("div", { class: "parts" }, said)];
+    return element("div", { class: "step" }, element("span", { class: "label" }, label(line.number, line.variant)), element("div", { class: "whole" }, stack),
+      element("b", { class: "total" }, duration(total(line))), element("div", { class: "parts" }, said));
   });
   const legend = element("ul", { class: "legend" }, used.map(([part, name]) => element("li", {}, element("span", { class: "swatch", style: `background:var(--${part.toLowerCase()})` }), name)));
-  return section("step", "Where the time of a step goes", what, legend, element("div", { class: "step" }, rows));
+  return section("step", "Where the time of a step goes", what, legend, element("div", {}, rows));
 }
 
 const OPTIONS = { learning_rate: "learning rate", batch_size: "batch size", weight_decay: "weight decay", activation_l1: "penalty L1", activation_l2: "penalty L2", decay_grace: "decay grace", every: "steps between rewirings", until: "rewires until", ema: "average (EMA)" };
