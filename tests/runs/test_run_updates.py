@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+import truesparse
 from truesparse.runs import resume, updates
 from truesparse.runs.measure import share_of_dx
 from truesparse.runs.updates import from_arrays, packed, unpacked
@@ -64,7 +65,7 @@ def test_updates_are_the_differences_of_the_masks(begin, tmp_path, seen, variant
 
 
 def test_many_rewirings_are_merged_into_net_changes(begin, tmp_path, seen, monkeypatch):
-    monkeypatch.setattr(updates, "MOST_UPDATES", 3)
+    monkeypatch.setattr(updates, "FEWEST_UPDATES", 3)
     begin(tmp_path / "run", epochs=1, algorithm="set", every=1, until=1.0)  # steps 1 to 9 rewire: four, four and one
     told = changes(tmp_path / "run", "sparse", 1, "5")
     assert [step for step, _, _ in told] == [4, 8, 9]
@@ -79,9 +80,19 @@ def test_a_large_network_keeps_fewer_updates(begin, tmp_path, monkeypatch):
     assert [step for step, _, _ in changes(tmp_path / "run", "sparse", 1, "5")] == [5, 7]  # rewiring ends before step 7.5
 
 
+@pytest.mark.parametrize(
+    ("steps", "every", "merged"),
+    [(45, 10, 1), (938, 100, 1), (938, 10, 10), (938, 1, 94), (10_000, 100, 4), (10_000, 1, 313), (45, 1, 6)],
+)
+def test_how_many_rewirings_make_an_update(steps, every, merged):
+    model = truesparse.sparsify(torch.nn.Linear(20, 30), sparsity=0.5)
+    rewirer = Rewirer(model, torch.optim.SGD(model.parameters(), lr=0.1), truesparse.SET(), every=every)
+    assert updates.Updates(rewirer, steps).every == merged
+
+
 @pytest.mark.parametrize("stop", [1, 2, 3, 4, 10])
 def test_resume_inside_a_merged_update(begin, tmp_path, listener, files_of, monkeypatch, stop):
-    monkeypatch.setattr(updates, "MOST_UPDATES", 4)
+    monkeypatch.setattr(updates, "FEWEST_UPDATES", 4)
     chosen = {"epochs": 2, "algorithm": "set", "every": 1}
     begin(tmp_path / "whole", **chosen)
     begin(tmp_path / "run", listener(("sparse", 1, stop)), **chosen)

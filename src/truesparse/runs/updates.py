@@ -13,11 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..merge import accepted
 from ..topology import Move, Topology
 from ..train import Rewirer
 
-MOST_UPDATES = 32
+MOST_UPDATES, FEWEST_UPDATES = 32, 8
 """Updates that the file of an epoch tells apart. Of more rewirings, as many as needed are merged into their net change."""
+
+STEPS_APART = 100
+"""Beyond `FEWEST_UPDATES`, updates lie so many steps apart on average: taking one in lasts as long as a step of a small network."""
 
 MOST_CONNECTIONS = 8_000_000
 """Updates of an epoch x connections of the network: of a large network fewer updates are told apart, of one beyond this one an epoch."""
@@ -44,11 +48,10 @@ class Update:
 
 def mask_change(old: Topology, new: Topology) -> tuple[Tensor, Tensor]:
     """Ascending int64 positions of the connections (dropped, grown) between two topologies of one shape."""
-    source = Move.between(old, new).source
-    grown = source < 0
-    dropped = torch.ones(old.nnz, dtype=torch.bool, device=source.device)
-    dropped[source[~grown]] = False
-    return old.keys[dropped], new.keys[grown]
+    # Merged: choosing by a mask takes ten times as long.
+    before, after = old.keys.cpu(), new.keys.cpu()
+    none = before[:0]
+    return accepted(after, none, before)[0], accepted(before, none, after)[0]
 
 
 class Updates:
@@ -69,7 +72,8 @@ class Updates:
     def __init__(self, rewirer: Rewirer, steps: int) -> None:
         self.rewirer = rewirer
         connections = sum(layer.topology.nnz for layer in rewirer.layers.values())
-        kept = max(1, min(MOST_UPDATES, MOST_CONNECTIONS // max(connections, 1)))
+        kept = min(MOST_UPDATES, max(FEWEST_UPDATES, ceil(steps / STEPS_APART)))
+        kept = max(1, min(kept, MOST_CONNECTIONS // max(connections, 1)))
         self.every = max(1, ceil(ceil(steps / rewirer.schedule.every) / kept))
         self.seconds = 0.0
         self._steps: list[int] = []

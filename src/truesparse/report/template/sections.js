@@ -91,14 +91,14 @@ function learning() {
     const [xs, ys] = [across(run, variant, axis()), run.curves[variant][measure]];
     return xs && ys ? [{ name: label(number, variant) + (extra.suffix ?? ""), colour: hue(number, variant), dash: DASHES[variant], thin: extra.thin, points: xs.map((x, place) => [x, ys[place]]) }] : [];
   });
-  const made = (title, axis, x, measure, more) => chart({ title, x, whole: axis() === "epochs" && measure !== null, label: more.label, y: more.y, exact: more.exact, missing: more.missing, note: more.note,
+  const made = (title, axis, x, measure, more) => chart({ title, x, from: more.from, whole: axis() === "epochs", label: more.label, y: more.y, exact: more.exact, missing: more.missing, note: more.note,
     series: () => [...lines(axis, measure), ...(more.also ? lines(axis, more.also, { suffix: ", training", thin: true }) : [])] });
   const loss = { y: (value) => significant(value, 3), exact: (value) => value.toFixed(4), also: "train_loss", note: "thick: test, thin: training" };
   const right = { y: (value) => `${significant(100 * value, 4)} %`, exact: (value) => percent(value), note: "on the test data", missing: "This task has no classes." };
   const unit = (value) => significant(value, 4);
   const overTime = [made("Loss over time", () => state.unit, unit, "test_loss", { ...loss, label: time[state.unit] }), made("Accuracy over time", () => state.unit, unit, "accuracy", { ...right, label: time[state.unit] })];
   const missing = "This run is from a version that did not count operations.";
-  const overWork = [made("Loss over FLOPs", () => "flops", operations, "test_loss", { ...loss, label: "operations of the training", missing }), made("Accuracy over FLOPs", () => "flops", operations, "accuracy", { ...right, label: "operations of the training", missing })];
+  const overWork = [made("Loss over FLOPs", () => "flops", operations, "test_loss", { ...loss, label: "operations of the training", missing, from: () => 0 }), made("Accuracy over FLOPs", () => "flops", operations, "accuracy", { ...right, label: "operations of the training", missing, from: () => 0 })];
   const keys = everyLine().map(({ number, variant }) => element("li", {}, key(number, variant), label(number, variant)));
   const what = "After each epoch. FLOPs are the multiplications and additions that the method needs, as RigL counts them: those of a masked network are the sparse one's, though it computes more.";
   return section("learning", "Loss and accuracy", what,
