@@ -143,9 +143,11 @@ def test_the_keyboard(browser, one):
     browser.press("ArrowLeft")
     browser.press("ArrowLeft")
     assert browser.value("state.frame") == 2
+    height = browser.value("(scrollTo(0, 40), scrollY)")
     browser.press(" ", "Space", " ")
     assert browser.value("document.getElementById('play').textContent") == "Pause"
     browser.wait("state.frame > 3")
+    assert browser.value("scrollY") == height, "the browser's own meaning of the key is kept from it"
     browser.press(" ", "Space", " ")
     stopped = browser.value("state.frame")
     assert browser.value("document.getElementById('play').textContent") == "Play"
@@ -278,12 +280,13 @@ def test_narrow_and_print(browser, one, two, tmp_path):
 
 def test_names_are_never_read_as_html(browser, copied, tmp_path):
     config = json.loads((copied / "config.json").read_text())
-    config["task"] = "</script><img src=x onerror=alert(1)>.py"
+    config["task"] = "<img src=x onerror=alert(1)>&amp;.py"
     config["algorithm"] = "<b>bold</b>"
     (copied / "config.json").write_text(json.dumps(config))
     write_page([read_run(copied)], tmp_path / "page.html")
     browser.open(tmp_path / "page.html")
     assert browser.value("document.querySelectorAll('main img, .facts b').length") == 0
+    assert browser.value("document.title") == "<img src=x onerror=alert(1)>&amp; · truesparse report"
     assert "<b>bold</b>" in browser.value("document.querySelector('.facts').textContent")
 
 

@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,9 @@ def test_measures_are_those_of_the_sets(digits):
         always = first.intersection(*(mask for _, mask in by_hand))
         assert found.survival[-1] <= 1
         assert found.survival[-1] == pytest.approx(found.alive[-1, 0].item() / len(first))
+        grouped = evolution(run.layers[layer].geometry, run.stages("sparse", layer), (0, 1, 4, 9))
+        assert grouped.alive.tolist() == [[sum(row[a:b]) for a, b in ((0, 1), (1, 4), (4, 9), (9, 11))] for row in found.alive.tolist()]
+        assert (grouped.survival, grouped.ages) == (found.survival, found.ages)
         assert always == {key for key, place in born.items() if place == 0}
         last = by_hand[-1][0]
         assert sum(found.ages.values()) == len(by_hand[-1][1])
@@ -244,6 +249,14 @@ def test_what_is_not_there(digits):
         run.topologies("dense", "1")
     with pytest.raises(KeyError, match="no sparse layer '2'; it has 1, 3, 5"):
         run.topologies("sparse", "2")
+
+
+def test_the_code_of_the_guide_runs(tmp_path, monkeypatch, train):
+    train("digits-mlp", tmp_path / "runs" / "rigl", epochs=1)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[2] / "docs" / "guide" / "report.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, "report.md", "exec"), {})
 
 
 def test_metrics_of_missing_epochs_are_refused(copied):

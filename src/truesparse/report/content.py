@@ -115,7 +115,7 @@ def _layers(run: Run, variant: str, most_changes: float) -> list[dict[str, Any]]
     contents = []
     for name, layer in run.layers.items():
         drawing = Drawing(run, layer, every, drawn[name], most_changes / len(run.layers))
-        lived = evolution(layer.geometry, drawing.watch(run.stages(variant, name)))
+        lived = evolution(layer.geometry, drawing.watch(run.stages(variant, name)), _births(len(counts[name])))
         contents.append(_layer(run, layer, lived, drawing))
     return contents
 
@@ -138,7 +138,7 @@ def _layer(run: Run, layer: RunLayer, lived: Evolution, drawing: Drawing) -> dic
         "itop": _all_rounded(lived.itop),
         "itopOneIn": lived.itop_one_in,
         "survival": _all_rounded(lived.survival),
-        "births": _births(lived),
+        "births": {"steps": [lived.steps[stage] for stage in lived.births], "alive": lived.alive.T.tolist()},
         "ages": _quantiles(lived),
         "deadOutputs": lived.dead_outputs,
         "deadInputs": lived.dead_inputs,
@@ -156,16 +156,9 @@ def title(layer: RunLayer) -> str:
     return f"linear, {geometry.columns:,} → {geometry.rows:,}"
 
 
-def _births(lived: Evolution) -> dict[str, Any]:
-    """Connections alive at each stage, by when they grew: those of the beginning, then groups of updates."""
-    stages = len(lived.steps)
-    width = max(1, ceil((stages - 1) / (MOST_BIRTHS - 1)))
-    starts = [0, *range(1, stages, width)]
-    ends = [1, *(min(start + width, stages) for start in starts[1:])]
-    return {
-        "steps": [lived.steps[start] for start in starts],
-        "alive": [lived.alive[:, start:end].sum(1).tolist() for start, end in zip(starts, ends, strict=True)],
-    }
+def _births(updates: int) -> list[int]:
+    """Where groups of connections begin: those of the beginning, then as many updates together as are needed."""
+    return [0, *range(1, updates + 1, max(1, ceil(updates / (MOST_BIRTHS - 1))))]
 
 
 def _quantiles(lived: Evolution) -> dict[str, int] | None:
