@@ -20,9 +20,9 @@ function cellsAt(drawing, number) {
 }
 
 /** Draws [rows, columns] cells with `paint(cell) -> [red, green, blue]`, as large as fits. */
-function drawCells(canvas, rows, columns, room, tallest, paint) {
+function drawCells(canvas, rows, columns, room, tallest, paint, apart = true) {
   const size = Math.max(1, Math.min(LARGEST_CELL, Math.floor(room / columns), Math.floor(tallest / rows)));
-  const gap = size >= GAP_FROM ? 1 : 0;
+  const gap = apart && size >= GAP_FROM ? 1 : 0;
   canvas.width = columns * size - gap;
   canvas.height = rows * size - gap;
   canvas.style.width = `${canvas.width}px`;
@@ -58,7 +58,7 @@ function warmth(share) {
 }
 
 function drawHeat(canvas, values, height, width, highest, room) {
-  drawCells(canvas, height, width, room, 300, (cell) => packed(warmth(values[cell] / highest)));
+  drawCells(canvas, height, width, room, 300, (cell) => packed(warmth(values[cell] / highest)), false);
 }
 
 const heatRamp = `linear-gradient(to right, ${VIRIDIS.join(", ")})`;

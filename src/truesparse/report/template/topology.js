@@ -75,6 +75,7 @@ function player() {
   redraw.frame = () => {
     const [layer, frame] = [shownLayer(), shownFrame()];
     slider.value = state.frame;
+    heatMap(heat, stage); // first: it takes room beside the mask, or below
     drawMask(canvas, layer.drawing, state.frame, mask.clientWidth);
     const present = layer.connections[frame.stage];
     const step = layer.steps[frame.stage];
@@ -87,7 +88,6 @@ function player() {
     const all = [...shown, ["active", "unchanged, active", stayed], ["absent", "unchanged, absent", layer.rows * layer.columns - stayed - shown[0][2] - shown[1][2]]];
     counts.replaceChildren(...all.map(([name, said, number]) => element("li", { "data-count": name, "data-number": number }, element("span", { class: "swatch", style: `background:var(--${name})` }), " ", element("b", {}, count(number)), ` ${said}`)));
     canvas.setAttribute("aria-label", `Mask of layer ${layer.name}, ${text}: ${all.map(([, said, number]) => `${count(number)} ${said}`).join(", ")}`);
-    heatMap(heat, stage);
   };
   const what = "How the mask of a layer changes from one update to the next. The slider moves all charts below with it; space plays, the arrow keys step.";
   return section("masks", "Mask evolution", what, element("div", { class: "bar" }, element("label", {}, "Layer", choice)), stage,
@@ -100,17 +100,17 @@ function heatMap(holder, stage) {
   stage.classList.toggle("alone", !first);
   if (!first) return holder.replaceChildren();
   const [depth, height, width] = imageShape(shownRun().sample, first.drawing.frames[0].heat.length);
+  stage.classList.toggle("below", depth > 1);
   const highest = Math.max(1, ...first.drawing.frames.map((frame) => frame.heat.reduce((best, value) => Math.max(best, value), 0)));
   const values = first.drawing.frames[Math.min(state.frame, first.drawing.frames.length - 1)].heat;
-  const size = depth > 1 ? 200 : 300;
   const images = Array.from({ length: Math.min(depth, 4) }, (_, channel) => {
     const canvas = element("canvas", { role: "img", "aria-label": `Connections of each input pixel${depth > 1 ? `, channel ${channel + 1}` : ""}` });
-    drawHeat(canvas, values.slice(channel * height * width, (channel + 1) * height * width), height, width, highest, size);
+    drawHeat(canvas, values.slice(channel * height * width, (channel + 1) * height * width), height, width, highest, 300);
     return element("div", { class: "frame" }, canvas);
   });
   const unseen = values.filter((value) => value === 0).length;
   const more = depth > 4 ? ` The first 4 of ${depth} channels.` : "";
-  holder.replaceChildren(element("p", { class: "axes" }, "Input heat map: connections of each pixel"), element("div", { class: "heats", style: depth > 1 ? "max-width:414px" : null }, images),
+  holder.replaceChildren(element("p", { class: "axes" }, "Input heat map: connections of each pixel"), element("div", { class: "heats" }, images),
     element("p", { class: "scale" }, "0", element("span", { class: "ramp", style: `background:${heatRamp}` }), count(highest)),
     element("p", { class: "small", id: "unseen", "data-unseen": unseen }, `Layer ${first.name} sees ${count(values.length - unseen)} of ${plural(values.length, "pixel")}.${more}`));
 }
