@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 import truesparse as ts
-from truesparse.picture import COLOUR_BLIND, USUAL, connections_picture, densities, pixels
+from truesparse.picture import SAFE, USUAL, connections_picture, densities, pixels
 from truesparse.runs import Results, VariantResult
 from truesparse.shown import MOST_ROWS, Table
 
@@ -111,7 +111,7 @@ def test_densities_against_the_mask(shape, generator):
     torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("palette", [USUAL, COLOUR_BLIND])
+@pytest.mark.parametrize("palette", [USUAL, SAFE])
 def test_colours_of_a_change(palette):
     old, new = topology_of("xx.. ..x."), topology_of("x.x. ..x.")
     both = old.keys[new.contains(old.keys)]

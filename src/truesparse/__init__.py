@@ -65,7 +65,7 @@ __all__ = [
 ]
 
 
-_LATER = ("loggers",)  # parts that import what most programs never use
+_LATER = ("loggers", "plot")  # parts that import what most programs never use
 
 
 def __getattr__(name: str) -> Any:

@@ -33,10 +33,10 @@ class Palette:
     grown: Colour
 
 
-USUAL = Palette((255, 255, 255), (230, 30, 30), (20, 200, 60))
-# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/: vermilion and sky blue, told apart with every kind of colour vision.
-COLOUR_BLIND = Palette((255, 255, 255), (213, 94, 0), (86, 180, 233))
-PALETTES = {"usual": USUAL, "colour-blind": COLOUR_BLIND}
+USUAL = Palette((255, 255, 255), (255, 75, 75), (48, 213, 107))
+# Okabe and Ito 2008, https://jfly.uni-koeln.de/color/: orange and sky blue, told apart with every kind of colour vision.
+SAFE = Palette((255, 255, 255), (230, 159, 0), (86, 180, 233))
+PALETTES = {"usual": USUAL, "safe": SAFE}
 
 
 def positions_of_a_pixel(shape: Extent, most: Extent = MOST_CELLS) -> Extent:

@@ -11,6 +11,7 @@ from truesparse.loggers.destinations import Destination
 from truesparse.loggers.record import change_picture, scalars
 from truesparse.loggers.run_log import remembered
 from truesparse.metrics import Tracker
+from truesparse.picture import USUAL
 from truesparse.runs import RunError
 
 
@@ -65,7 +66,7 @@ def test_a_whole_run(logged_run, heard, lines, tmp_path):
     images = {(call[1], call[2]): call[3] for call in sparse.calls if call[0] == "image"}
     assert set(images) == {(epoch, f"mask/{layer}") for epoch in range(4) for layer in "135"}
     old, new = (topology_at(tmp_path / "run", "3", epoch, (64, 128)).mask() for epoch in (1, 2))
-    red, green, white = (image_is(images[2, "mask/3"], colour) for colour in ((230, 30, 30), (20, 200, 60), (255, 255, 255)))
+    red, green, white = (image_is(images[2, "mask/3"], colour) for colour in (USUAL.dropped, USUAL.grown, USUAL.unchanged))
     assert torch.equal(red, old & ~new)
     assert torch.equal(green, new & ~old)
     assert torch.equal(white, new & old)
@@ -202,6 +203,6 @@ def test_a_loop_of_ones_own(heard, generator):
 
 def test_pictures_and_numbers_of_a_change():
     old, new = topology_of("xx.. ...x"), topology_of("x.x. ...x")
-    assert change_picture(old, new)[0].tolist() == [[255] * 3, [230, 30, 30], [20, 200, 60], [0] * 3]
+    assert change_picture(old, new)[0].tolist() == [[255] * 3, list(USUAL.dropped), list(USUAL.grown), [0] * 3]
     assert scalars({"train_loss": None, "variant": "x", "epoch": 3, "layers": {}}, {}) == {}
     json.dumps(scalars({"test_loss": float("nan")}, {}))

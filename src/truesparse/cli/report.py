@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 PAGE = "report.html"
+PALETTES = ("usual", "safe")
 
 
 def report(
@@ -15,11 +16,22 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="The page.", show_default=f"RUN/{PAGE}, or {PAGE} for several runs")
     ] = None,
+    png: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every picture as a PNG file too, of several runs in a folder for each.")
+    ] = None,
+    palette: Annotated[str, typer.Option(help="Of those files: usual, or safe for every kind of colour vision.")] = "usual",
 ) -> int:
     """Write one page about one or several runs: curves, masks as they change, how connections live. It opens without a network."""
     from ..report import read_run, write_page
 
+    if palette not in PALETTES:
+        raise typer.BadParameter(f"expected one of {', '.join(PALETTES)}, got {palette!r}", param_hint="--palette")
     path = out or (runs[0] / PAGE if len(runs) == 1 else Path(PAGE))
-    write_page([read_run(run) for run in runs], path)
+    found = [read_run(run) for run in runs]
+    if png is not None:
+        from ..plot import write_all
+
+        print(f"{len(write_all(found, png, palette=palette))} pictures are in {png}")
+    write_page(found, path)
     print(f"The page is {path}")
     return 0
