@@ -18,7 +18,7 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"truesparse {__version__}\n"
 
 
-COMMANDS = ("train", "doctor", "algorithms", "inspect", "pack", "export", "report")
+COMMANDS = ("train", "doctor", "algorithms", "inspect", "pack", "export", "report", "tour")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)

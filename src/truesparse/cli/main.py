@@ -18,6 +18,7 @@ from .export import export
 from .inspect import inspect
 from .pack import pack
 from .report import report
+from .tour import tour
 from .train import train
 
 WITH_OPTIONAL_VALUE = ("--tensorboard", "--mlflow", "--wandb")
@@ -38,6 +39,7 @@ app.command()(inspect)
 app.command()(pack)
 app.command()(export)
 app.command()(report)
+app.command()(tour)
 app.add_typer(bench, name="bench")
 
 
