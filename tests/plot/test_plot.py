@@ -181,6 +181,9 @@ def test_fan_and_ages(digits, masks):
     areas = ts.plot.ages(digits, "3").axes[0].collections
     top = max(path.vertices[:, 1].max() for area in areas for path in area.get_paths())
     assert top == int(masks[0].sum())
+    oldest = areas[0].get_paths()[0].vertices
+    survivors = torch.stack(list(masks.values())).all(0)
+    assert oldest[oldest[:, 0] == max(masks)][:, 1].max() == int(survivors.sum())
 
 
 def test_all_of_them(digits, dense, tmp_path):

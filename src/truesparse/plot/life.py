@@ -68,11 +68,9 @@ def ages(run: AnyRun, layer: str, *, variant: str | None = None) -> Figure:
     """The connections alive at each time, by when they grew: dark are the oldest. Arguments and errors as `survival`."""
     run = as_run(run)
     lived = _lived(run, variant, layer)
-    stages = len(lived.steps)
-    width = max(1, ceil((stages - 1) / (MOST_BIRTHS - 1)))
-    starts = [0, *range(1, stages, width)]
-    groups = [lived.alive[:, start : (start + width if start else 1)].sum(1).tolist() for start in starts]
-    spans = [_between(lived.steps[start], lived.steps[min(start + width, stages) - 1]) for start in starts[1:]]
+    groups = lived.alive.T.tolist()
+    ends = [*lived.births[1:], len(lived.steps)]
+    spans = [_between(lived.steps[start], lived.steps[end - 1]) for start, end in zip(lived.births[1:], ends[1:], strict=True)]
     names = ["from the beginning", *spans]
     drawn = figure(8, 3.8)
     axes = tidy(drawn.add_subplot(), xlabel=STEP, ylabel="connections", title=f"{run.name}, {said(layer)}: when they grew")
@@ -153,7 +151,9 @@ def _lived(run: Run, variant: str | None, layer: str) -> Evolution:
 
 @lru_cache(maxsize=16)  # each picture asks for the same
 def _evolution(run: Run, variant: str, layer: str) -> Evolution:
-    return evolution(run.layers[layer].geometry, run.stages(variant, layer))
+    stages = 1 + len(run.change_counts(variant, layer))
+    births = [0, *range(1, stages, max(1, ceil((stages - 1) / (MOST_BIRTHS - 1))))]
+    return evolution(run.layers[layer].geometry, run.stages(variant, layer), births)
 
 
 def _style(number: int, palette: str) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def _ends(run: Run, variant: str, layer: str) -> tuple[Stage, ...]:
 
 def _spread(run: Run, variant: str, layer: str) -> tuple[Stage, ...]:
     """The first, the last, and some between; each with the changes of its own update."""
-    count = sum(1 for _ in run.stages(variant, layer))
+    count = 1 + len(run.change_counts(variant, layer))
     wanted = {round(place * (count - 1) / (MOST_FRAMES - 1)) for place in range(MOST_FRAMES)}
     return tuple(stage for number, stage in enumerate(run.stages(variant, layer)) if number in wanted)
 
