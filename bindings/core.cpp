@@ -9,6 +9,7 @@
 #include "matrix.h"
 #include "paths.h"
 #include "peak.h"
+#include "planned_convolution.h"
 #include "rewiring.h"
 #include "threads.h"
 #include "top_k.h"
@@ -199,6 +200,20 @@ NB_MODULE(_core, m) {
             new (self) Convolution{in_channels, out_channels, pair(kernel), pair(stride), pair(padding), pair(dilation), groups};
           },
           "in_channels"_a, "out_channels"_a, "kernel"_a, "stride"_a, "padding"_a, "dilation"_a, "groups"_a);
+
+  nb::class_<PlannedConvolution>(m, "PlannedConvolution")
+      .def(
+          "__init__",
+          [](PlannedConvolution* self, const Convolution& convolution, Address indptr, Address indices, Address values, Address bias, float low,
+             float high, bool pool, int64_t batch, int64_t height, int64_t width, int64_t threads) {
+            new (self) PlannedConvolution(convolution, at<const int32_t>(indptr), at<const int32_t>(indices), at<const float>(values),
+                                          at<const float>(bias), Finish{{low, high}, pool}, batch, {height, width}, threads);
+          },
+          "convolution"_a, "indptr"_a, "indices"_a, "values"_a, "bias"_a, "low"_a, "high"_a, "pool"_a, "batch"_a, "height"_a, "width"_a, "threads"_a)
+      .def(
+          "run", [](const PlannedConvolution& self, Address x, Address y) { self.run(at<const float>(x), at<float>(y)); },
+          nb::call_guard<nb::gil_scoped_release>(), "x"_a, "y"_a)
+      .def_prop_ro("nbytes", &PlannedConvolution::bytes);
 
   m.def(
       "block_starts",

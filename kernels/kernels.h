@@ -28,6 +28,12 @@ struct CountTo<0, lane...> {
   using type = Lanes<lane...>;
 };
 
+// Results below `low` become `low`, those above `high` become `high`; NaN stays.
+template <class T>
+struct Limits {
+  T low, high;
+};
+
 // Some rows of one block of columns: row r holds the connections begins[r] to ends[r].
 template <class T>
 struct Connections {
@@ -38,6 +44,7 @@ struct Connections {
   const T* values;         // [nnz]
   int64_t step;            // elements of the packed source per unit of offset
   int64_t alike;           // rows i * alike to i * alike + alike - 1 have the same offsets: 1, 2 or 4
+  const Limits<T>* limits = nullptr;  // of the sums, with the last connections of the rows
 };
 
 // Packed samples: element (feature, sample) at packed[place(feature) * width + sample], `width` samples side by side.
@@ -61,6 +68,14 @@ struct Kernels {
   // The same for what keeps its order: numbers side by side.
   void (*widen)(const S* from, int64_t count, T* to);
   void (*narrow)(const T* from, int64_t count, S* to);
+
+  // to[i] = from[i * step]
+  void (*every)(const S* from, int64_t count, int64_t step, T* to);
+  // Row i of `columns` numbers from from + i * from_pitch to to + i * to_pitch. They do not overlap.
+  void (*copy_rows)(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch);
+  // to[i] = the largest of two by two positions, 2i and 2i + 1 of the row at `from` and of the one `pitch` elements after it; NaN if one is.
+  // `width` samples side by side: 1 or a multiple of the lanes. `to` may be `from`.
+  void (*pool)(const T* from, int64_t pitch, int64_t count, int64_t width, T* to);
 
   // One tile of `vectors` vectors for all rows. `first` starts from `bias` (null: zero) instead of from the target.
   void (*spmm)(const Connections<T>& connections, int64_t vectors, bool first, const T* bias, const T* source, T* target,

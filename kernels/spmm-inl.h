@@ -14,13 +14,21 @@ inline __attribute__((always_inline)) void prefetch(const Connections<T>& c, int
   }
 }
 
+template <class T>
+inline __attribute__((always_inline)) Vector<T> limited(const Connections<T>& c, Vector<T> sum) {
+  if (!c.limits) return sum;
+  const Vector<T> low = broadcast<T>(c.limits->low), high = broadcast<T>(c.limits->high);
+  sum = sum < low ? low : sum;
+  return sum > high ? high : sum;
+}
+
 // `rows` rows that have the same offsets: a source is loaded once for all of them.
 template <class T, int rows, int vectors>
 inline __attribute__((always_inline)) void spmm_rows(const Connections<T>& c, int64_t row, bool first, const T* bias, const T* source, T* target,
                                                      int64_t stride) {
   constexpr int n = lanes<T>;
   const int64_t count = c.ends[row] - c.begins[row], step = c.step;
-  if (!first && !count) return;
+  if (!first && !count && !c.limits) return;
   const int32_t* const offsets = c.offsets + c.begins[row];
   const T* values[rows];
   T* to[rows];
@@ -59,7 +67,7 @@ inline __attribute__((always_inline)) void spmm_rows(const Connections<T>& c, in
 #pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 16
-    for (int v = 0; v < vectors; ++v) store<T>(to[r] + v * n, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) store<T>(to[r] + v * n, limited(c, sum[r][v]));
   }
 }
 
@@ -104,7 +112,7 @@ inline __attribute__((always_inline)) void spmm_abreast(const Connections<T>& c,
 #pragma GCC unroll 4
   for (int r = 0; r < abreast; ++r) {
     for (int64_t p = common; p < count[r]; ++p) add(r, p);
-    store<T>(target + (row + r) * stride, sum[r]);
+    store<T>(target + (row + r) * stride, limited(c, sum[r]));
   }
 }
 

@@ -97,4 +97,4 @@ def key_of(weights: Weights, relu: bool, conditions: Conditions, machine: Sequen
     topology, geometry = weights.topology, weights.geometry
     connections = hashlib.sha256(topology.indptr.numpy().tobytes() + topology.indices.numpy().tobytes()).hexdigest()[:16]
     parts = (*machine, _core.isa(), geometry, connections, weights.bias is not None, relu)
-    return " | ".join(map(str, (*parts, conditions.input_shape, conditions.threads, conditions.values)))
+    return " | ".join(map(str, (*parts, conditions.input_shape, conditions.threads, conditions.values, conditions.finish)))

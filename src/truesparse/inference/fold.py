@@ -1,4 +1,4 @@
-"""Which operations can become part of the layer before them? BatchNorm its weights, an activation its last step, Dropout nothing at all."""
+"""Which operations can become part of the layer before them? BatchNorm its weights, an activation and a max-pool its last steps, Dropout nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..nn.conv import ConvolutionInterface
 from .layers import LAYERS, FusedLayer, Weights, weights_of, with_weights
 from .trace import module_of, replaced, shape_of
 
@@ -66,6 +67,31 @@ def fuse_activations(module: fx.GraphModule) -> fx.GraphModule:
                 follower.replace_all_uses_with(node)
                 new.graph.erase_node(follower)
     return cleaned(new)
+
+
+def fuse_pools(module: fx.GraphModule) -> fx.GraphModule:
+    """A convolution, its activation if it has one, and a max-pool of two by two positions become one `FusedLayer`.
+
+    Where nothing else reads what comes before the pool, at every call of the layer.
+    """
+    new = replaced(module)
+    for layer, nodes in calls_of(new, (*LAYERS, FusedLayer)).items():
+        submodule, followers = new.get_submodule(layer), [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+        own, activation = (submodule.layer, submodule.activation) if isinstance(submodule, FusedLayer) else (submodule, None)
+        images = isinstance(own, (nn.Conv2d, ConvolutionInterface)) and all(len(shape_of(node) or ()) == 4 for node in nodes)
+        if images and len(followers) == len(nodes) and all(_pools_two_by_two(module_of(new, follower)) for follower in followers):
+            new.set_submodule(layer, FusedLayer(own, activation, nn.MaxPool2d(2)))
+            for node, follower in zip(nodes, followers, strict=True):
+                follower.replace_all_uses_with(node)
+                new.graph.erase_node(follower)
+    return cleaned(new)
+
+
+def _pools_two_by_two(pool: nn.Module | None) -> bool:
+    if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
+        return False
+    both = [setting if isinstance(setting, tuple) else (setting, setting) for setting in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
+    return both == [(2, 2), (2, 2), (0, 0), (1, 1)]
 
 
 def calls_of(module: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> dict[str, list[fx.Node]]:

@@ -136,19 +136,23 @@ def with_weights(layer: nn.Module, weights: Weights) -> nn.Module:
 
 
 class FusedLayer(nn.Module):
-    """A layer followed by its activation, as one module: what a kernel does in one go.
+    """A layer followed by its activation and a max-pool, as one module: what a kernel does in one go.
 
     Attributes:
         layer: one of the sparse or dense layers.
-        activation: a module of torch.nn without parameters.
+        activation: a module of torch.nn without parameters, or None.
+        pool: of two by two positions, or None.
     """
 
-    def __init__(self, layer: nn.Module, activation: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, activation: nn.Module | None, pool: nn.MaxPool2d | None = None) -> None:
         super().__init__()
-        self.layer, self.activation = layer, activation
+        self.layer, self.activation, self.pool = layer, activation, pool
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.activation(self.layer(input))
+        y = self.layer(input)
+        for follower in (self.activation, self.pool):
+            y = y if follower is None else follower(y)
+        return y
 
 
 def _geometry_of(layer: nn.Module) -> Geometry:

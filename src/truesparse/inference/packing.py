@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import __version__
+from ..geometry import Convolution
 from ..nn import TopologyLayer
 from ..processor import processor
 from ..shown import Table
 from .choice import Measured, Memory, by_rule, key_of, measure
 from .layers import LAYERS, FusedLayer, Weights, weights_of
-from .layouts import VALUES, Conditions, Dense, candidates
+from .layouts import VALUES, Conditions, Dense, Finish, candidates
 from .packed import Frozen, PackedLayer
 from .simplify import LayerChange, simplify
 from .trace import Example
@@ -167,16 +169,23 @@ def pack(
 
 @dataclass(frozen=True, eq=False)
 class _Layer:
-    """A layer of the simplified graph, its weights read once, and the activation that follows it."""
+    """A layer of the simplified graph, its weights read once, and what follows it: all that its layout does, then modules of their own."""
 
     module: nn.Module
     weights: Weights
-    activation: nn.Module | None
+    relu: bool
+    finish: Finish
+    others: tuple[nn.Module, ...]
 
     @classmethod
     def of(cls, module: nn.Module) -> _Layer:
-        layer, activation = (module.layer, module.activation) if isinstance(module, FusedLayer) else (module, None)
-        return cls(layer, weights_of(layer), activation)
+        fused = module if isinstance(module, FusedLayer) else FusedLayer(module, None)
+        weights, activation, pool = weights_of(fused.layer), fused.activation, fused.pool
+        limited = isinstance(activation, nn.ReLU6) and isinstance(weights.geometry, Convolution)
+        relu = isinstance(activation, nn.ReLU) or limited
+        if activation is None or relu:
+            return cls(fused.layer, weights, relu, Finish(6.0 if limited else math.inf, pool is not None), ())
+        return cls(fused.layer, weights, False, Finish(), (activation,) if pool is None else (activation, pool))
 
 
 @dataclass(frozen=True)
@@ -187,9 +196,8 @@ class _Chooser:
     machine: tuple[str, ...]
 
     def packed(self, layer: _Layer, change: LayerChange, shape: tuple[int, ...], dense_bytes: int) -> tuple[PackedRow, nn.Module]:
-        weights, activation = layer.weights, layer.activation
-        relu = isinstance(activation, nn.ReLU)
-        conditions = Conditions(shape, self.threads, self.values)
+        weights, relu = layer.weights, layer.relu
+        conditions = Conditions(shape, self.threads, self.values, layer.finish)
         measured = None if self.memory is None else self._measured(weights, relu, conditions, self.memory)
         if measured is None:
             candidate = by_rule(weights, conditions)
@@ -207,7 +215,7 @@ class _Chooser:
             dense_seconds=None if measured is None else measured.seconds[Dense.name],
         )
         packed = PackedLayer(layout, weights.geometry, layer.module)
-        return row, packed if relu or activation is None else nn.Sequential(packed, activation)
+        return row, nn.Sequential(packed, *layer.others) if layer.others else packed
 
     def _measured(self, weights: Weights, relu: bool, conditions: Conditions, memory: Memory) -> Measured:
         key = key_of(weights, relu, conditions, self.machine)

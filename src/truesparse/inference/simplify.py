@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from .fold import calls_of, fold_norms, fuse_activations, without_identities
+from .fold import calls_of, fold_norms, fuse_activations, fuse_pools, without_identities
 from .layers import LAYERS, FusedLayer, weights_of
 from .prune import prune
 from .trace import Example, Leaves, trace
@@ -18,7 +18,7 @@ class Simplified:
 
     Attributes:
         module: computes what the model computes, in eval mode, on modules of its own. Its layers with weights are those that `layers`
-            names: sparse or dense ones, or a `FusedLayer` of one and its activation.
+            names: sparse or dense ones, or a `FusedLayer` of one and what follows it.
         layers: what became of each layer, in the order of the graph.
     """
 
@@ -62,11 +62,11 @@ def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplif
     """
     traced = trace(model, example, leaves)
     folded, norms = fold_norms(without_identities(traced))
-    module = fuse_activations(prune(folded, example))
+    module = fuse_pools(fuse_activations(prune(folded, example)))
     changes = []
     for name in calls_of(traced, LAYERS):
         after = module.get_submodule(name)
-        layer, activation = (after.layer, repr(after.activation)) if isinstance(after, FusedLayer) else (after, "")
+        layer, activation = (after.layer, repr(after.activation or "")) if isinstance(after, FusedLayer) else (after, "")
         neurons, inputs, connections = zip(_counts(traced.get_submodule(name)), _counts(layer), strict=True)
         changes.append(LayerChange(name, neurons, inputs, connections, norms.get(name), activation))
     return Simplified(module, tuple(changes))

@@ -1,13 +1,14 @@
 """Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
 
 from ..layers import Weights
-from . import dense, tiles, windows
-from .base import VALUES, Candidate, Conditions, Layout
+from . import dense, planes, tiles, windows
+from .base import VALUES, Candidate, Conditions, Finish, Layout
 from .dense import Dense, DenseCandidate
+from .planes import Planes, PlanesCandidate
 from .tiles import Tiles, TilesCandidate
 from .windows import Windows, WindowShape
 
-KINDS = dense, tiles, windows
+KINDS = dense, planes, tiles, windows
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
@@ -21,7 +22,10 @@ __all__ = [
     "Conditions",
     "Dense",
     "DenseCandidate",
+    "Finish",
     "Layout",
+    "Planes",
+    "PlanesCandidate",
     "Tiles",
     "TilesCandidate",
     "WindowShape",

@@ -6,6 +6,7 @@ values may be reordered, padded and rounded.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
@@ -48,6 +49,19 @@ class Layout(ABC):
 
 
 @dataclass(frozen=True)
+class Finish:
+    """What a convolution does to its results after its bias and its ReLU, in the same go.
+
+    Args:
+        most: what is larger becomes this, as ReLU6 does.
+        pool: then the largest of each two by two positions, as `nn.MaxPool2d(2)`.
+    """
+
+    most: float = math.inf
+    pool: bool = False
+
+
+@dataclass(frozen=True)
 class Conditions:
     """Under what a layer will be called.
 
@@ -55,11 +69,13 @@ class Conditions:
         input_shape: of a call, the samples first: (batch, columns), or images.
         threads: of torch and of the kernels.
         values: how connections may be held: "float32", "bfloat16", "int8".
+        finish: of a convolution.
     """
 
     input_shape: tuple[int, ...]
     threads: int
     values: str = "float32"
+    finish: Finish = Finish()
 
     @property
     def batch(self) -> int:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from math import prod
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from ...geometry import Convolution
 from ..layers import Weights
-from .base import Candidate, Conditions, Layout, nbytes
+from .base import Candidate, Conditions, Finish, Layout, nbytes
 
-BYTE, MULTIPLY_ADD = 1 / 28, 1 / 90  # nanoseconds
+# Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.
+BYTE, MULTIPLY_ADD, NUMBER, POOLED, CALL = 1 / 28, 1 / 90, 0.3, 15, 15_000
 
 
 class Dense(Layout):
@@ -17,14 +22,18 @@ class Dense(Layout):
 
     name = "dense"
 
-    def __init__(self, weights: Weights, relu: bool = False) -> None:
+    def __init__(self, weights: Weights, relu: bool = False, finish: Finish = Finish()) -> None:  # noqa: B008 - it is immutable
         super().__init__(weights, relu)
-        self.geometry, self.bias = weights.geometry, weights.bias
+        self.geometry, self.bias, self.finish = weights.geometry, weights.bias, finish
         self.weight = weights.topology.scatter(weights.values).view(weights.geometry.weight_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
         y = self.geometry.dense(x, self.weight, self.bias)
-        return y.relu_() if self.relu else y
+        if self.finish.most < math.inf:
+            y.clamp_(0.0 if self.relu else -math.inf, self.finish.most)
+        elif self.relu:
+            y.relu_()
+        return F.max_pool2d(y, 2) if self.finish.pool else y
 
     @property
     def nbytes(self) -> int:
@@ -33,12 +42,19 @@ class Dense(Layout):
 
 @dataclass(frozen=True)
 class DenseCandidate(Candidate):
+    finish: Finish = Finish()
+
     def make(self, weights: Weights, relu: bool, values: str) -> Dense:
-        return Dense(weights, relu)
+        return Dense(weights, relu, self.finish)
 
     def guess(self, weights: Weights, conditions: Conditions) -> float:
-        size = weights.topology.size
-        return max(4 * size * BYTE, conditions.positions(weights.geometry) * size * MULTIPLY_ADD)
+        geometry, size = weights.geometry, weights.topology.size
+        positions = conditions.positions(geometry)
+        if not isinstance(geometry, Convolution):
+            return max(4 * size * BYTE, positions * size * MULTIPLY_ADD)
+        results = positions * geometry.out_channels
+        numbers = prod(conditions.input_shape) + results
+        return CALL + 4 * size * BYTE + positions * size * MULTIPLY_ADD + numbers * NUMBER + self.finish.pool * results / 4 * POOLED
 
     def __str__(self) -> str:
         return Dense.name
@@ -46,4 +62,4 @@ class DenseCandidate(Candidate):
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
     """Always one."""
-    return [DenseCandidate()]
+    return [DenseCandidate(conditions.finish)]

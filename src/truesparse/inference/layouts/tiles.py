@@ -1,4 +1,4 @@
-"""For batches and images: connections row by row, multiplied with tiles of many samples."""
+"""For batches: connections row by row, multiplied with tiles of many samples."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...geometry import Convolution
 from ...ops import Verbs, verbs_for
 from ..layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
@@ -18,7 +19,7 @@ MULTIPLY_ADD, OF_SAMPLES, COPY = 0.34 / 16, 16, 0.1
 
 
 class Tiles(Layout):
-    """Connections row by row, multiplied with tiles of many samples by the kernels of training: for batches and images."""
+    """Connections row by row, multiplied with tiles of many samples by the kernels of training: for batches."""
 
     name = "tiles"
 
@@ -59,5 +60,5 @@ class TilesCandidate(Candidate):
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
-    """Always one."""
-    return [TilesCandidate()]
+    """One, but for convolutions."""
+    return [] if isinstance(weights.geometry, Convolution) else [TilesCandidate()]
