@@ -29,6 +29,7 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   const Convolution& c = convolution_;
   const int64_t lanes = kernels_.lanes, rows = c.out_channels, phases = c.phases(), per_group = std::max<int64_t>(1, rows / c.groups);
   if (bias) bias_.assign(bias, bias + rows);
+  batch = std::max<int64_t>(1, batch);  // none are planned as one
   output_ = {c.output(size.height, &Pair::height), c.output(size.width, &Pair::width)};
   reach_ = {(c.kernel.height - 1) * c.dilation.height / c.stride.height, (c.kernel.width - 1) * c.dilation.width / c.stride.width};
   const Pair phase{divide_up(size.height + c.padding.height, c.stride.height), divide_up(size.width + c.padding.width, c.stride.width)};
@@ -36,7 +37,7 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   height_ = std::max(phase.height, output_.height);
 
   const int64_t pixels = size.height * size.width;
-  direct_ = c.pointwise() && !finish.pool && pixels % lanes == 0 && !crowded(pixels);
+  direct_ = c.pointwise() && !finish.pool && pixels % lanes == 0 && !crowded(pixels) && c.in_channels * pixels <= INT32_MAX;
   // Samples side by side make aligned vectors, but have to be transposed.
   width_ = !c.pointwise() && 2 * divide_up(batch, lanes) * lanes <= 3 * batch ? lanes : 1;
 
@@ -48,7 +49,7 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   const int64_t in_part = c.groups > 1 ? part_ / per_group * c.channels_per_group() : c.in_channels;
   const int64_t row_bytes = (in_part * phases + part_) * pitch_ * width_ * static_cast<int64_t>(sizeof(float));
   const int64_t most_rows = std::max<int64_t>(1, second_cache / std::max<int64_t>(1, row_bytes));
-  stacked_ = width_ > 1 || direct_ ? 1 : std::clamp<int64_t>(most_rows / height_, 1, divide_up(batch, threads));
+  stacked_ = width_ > 1 || direct_ ? 1 : std::clamp<int64_t>(most_rows / height_, 1, std::max<int64_t>(1, divide_up(batch, threads)));
   band_ = direct_ || most_rows >= height_ ? output_.height : std::clamp<int64_t>(most_rows - reach_.height, 1, output_.height);
   const int64_t groups_of_samples = divide_up(batch, stacked_ * width_), step = direct_ ? lanes : finish.pool ? 2 : 1;
   if (groups_of_samples * divide_up(rows, part_) * divide_up(output_.height, band_) < threads) {

@@ -30,7 +30,7 @@ def test_candidates_are_near_the_density():
         *("windows:0:2", "windows:1:2", "windows:1:4", "windows:2:2", "windows:2:4"),
     ]
     assert named(candidates(weights_of(64, 640, 0.1), Conditions((1, 640), 1))) == ["dense", "tiles", "windows:0:2"]
-    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "planes"]
+    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "tiles"]
     convolution = Convolution(4, 8, (3, 3))
     topology = Unstructured().random(convolution.shape, 30, torch.Generator().manual_seed(0))
     assert named(candidates(Weights(convolution, topology, torch.ones(30), None), Conditions((1, 4, 5, 5), 1))) == ["dense", "planes"]

@@ -168,3 +168,42 @@ def test_float32_stays_float32_and_close():
     module = simplify(model, x).module
     assert all(array.dtype == torch.float32 for array in module.parameters())
     torch.testing.assert_close(module(x), model.eval()(x), rtol=1e-5, atol=1e-5)
+
+
+def convolution_and(pool, activation=None, kind=nn.Conv2d):
+    torch.manual_seed(0)
+    layer = kind(2, 3, 3, padding=1) if kind is nn.Conv2d else kind(2, 3, 3, padding=1, sparsity=0.5)
+    return nn.Sequential(layer, *([activation] if activation else []), pool)
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, SparseConv2d])
+@pytest.mark.parametrize("activation", [None, nn.ReLU(), nn.ReLU6(), nn.Tanh()])
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d((2, 2), (2, 2), 0)], ids=str)
+def test_a_max_pool_of_two_by_two_becomes_part_of_a_convolution(kind, activation, pool):
+    simplified = same(convolution_and(pool, activation, kind).double(), torch.randn(2, 2, 7, 6).double())
+    assert called(simplified) == ["0"]
+    fused = simplified.module.get_submodule("0")
+    assert isinstance(fused, FusedLayer)
+    assert isinstance(fused.pool, nn.MaxPool2d)
+    assert repr(fused.activation) == repr(activation)
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2)], ids=str
+)
+def test_other_pools_stay(pool):
+    simplified = same(convolution_and(pool, nn.ReLU()).double(), torch.randn(2, 2, 7, 7).double())
+    assert called(simplified) == ["0", "2"]
+
+
+def test_a_pool_stays_where_something_else_reads_the_convolution():
+    def function(self, x):
+        y = self.layer(x)
+        return F.max_pool2d(y, 2), y.sum()
+
+    model = Net(function, nn.Conv2d(2, 3, 3)).double()
+    x = torch.randn(1, 2, 6, 6).double()
+    simplified = simplify(model, x)
+    assert not any(isinstance(module, FusedLayer) for module in simplified.module.modules())
+    for given, wanted in zip(simplified.module(x), model(x), strict=True):
+        torch.testing.assert_close(given, wanted)

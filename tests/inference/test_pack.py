@@ -54,6 +54,26 @@ def test_convolutions_and_linear_layers(tune, batch, memory):
     assert not any(isinstance(module, (nn.BatchNorm2d, nn.ReLU)) for module in packed.modules())
 
 
+@pytest.mark.parametrize("tune", [True, False])
+@pytest.mark.parametrize("batch", [1, 20])
+def test_limits_and_max_pools_are_part_of_convolutions(tune, batch, memory):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU6(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(8, 8, 3, 2, padding="valid", groups=8), nn.BatchNorm2d(8), nn.ReLU6()),
+        *(nn.Conv2d(8, 12, 3, padding=2, padding_mode="reflect"), nn.MaxPool2d(2)),
+        *(nn.Conv2d(12, 6, 1), nn.Tanh(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Linear(24, 5), nn.ReLU6()),
+    )
+    model = sparsify(model, 0.5, generator=torch.Generator().manual_seed(0)).eval()
+    x = 5 * torch.randn(batch, 3, 33, 33)
+    packed = pack(model, x, tune=tune, memory=memory)
+    hold(packed, model, x)
+    hold(packed, model, 5 * torch.randn(3, 3, 33, 33))
+    kinds = [type(module) for module in packed.modules()]
+    assert (kinds.count(nn.ReLU6), kinds.count(nn.MaxPool2d)) == (1, 1)  # that of the linear layer, and that after a Tanh
+
+
 @pytest.mark.parametrize("batch", [1, 2, 33])
 def test_perceptrons(batch, memory):
     model = perceptron()

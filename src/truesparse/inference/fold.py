@@ -1,4 +1,4 @@
-"""Which operations can become part of the layer before them? BatchNorm its weights, an activation and a max-pool its last steps, Dropout nothing."""
+"""Which operations can become part of the layer before them? BatchNorm its weights, an activation and a max-pool its last steps."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def fuse_pools(module: fx.GraphModule) -> fx.GraphModule:
     """
     new = replaced(module)
     for layer, nodes in calls_of(new, (*LAYERS, FusedLayer)).items():
-        submodule, followers = new.get_submodule(layer), [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+        followers = [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+        submodule = new.get_submodule(layer)
         own, activation = (submodule.layer, submodule.activation) if isinstance(submodule, FusedLayer) else (submodule, None)
         images = isinstance(own, (nn.Conv2d, ConvolutionInterface)) and all(len(shape_of(node) or ()) == 4 for node in nodes)
         if images and len(followers) == len(nodes) and all(_pools_two_by_two(module_of(new, follower)) for follower in followers):
@@ -90,8 +91,8 @@ def fuse_pools(module: fx.GraphModule) -> fx.GraphModule:
 def _pools_two_by_two(pool: nn.Module | None) -> bool:
     if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
         return False
-    both = [setting if isinstance(setting, tuple) else (setting, setting) for setting in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
-    return both == [(2, 2), (2, 2), (0, 0), (1, 1)]
+    settings = pool.kernel_size, pool.stride, pool.padding, pool.dilation
+    return [one if isinstance(one, tuple) else (one, one) for one in settings] == [(2, 2), (2, 2), (0, 0), (1, 1)]
 
 
 def calls_of(module: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> dict[str, list[fx.Node]]:

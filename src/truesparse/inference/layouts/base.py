@@ -61,6 +61,9 @@ class Finish:
     pool: bool = False
 
 
+NOTHING = Finish()
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Under what a layer will be called.
@@ -75,7 +78,7 @@ class Conditions:
     input_shape: tuple[int, ...]
     threads: int
     values: str = "float32"
-    finish: Finish = Finish()
+    finish: Finish = NOTHING
 
     @property
     def batch(self) -> int:

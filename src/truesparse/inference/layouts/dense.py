@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...geometry import Convolution
 from ..layers import Weights
-from .base import Candidate, Conditions, Finish, Layout, nbytes
+from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 
 # Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.
 BYTE, MULTIPLY_ADD, NUMBER, POOLED, CALL = 1 / 28, 1 / 90, 0.3, 15, 15_000
@@ -22,7 +22,7 @@ class Dense(Layout):
 
     name = "dense"
 
-    def __init__(self, weights: Weights, relu: bool = False, finish: Finish = Finish()) -> None:  # noqa: B008 - it is immutable
+    def __init__(self, weights: Weights, relu: bool = False, finish: Finish = NOTHING) -> None:
         super().__init__(weights, relu)
         self.geometry, self.bias, self.finish = weights.geometry, weights.bias, finish
         self.weight = weights.topology.scatter(weights.values).view(weights.geometry.weight_shape)
@@ -42,7 +42,7 @@ class Dense(Layout):
 
 @dataclass(frozen=True)
 class DenseCandidate(Candidate):
-    finish: Finish = Finish()
+    finish: Finish = NOTHING
 
     def make(self, weights: Weights, relu: bool, values: str) -> Dense:
         return Dense(weights, relu, self.finish)

@@ -15,7 +15,7 @@ from ...formats.blocked import core_convolution
 from ...geometry import Convolution
 from ...merge import threads_for
 from ..layers import Weights
-from .base import Candidate, Conditions, Finish, Layout, nbytes
+from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
 
@@ -35,7 +35,7 @@ class Planes(Layout):
 
     name = "planes"
 
-    def __init__(self, weights: Weights, relu: bool = False, finish: Finish = Finish()) -> None:  # noqa: B008 - it is immutable
+    def __init__(self, weights: Weights, relu: bool = False, finish: Finish = NOTHING) -> None:
         super().__init__(weights, relu)
         assert isinstance(weights.geometry, Convolution)
         self.geometry, self.topology, self.finish = weights.geometry, weights.topology, finish
@@ -81,7 +81,7 @@ class Planes(Layout):
 
 @dataclass(frozen=True)
 class PlanesCandidate(Candidate):
-    finish: Finish = Finish()
+    finish: Finish = NOTHING
 
     def make(self, weights: Weights, relu: bool, values: str) -> Planes:
         return Planes(weights, relu, self.finish)
