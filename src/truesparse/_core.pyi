@@ -34,6 +34,26 @@ class Convolution:
         groups: int,
     ) -> None: ...
 
+class PlannedConvolution:
+    def __init__(
+        self,
+        convolution: Convolution,
+        indptr: int,
+        indices: int,
+        values: int,
+        bias: int,
+        low: float,
+        high: float,
+        pool: bool,
+        batch: int,
+        height: int,
+        width: int,
+        threads: int,
+    ) -> None: ...
+    def run(self, x: int, y: int) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class TopK:
     """The k largest entries of slabs of rows where there is no connection: larger magnitude first, then smaller position."""
     def __init__(self, k: int) -> None: ...

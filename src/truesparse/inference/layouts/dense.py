@@ -15,6 +15,7 @@ from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 
 # Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.
 BYTE, MULTIPLY_ADD, NUMBER, POOLED, CALL = 1 / 28, 1 / 90, 0.3, 15, 15_000
+NUMBER_IN_GROUPS = 0.55
 
 
 class Dense(Layout):
@@ -54,7 +55,7 @@ class DenseCandidate(Candidate):
             return max(4 * size * BYTE, positions * size * MULTIPLY_ADD)
         results = positions * geometry.out_channels
         numbers = prod(conditions.input_shape) + results
-        return CALL + 4 * size * BYTE + positions * size * MULTIPLY_ADD + numbers * NUMBER + self.finish.pool * results / 4 * POOLED
+        return CALL + 4 * size * BYTE + positions * size * MULTIPLY_ADD + numbers * (NUMBER if geometry.groups == 1 else NUMBER_IN_GROUPS) + self.finish.pool * results / 4 * POOLED
 
     def __str__(self) -> str:
         return Dense.name
