@@ -55,7 +55,9 @@ class DenseCandidate(Candidate):
             return max(4 * size * BYTE, positions * size * MULTIPLY_ADD)
         results = positions * geometry.out_channels
         numbers = prod(conditions.input_shape) + results
-        return CALL + 4 * size * BYTE + positions * size * MULTIPLY_ADD + numbers * (NUMBER if geometry.groups == 1 else NUMBER_IN_GROUPS) + self.finish.pool * results / 4 * POOLED
+        read_and_written = numbers * (NUMBER if geometry.groups == 1 else NUMBER_IN_GROUPS)
+        pooled = self.finish.pool * results / 4 * POOLED
+        return CALL + 4 * size * BYTE + positions * size * MULTIPLY_ADD + read_and_written + pooled
 
     def __str__(self) -> str:
         return Dense.name

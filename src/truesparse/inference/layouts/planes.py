@@ -54,10 +54,11 @@ class Planes(Layout):
         g, batch, (height, width) = self.geometry, shape[0], shape[2:]
         size = g.output_size((height, width))
         threads = threads_for(batch * prod(size) * self.topology.nnz, WORK_OF_A_THREAD) if threads > 1 else 1
-        arrays = self.topology.indptr, self.topology.indices, self.values
         plan = _core.PlannedConvolution(
             core_convolution(g),
-            *(array.data_ptr() for array in arrays),
+            self.topology.indptr.data_ptr(),
+            self.topology.indices.data_ptr(),
+            self.values.data_ptr(),
             0 if self.bias is None else self.bias.data_ptr(),
             0.0 if self.relu else -math.inf,
             self.finish.most,
