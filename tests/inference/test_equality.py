@@ -9,7 +9,7 @@ from torch import nn
 
 from truesparse import NM, SparseConv2d, SparseLinear, Topology, _core, densify, sparsify
 from truesparse.inference import pack, packing
-from truesparse.inference.layouts import candidates, windows
+from truesparse.inference.layouts import candidates, planes, windows
 from truesparse.inference.packed import PackedLayer
 from truesparse.ops import cpu
 
@@ -23,7 +23,7 @@ def isa(request):
 @pytest.fixture(params=[1, 2])
 def threads(request, monkeypatch):
     """Small layers are shared out among threads too."""
-    for module in (cpu, windows):
+    for module in (cpu, planes, windows):
         monkeypatch.setattr(module, "WORK_OF_A_THREAD", 1)
     torch.set_num_threads(request.param)
     return request.param
