@@ -3,10 +3,13 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+
 #include "convolution.h"
 #include "isa.h"
 #include "layout.h"
 #include "matrix.h"
+#include "pairs.h"
 #include "paths.h"
 #include "peak.h"
 #include "planned_convolution.h"
@@ -150,6 +153,45 @@ void bind_rewiring(nb::module_& m) {
       Release(), "present"_a, "present_count"_a, "taken"_a, "taken_count"_a, "drawn"_a, "drawn_count"_a, "merged"_a, "refused"_a);
 }
 
+void bind_pairs(nb::module_& m) {
+  nb::class_<PairArrays>(m, "PairArrays")
+      .def_prop_ro("sizes",
+                   [](const PairArrays& self) {
+                     return std::vector<size_t>{self.starts.size(), self.steps.size(), self.members.size(), self.places.size(), self.values.size()};
+                   })
+      .def(
+          "copy_to",
+          [](const PairArrays& self, Address starts, Address steps, Address members, Address places, Address values) {
+            std::copy(self.starts.begin(), self.starts.end(), at<int64_t>(starts));
+            std::copy(self.steps.begin(), self.steps.end(), at<uint16_t>(steps));
+            std::copy(self.members.begin(), self.members.end(), at<int32_t>(members));
+            std::copy(self.places.begin(), self.places.end(), at<uint16_t>(places));
+            std::copy(self.values.begin(), self.values.end(), at<float>(values));
+          },
+          "starts"_a, "steps"_a, "members"_a, "places"_a, "values"_a);
+  m.def(
+      "lay_out_pairs",
+      [](int64_t rows, int64_t columns, int64_t abreast, int64_t width, int64_t parts, Address indptr, Address indices, Address values) {
+        return lay_out_pairs({rows, columns, abreast, width, parts}, at<const int32_t>(indptr), at<const int32_t>(indices), at<const float>(values));
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "abreast"_a, "width"_a, "parts"_a, "indptr"_a, "indices"_a, "values"_a);
+  nb::class_<Pairs>(m, "Pairs")
+      .def(
+          "__init__",
+          [](Pairs* self, int64_t rows, int64_t columns, int64_t abreast, int64_t width, int64_t parts, Address starts, Address steps, Address members,
+             Address places, Address values) {
+            new (self) Pairs{{rows, columns, abreast, width, parts}, at<const int64_t>(starts), at<const uint16_t>(steps), at<const int32_t>(members),
+                             at<const uint16_t>(places), at<const float>(values)};
+          },
+          "rows"_a, "columns"_a, "abreast"_a, "width"_a, "parts"_a, "starts"_a, "steps"_a, "members"_a, "places"_a, "values"_a)
+      .def(
+          "spmm",
+          [](const Pairs& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
+            pairs_spmm(self, at<const float>(bias), relu, at<const float>(x), at<float>(y), batch, threads);
+          },
+          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+}
+
 template <class V>
 void bind_windows(nb::module_& m, const char* suffix) {
   nb::class_<Windows<V>>(m, (std::string("Windows") + suffix).c_str())
@@ -262,6 +304,7 @@ NB_MODULE(_core, m) {
       },
       nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "values"_a, "order"_a, "steps"_a, "width"_a,
       "tails"_a, "places"_a, "own"_a, "tail_columns"_a, "tail_values"_a);
+  bind_pairs(m);
   bind_windows<float>(m, "_float32");
   bind_windows<Bfloat16>(m, "_bfloat16");
   bind_windows<int8_t>(m, "_int8");

@@ -11,21 +11,32 @@ constexpr int most_vectors(int abreast) {
   return fitting > widest_tile ? widest_tile : fitting;
 }
 
-// The places of one step, read four at a time: loads are what is scarce.
+// The places of one step, read at once.
 template <int count>
 struct Places {
-  uint64_t words[(count + 3) / 4] = {};
+  uint64_t word = 0;
 
-  inline __attribute__((always_inline)) explicit Places(const uint16_t* from) { __builtin_memcpy(words, from, count * sizeof(uint16_t)); }
-  inline __attribute__((always_inline)) uint64_t operator[](int i) const { return words[i / 4] >> (16 * (i % 4)) & 0xffff; }
+  inline __attribute__((always_inline)) explicit Places(const uint16_t* from) { __builtin_memcpy(&word, from, count * sizeof(uint16_t)); }
+  inline __attribute__((always_inline)) uint64_t operator[](int i) const { return word >> (16 * i) & 0xffff; }
 };
+
+// A load that is done once: compilers fold it into each of the multiply-adds that use it, and loads are what is scarce.
+inline __attribute__((always_inline)) Vector<float> loaded_once(const float* from) {
+  Vector<float> x = load<float>(from);
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
 
 template <int abreast, int vectors>
 inline __attribute__((always_inline)) void add_group(PairGroups& groups, const float* source, float* target) {
   constexpr int n = lanes<float>, rows = 2 * abreast, tile = vectors * n;
   float* to[rows];
   Vector<float> sum[rows][vectors];
-#pragma GCC unroll 8
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
     to[r] = target + static_cast<int64_t>(groups.members[r]) * tile;
 #pragma GCC unroll 4
@@ -35,13 +46,13 @@ inline __attribute__((always_inline)) void add_group(PairGroups& groups, const f
   const float* values = groups.values;
   for (int64_t step = 0; step < groups.steps[0]; ++step, places += abreast, values += rows) {
     const Places<abreast> at(places);
-#pragma GCC unroll 4
+#pragma GCC unroll 2
     for (int pair = 0; pair < abreast; ++pair) {
       const float* from = source + at[pair] * tile;
       const Vector<float> first = broadcast<float>(values[2 * pair]), second = broadcast<float>(values[2 * pair + 1]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
-        const Vector<float> x = load<float>(from + v * n);
+        const Vector<float> x = loaded_once(from + v * n);
         sum[2 * pair][v] += first * x;
         sum[2 * pair + 1][v] += second * x;
       }
@@ -49,7 +60,7 @@ inline __attribute__((always_inline)) void add_group(PairGroups& groups, const f
   }
   for (int64_t step = 0; step < groups.steps[1]; ++step, places += rows, values += rows) {
     const Places<rows> at(places);
-#pragma GCC unroll 8
+#pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
       const float* from = source + at[r] * tile;
       const Vector<float> value = broadcast<float>(values[r]);
@@ -57,7 +68,7 @@ inline __attribute__((always_inline)) void add_group(PairGroups& groups, const f
       for (int v = 0; v < vectors; ++v) sum[r][v] += value * load<float>(from + v * n);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 4
   for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) store<float>(to[r] + v * n, sum[r][v]);
@@ -77,7 +88,7 @@ void add_groups(PairGroups& groups, int64_t count, int64_t wanted, const float* 
   PairGroups own = groups;
   for (int64_t group = 0; group < count; ++group) {
     if (group + ahead < count) {
-#pragma GCC unroll 8
+#pragma GCC unroll 4
       for (int r = 0; r < 2 * abreast; ++r) {
         const char* next = reinterpret_cast<const char*>(target + static_cast<int64_t>(own.members[2 * abreast * ahead + r]) * vectors * lanes<float>);
         for (int64_t line = 0; line < vectors * VECTOR_BYTES; line += 64) __builtin_prefetch(next + line, 1);
@@ -90,8 +101,7 @@ void add_groups(PairGroups& groups, int64_t count, int64_t wanted, const float* 
 
 void add(PairGroups& groups, int64_t count, int64_t vectors, const float* source, float* target) {
   if (groups.abreast == 1) add_groups<1>(groups, count, vectors, source, target);
-  else if (groups.abreast == 2) add_groups<2>(groups, count, vectors, source, target);
-  else add_groups<4>(groups, count, vectors, source, target);
+  else add_groups<2>(groups, count, vectors, source, target);
 }
 
 void begin(int64_t rows, int64_t vectors, const float* bias, float* target) {

@@ -12,57 +12,53 @@
 namespace truesparse {
 namespace {
 
-constexpr int32_t none = -1;
-constexpr int64_t partners_tried = 256;   // of the rows that have about as many connections
+constexpr size_t partners_tried = 128;    // of the rows that have about as many connections
 constexpr double step_cost = 0.23, load_cost = 0.085;  // nanoseconds of a vector: of a multiply-add, and what of it is the load of its source
 constexpr int64_t prefetch_parts = 8;     // the next block is asked for in so many steps
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The connections of one row in one block.
+// The connections of one row in one block; `columns` has a bit for each column of the block.
 struct Run {
   int32_t row, begin, end;
+  std::vector<uint64_t> columns;
 
   int32_t size() const { return end - begin; }
 };
 
 struct Pair {
-  Run first, second;  // the second has no connections if there is no such row
+  const Run* first;
+  const Run* second;  // null: the first is alone
   int32_t shared;     // columns that both have
 };
 
-int32_t columns_in_common(const int32_t* indices, const Run& a, const Run& b) {
-  int32_t p = a.begin, q = b.begin, common = 0;
-  while (p < a.end && q < b.end) {
-    const int32_t left = indices[p], right = indices[q];
-    common += left == right;
-    p += left <= right;
-    q += right <= left;
-  }
+int32_t columns_in_common(const Run& a, const Run& b) {
+  int32_t common = 0;
+  for (size_t word = 0; word < a.columns.size(); ++word) common += __builtin_popcountll(a.columns[word] & b.columns[word]);
   return common;
 }
 
 // Rows of about one length, longest first, each with the partner that saves most. Pairs that share most come first, then longer ones.
-std::vector<Pair> paired(const int32_t* indices, std::vector<Run> runs) {
+std::vector<Pair> paired(std::vector<Run>& runs) {
   std::stable_sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) { return a.size() > b.size(); });
-  const auto count = static_cast<int32_t>(runs.size());
-  std::vector<int32_t> next(count + 1);  // the next run without a partner
-  std::iota(next.begin(), next.end(), 1);
+  const size_t count = runs.size();
+  std::vector<size_t> next(count + 1);  // the next run without a partner
+  std::iota(next.begin(), next.end(), size_t{1});
   std::vector<bool> taken(count);
   std::vector<Pair> pairs;
-  for (int32_t i = 0; i < count; ++i) {
+  for (size_t i = 0; i < count; ++i) {
     if (taken[i]) continue;
-    Pair best{runs[i], {none, 0, 0}, 0};
+    Pair best{&runs[i], nullptr, 0};
     double most = -1e300;
-    int32_t chosen = count, before_chosen = i;
-    for (int32_t before = i, j = next[i], tried = 0; j < count && tried < partners_tried; before = j, j = next[j], ++tried) {
+    size_t chosen = count, before_chosen = i;
+    for (size_t before = i, j = next[i], tried = 0; j < count && tried < partners_tried; before = j, j = next[j], ++tried) {
       const double padding = step_cost * (runs[i].size() - runs[j].size());
-      if (load_cost * runs[j].size() - padding <= most) break;  // shorter ones share less
-      const int32_t shared = columns_in_common(indices, runs[i], runs[j]);
+      if (load_cost * runs[j].size() - padding <= most) break;  // shorter ones cannot share more
+      const int32_t shared = columns_in_common(runs[i], runs[j]);
       const double saved = load_cost * shared - padding;
       if (saved <= most) continue;
       most = saved;
-      best.second = runs[j];
+      best.second = &runs[j];
       best.shared = shared;
       chosen = j;
       before_chosen = before;
@@ -74,7 +70,7 @@ std::vector<Pair> paired(const int32_t* indices, std::vector<Run> runs) {
     pairs.push_back(best);
   }
   std::stable_sort(pairs.begin(), pairs.end(), [](const Pair& a, const Pair& b) {
-    return a.shared != b.shared ? a.shared > b.shared : a.first.size() > b.first.size();
+    return a.shared != b.shared ? a.shared > b.shared : a.first->size() > b.first->size();
   });
   return pairs;
 }
@@ -87,10 +83,11 @@ struct Steps {
 
 Steps steps_of(const int32_t* indices, const float* values, const Pair& pair, size_t shared) {
   Steps steps;
-  int32_t p = pair.first.begin, q = pair.second.begin;
-  while (p < pair.first.end || q < pair.second.end) {
-    const bool left = q == pair.second.end || (p < pair.first.end && indices[p] <= indices[q]);
-    const bool right = p == pair.first.end || (q < pair.second.end && indices[q] <= indices[p]);
+  int32_t p = pair.first->begin, q = pair.second ? pair.second->begin : 0;
+  const int32_t p_end = pair.first->end, q_end = pair.second ? pair.second->end : 0;
+  while (p < p_end || q < q_end) {
+    const bool left = q == q_end || (p < p_end && indices[p] <= indices[q]);
+    const bool right = p == p_end || (q < q_end && indices[q] <= indices[p]);
     if (left && right && steps.shared.size() < shared) {
       steps.shared.push_back({indices[p], {values[p], values[q]}});
     } else {
@@ -113,8 +110,8 @@ void append_group(const PairShape& shape, int64_t block, int64_t part, const int
   std::vector<Steps> all(shape.abreast);
   for (int64_t i = 0; i < shape.abreast; ++i) {
     if (i < count) all[i] = steps_of(indices, values, pairs[i], shared);
-    to.members.push_back(i < count ? pairs[i].first.row - first_row : nobody);
-    to.members.push_back(i < count && pairs[i].second.row != none ? pairs[i].second.row - first_row : nobody);
+    to.members.push_back(i < count ? pairs[i].first->row - first_row : nobody);
+    to.members.push_back(i < count && pairs[i].second ? pairs[i].second->row - first_row : nobody);
     own = std::max({own, all[i].own[0].size(), all[i].own[1].size()});
   }
   to.steps.push_back(static_cast<uint16_t>(shared));
@@ -158,9 +155,14 @@ PairArrays lay_out_pairs(const PairShape& shape, const int32_t* indptr, const in
         int32_t& end = reached[row - shape.part_begin(part)];
         const int32_t begin = end;
         while (end < indptr[row + 1] && indices[end] < (block + 1) * shape.width) ++end;
-        if (begin < end) runs.push_back({static_cast<int32_t>(row), begin, end});
+        if (begin == end) continue;
+        runs.push_back({static_cast<int32_t>(row), begin, end, std::vector<uint64_t>((shape.width + 63) / 64)});
+        for (int32_t p = begin; p < end; ++p) {
+          const int64_t column = indices[p] - block * shape.width;
+          runs.back().columns[column / 64] |= uint64_t{1} << (column % 64);
+        }
       }
-      const std::vector<Pair> pairs = paired(indices, std::move(runs));
+      const std::vector<Pair> pairs = paired(runs);
       const auto count = static_cast<int64_t>(pairs.size());
       for (int64_t i = 0; i < count; i += shape.abreast)
         append_group(shape, block, part, indices, values, pairs.data() + i, std::min(shape.abreast, count - i), arrays);

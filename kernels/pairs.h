@@ -14,7 +14,7 @@ constexpr int64_t widest_block = 4096;  // columns
 // steps at which every row takes one of its own. Where a row has no connection left, it takes a column of zeros, the one after the block.
 struct PairShape {
   int64_t rows, columns;
-  int64_t abreast;  // 1, 2 or 4
+  int64_t abreast;  // 1 or 2
   int64_t width;    // columns of a block
   int64_t parts;    // rows are paired within so many parts, so that they can be shared out among threads
 

@@ -190,6 +190,31 @@ def fill_windows(
     tail_values: int,
 ) -> None: ...
 
+class PairArrays:
+    @property
+    def sizes(self) -> list[int]: ...
+    def copy_to(self, starts: int, steps: int, members: int, places: int, values: int) -> None: ...
+
+def lay_out_pairs(
+    rows: int, columns: int, abreast: int, width: int, parts: int, indptr: int, indices: int, values: int
+) -> PairArrays: ...
+
+class Pairs:
+    def __init__(
+        self,
+        rows: int,
+        columns: int,
+        abreast: int,
+        width: int,
+        parts: int,
+        starts: int,
+        steps: int,
+        members: int,
+        places: int,
+        values: int,
+    ) -> None: ...
+    def spmm(self, bias: int, relu: bool, x: int, y: int, batch: int, threads: int) -> None: ...
+
 class _Windows:
     def __init__(
         self,

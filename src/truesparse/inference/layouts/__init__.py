@@ -1,14 +1,15 @@
 """Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
 
 from ..layers import Weights
-from . import dense, planes, tiles, windows
+from . import dense, pairs, planes, tiles, windows
 from .base import VALUES, Candidate, Conditions, Finish, Layout
 from .dense import Dense, DenseCandidate
+from .pairs import Pairs, PairShape
 from .planes import Planes, PlanesCandidate
 from .tiles import Tiles, TilesCandidate
 from .windows import Windows, WindowShape
 
-KINDS = dense, planes, tiles, windows
+KINDS = dense, planes, tiles, pairs, windows
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
@@ -24,6 +25,8 @@ __all__ = [
     "DenseCandidate",
     "Finish",
     "Layout",
+    "PairShape",
+    "Pairs",
     "Planes",
     "PlanesCandidate",
     "Tiles",
