@@ -10,7 +10,7 @@ from truesparse.geometry import Convolution, Matrix
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Conditions, DenseCandidate, TilesCandidate, Windows, WindowShape, candidates
+from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, TilesCandidate, Windows, WindowShape, candidates
 
 
 def weights_of(rows, columns, sparsity, seed=0):
@@ -30,7 +30,8 @@ def test_candidates_are_near_the_density():
         *("windows:0:2", "windows:1:2", "windows:1:4", "windows:2:2", "windows:2:4"),
     ]
     assert named(candidates(weights_of(64, 640, 0.1), Conditions((1, 640), 1))) == ["dense", "tiles", "windows:0:2"]
-    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "tiles"]
+    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "tiles", "pairs:1:160:1"]
+    assert named(candidates(weights_of(64, 640, 0.99), Conditions((16, 640), 2)))[:3] == ["dense", "tiles", "pairs:2:640:2"]
     convolution = Convolution(4, 8, (3, 3))
     topology = Unstructured().random(convolution.shape, 30, torch.Generator().manual_seed(0))
     assert named(candidates(Weights(convolution, topology, torch.ones(30), None), Conditions((1, 4, 5, 5), 1))) == ["dense", "planes"]
@@ -43,8 +44,10 @@ def test_candidates_are_near_the_density():
         (0.0, 256, {"dense"}),
         (0.9, 1, {"windows:2:2", "windows:2:4"}),
         (0.99, 1, {"windows:0:2"}),
-        (0.9, 64, {"tiles"}),
-        (0.95, 256, {"tiles"}),
+        (0.99, 8, {"pairs:2:768:1"}),
+        (0.5, 16, {"pairs:2:624:1"}),
+        (0.9, 64, {"pairs:1:160:1"}),
+        (0.95, 256, {"pairs:1:160:1"}),
     ],
 )
 def test_the_rule(sparsity, batch, kinds):
@@ -54,7 +57,7 @@ def test_the_rule(sparsity, batch, kinds):
 
 def test_a_guess_is_positive_and_grows_with_the_batch():
     for weights in (weights_of(64, 640, 0.9), weights_of(16, 16, 1.0), weights_of(33, 7, 0.5)):
-        for candidate in (DenseCandidate(), TilesCandidate(), *(WindowShape(*shape) for shape in ((0, 2), (1, 2), (3, 4)))):
+        for candidate in (DenseCandidate(), TilesCandidate(), PairShape(2, 16), *(WindowShape(*shape) for shape in ((0, 2), (1, 2), (3, 4)))):
             once, often = (candidate.guess(weights, Conditions((batch, weights.inputs), 1)) for batch in (1, 64))
             assert 0 <= once <= often
 

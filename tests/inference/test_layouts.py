@@ -12,10 +12,11 @@ from oracles import connections, made
 from truesparse import Topology, Unstructured, _core
 from truesparse.geometry import Matrix
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Dense, Tiles, Windows, WindowShape, windows
+from truesparse.inference.layouts import Dense, Pairs, PairShape, Tiles, Windows, WindowShape, pairs, windows
 
 ISAS = _core.supported_isas()
 SHAPES = [WindowShape(0), WindowShape(1), WindowShape(2, 4), WindowShape(3), WindowShape(4), WindowShape(7, 4), WindowShape(12)]
+PAIRS = [PairShape(1, 16), PairShape(2, 5), PairShape(2, 100, 3), PairShape(1, 33, 2)]
 
 
 @pytest.fixture(autouse=True, params=ISAS)
@@ -57,6 +58,39 @@ def test_small_matrices(drawn, shape, bias, relu):
         hold(Windows(weights, relu, shape), weights, batch)
 
 
+@settings(max_examples=30)
+@given(connections(), st.sampled_from(PAIRS), st.booleans(), st.booleans())
+def test_small_matrices_in_pairs(drawn, shape, bias, relu):
+    extents, pairs = drawn
+    weights = weights_of(made(extents, pairs), bias)
+    for batch in (0, 1, 3, 33):
+        hold(Pairs(weights, relu, shape), weights, batch)
+
+
+@pytest.mark.parametrize("shape", PAIRS, ids=str)
+@pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95, 0.995])
+def test_pairs(shape, sparsity):
+    for rows, columns in ((16, 16), (17, 33), (100, 250), (5, 1000)):
+        topology = Unstructured().random((rows, columns), round(rows * columns * (1 - sparsity)), torch.Generator().manual_seed(rows))
+        weights = weights_of(topology)
+        layout = Pairs(weights, rows % 2 == 1, shape)
+        for batch in (5, 16, 40, 100):
+            hold(layout, weights, batch)
+
+
+def test_rows_alike_share_all_columns():
+    """Pairs that need the same columns hold each place once."""
+    mask = torch.rand(20, 60, generator=torch.Generator().manual_seed(0)) < 0.3
+    weights = weights_of(Topology.from_mask(torch.cat([mask, mask.roll(7, 0)])))
+    alone = weights_of(Topology.from_mask(mask))
+    for shape in (PairShape(1, 60), PairShape(1, 20)):
+        both, one = Pairs(weights, False, shape), Pairs(alone, False, shape)
+        places, values = both.arrays[3], both.arrays[4]
+        assert len(values) == weights.topology.nnz
+        assert len(places) == alone.topology.nnz < len(one.arrays[4])
+        hold(both, weights, 20)
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95, 0.995])
 def test_windows(shape, sparsity):
@@ -68,11 +102,13 @@ def test_windows(shape, sparsity):
             hold(layout, weights, batch)
 
 
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-def test_threads_change_nothing(shape, monkeypatch):
+@pytest.mark.parametrize("shape", [*SHAPES[:3], *PAIRS], ids=str)
+@pytest.mark.parametrize("batch", [3, 150])
+def test_threads_change_nothing(shape, batch, monkeypatch):
     monkeypatch.setattr(windows, "WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(pairs, "WORK_OF_A_THREAD", 1)
     weights = weights_of(Unstructured().random((100, 250), 3000, torch.Generator().manual_seed(0)))
-    layout, x, before = Windows(weights, False, shape), torch.randn(3, 250), torch.get_num_threads()
+    layout, x, before = shape.make(weights, False, "float32"), torch.randn(batch, 250), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = layout(x)
@@ -95,8 +131,8 @@ def test_connections_crowded_into_one_window_and_empty_rows():
     mask = torch.zeros(40, 200, dtype=torch.bool)
     mask[3, 64:96] = mask[4, :] = mask[39, 199] = mask[20, :17] = True
     weights = weights_of(Topology.from_mask(mask))
-    for shape in SHAPES:
-        hold(Windows(weights, False, shape), weights, 2)
+    for shape in (*SHAPES, *PAIRS):
+        hold(shape.make(weights, False, "float32"), weights, 2)
 
 
 def test_what_is_not_finite_stays_where_it_belongs():
@@ -105,7 +141,7 @@ def test_what_is_not_finite_stays_where_it_belongs():
     x[0, 5], x[0, 6], x[0, 7] = float("nan"), float("inf"), -float("inf")
     for relu in (False, True):
         weights = Weights(Matrix(40, 40), topology, torch.ones(40), None)
-        for layout in (Tiles(weights, relu), *(Windows(weights, relu, shape) for shape in SHAPES[:2])):
+        for layout in (Tiles(weights, relu), *(shape.make(weights, relu, "float32") for shape in (*SHAPES[:2], *PAIRS))):
             y = layout(x)[0]
             assert bool(y[5].isnan())
             assert y[6] == float("inf")
@@ -131,7 +167,7 @@ def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, shape):
 def test_layouts_can_be_copied_and_pickled():
     weights = weights_of(Unstructured().random((30, 60), 300, torch.Generator().manual_seed(0)))
     x = torch.randn(2, 60)
-    made_ones = Windows(weights, False, WindowShape(2)), Windows(weights, True, WindowShape(1), "int8")
+    made_ones = Windows(weights, False, WindowShape(2)), Windows(weights, True, WindowShape(1), "int8"), Pairs(weights, True, PAIRS[2])
     for layout in (Dense(weights), Tiles(weights), *made_ones):
         y = layout(x)
         for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
@@ -142,3 +178,9 @@ def test_window_shapes_that_cannot_be():
     for steps, width in ((-1, 2), (13, 2), (1, 3)):
         with pytest.raises(ValueError, match="a window takes 0 to 12 steps and is 2 or 4 wide"):
             WindowShape(steps, width)
+
+
+def test_pair_shapes_that_cannot_be():
+    for abreast, width, parts in ((3, 16, 1), (1, 0, 1), (1, 4097, 1), (2, 16, 0)):
+        with pytest.raises(ValueError, match="pairs are 1 or 2 abreast, in blocks of 1 to 4096 columns and at least one part"):
+            PairShape(abreast, width, parts)

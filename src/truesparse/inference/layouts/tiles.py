@@ -15,7 +15,7 @@ from ..layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
 
 GATHERED, FEW_SAMPLES = 0.25, 4  # nanoseconds a connection and sample, of so few samples
-MULTIPLY_ADD, OF_SAMPLES, COPY = 0.34 / 16, 16, 0.1
+MULTIPLY_ADD, OF_SAMPLES, COPY = 0.34 / 16, 16, 0.3
 
 
 class Tiles(Layout):
@@ -53,7 +53,7 @@ class TilesCandidate(Candidate):
         topology, positions = weights.topology, conditions.positions(weights.geometry)
         few = positions < FEW_SAMPLES
         full = positions if few else math.ceil(positions / OF_SAMPLES) * OF_SAMPLES
-        return full * (topology.nnz * (GATHERED if few else MULTIPLY_ADD) + sum(topology.shape) * COPY)
+        return full * (topology.nnz * (GATHERED if few else MULTIPLY_ADD) + (weights.inputs + topology.shape[0]) * COPY)
 
     def __str__(self) -> str:
         return Tiles.name
