@@ -14,8 +14,12 @@ from ...ops import Verbs, verbs_for
 from ..layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
 
-GATHERED, FEW_SAMPLES = 0.25, 4  # nanoseconds a connection and sample, of so few samples
-MULTIPLY_ADD, OF_SAMPLES, COPY = 0.34 / 16, 16, 0.3
+LANES, WIDEST_TILE = 16, 8  # samples of a vector, vectors of a tile
+FEW_SAMPLES = 4  # these are taken one by one
+
+# Nanoseconds: of a connection by sample taken alone, by vector of samples, what is added to it by tile, of a feature by sample that is
+# packed or unpacked.
+GATHERED, CONNECTION, OF_A_TILE, COPY = 0.25, 0.3, 0.4, 0.3
 
 
 class Tiles(Layout):
@@ -51,9 +55,11 @@ class TilesCandidate(Candidate):
 
     def guess(self, weights: Weights, conditions: Conditions) -> float:
         topology, positions = weights.topology, conditions.positions(weights.geometry)
-        few = positions < FEW_SAMPLES
-        full = positions if few else math.ceil(positions / OF_SAMPLES) * OF_SAMPLES
-        return full * (topology.nnz * (GATHERED if few else MULTIPLY_ADD) + (weights.inputs + topology.shape[0]) * COPY)
+        if positions < FEW_SAMPLES:
+            return positions * topology.nnz * GATHERED
+        vectors = math.ceil(positions / LANES)
+        multiply = topology.nnz * (CONNECTION * vectors + OF_A_TILE * math.ceil(vectors / WIDEST_TILE))
+        return multiply + vectors * LANES * (weights.inputs + topology.shape[0]) * COPY
 
     def __str__(self) -> str:
         return Tiles.name
