@@ -16,6 +16,7 @@ from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 # Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.
 BYTE, MULTIPLY_ADD, NUMBER, POOLED, CALL = 1 / 28, 1 / 90, 0.3, 15, 15_000
 NUMBER_IN_GROUPS = 0.55
+FEW_SAMPLES, COPY = 2, 0.3  # of a matrix, for more samples, torch lays the weight out anew in each call: nanoseconds of an entry
 
 
 class Dense(Layout):
@@ -52,7 +53,7 @@ class DenseCandidate(Candidate):
         geometry, size = weights.geometry, weights.topology.size
         positions = conditions.positions(geometry)
         if not isinstance(geometry, Convolution):
-            return max(4 * size * BYTE, positions * size * MULTIPLY_ADD)
+            return 4 * size * BYTE if positions <= FEW_SAMPLES else size * (COPY + positions * MULTIPLY_ADD)
         results = positions * geometry.out_channels
         numbers = prod(conditions.input_shape) + results
         read_and_written = numbers * (NUMBER if geometry.groups == 1 else NUMBER_IN_GROUPS)

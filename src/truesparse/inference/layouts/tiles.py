@@ -17,9 +17,10 @@ from .base import Candidate, Conditions, Layout, nbytes
 LANES, WIDEST_TILE = 16, 8  # samples of a vector, vectors of a tile
 FEW_SAMPLES = 4  # these are taken one by one
 
-# Nanoseconds: of a connection by sample taken alone, by vector of samples, what is added to it by tile, of a feature by sample that is
-# packed or unpacked.
-GATHERED, CONNECTION, OF_A_TILE, COPY = 0.25, 0.3, 0.4, 0.3
+# Nanoseconds. Of a sample taken alone: of a connection, of a row, whose lanes are summed.
+GATHERED, SUMMED = 0.25, 5.0
+# Of a tile: of a connection by vector, what is added to it by tile, of a feature by sample that is packed or unpacked.
+CONNECTION, OF_A_TILE, COPY = 0.3, 0.4, 0.3
 
 
 class Tiles(Layout):
@@ -56,7 +57,7 @@ class TilesCandidate(Candidate):
     def guess(self, weights: Weights, conditions: Conditions) -> float:
         topology, positions = weights.topology, conditions.positions(weights.geometry)
         if positions < FEW_SAMPLES:
-            return positions * topology.nnz * GATHERED
+            return positions * (topology.nnz * GATHERED + topology.shape[0] * SUMMED)
         vectors = math.ceil(positions / LANES)
         multiply = topology.nnz * (CONNECTION * vectors + OF_A_TILE * math.ceil(vectors / WIDEST_TILE))
         return multiply + vectors * LANES * (weights.inputs + topology.shape[0]) * COPY
