@@ -5,6 +5,7 @@
 #endif
 
 #include "kernels.h"
+#include "pairs.h"
 
 #define KERNEL_FILE "pairs-inl.h"
 #include "foreach_isa.h"

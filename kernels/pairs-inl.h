@@ -20,6 +20,10 @@ struct Places {
   inline __attribute__((always_inline)) uint64_t operator[](int i) const { return word >> (16 * i) & 0xffff; }
 };
 
+inline __attribute__((always_inline)) const float* placed(const float* source, uint64_t place, uint64_t tile) {
+  return reinterpret_cast<const float*>(reinterpret_cast<const char*>(source) + place * (tile * sizeof(float) / place_unit));
+}
+
 // A load that is done once: compilers fold it into each of the multiply-adds that use it, and loads are what is scarce.
 inline __attribute__((always_inline)) Vector<float> loaded_once(const float* from) {
   Vector<float> x = load<float>(from);
@@ -34,6 +38,7 @@ inline __attribute__((always_inline)) Vector<float> loaded_once(const float* fro
 template <int abreast, int vectors>
 inline __attribute__((always_inline)) void add_group(PairGroups& groups, const float* source, float* target) {
   constexpr int n = lanes<float>, rows = 2 * abreast, tile = vectors * n;
+  static_assert(tile * sizeof(float) % place_unit == 0);
   float* to[rows];
   Vector<float> sum[rows][vectors];
 #pragma GCC unroll 4
@@ -48,7 +53,7 @@ inline __attribute__((always_inline)) void add_group(PairGroups& groups, const f
     const Places<abreast> at(places);
 #pragma GCC unroll 2
     for (int pair = 0; pair < abreast; ++pair) {
-      const float* from = source + at[pair] * tile;
+      const float* from = placed(source, at[pair], tile);
       const Vector<float> first = broadcast<float>(values[2 * pair]), second = broadcast<float>(values[2 * pair + 1]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) {
@@ -62,7 +67,7 @@ inline __attribute__((always_inline)) void add_group(PairGroups& groups, const f
     const Places<rows> at(places);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; ++r) {
-      const float* from = source + at[r] * tile;
+      const float* from = placed(source, at[r], tile);
       const Vector<float> value = broadcast<float>(values[r]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] += value * load<float>(from + v * n);

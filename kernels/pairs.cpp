@@ -104,7 +104,8 @@ void append_group(const PairShape& shape, int64_t block, int64_t part, const int
                   PairArrays& to) {
   const auto first_row = static_cast<int32_t>(shape.part_begin(part)), nobody = static_cast<int32_t>(shape.part_begin(part + 1)) - first_row;
   const auto first_column = static_cast<int32_t>(block * shape.width);
-  const auto zeros = static_cast<uint16_t>(shape.width);
+  const auto place = [first_column](int64_t column) { return static_cast<uint16_t>((column - first_column) * place_unit); };
+  const uint16_t zeros = place(first_column + shape.width);
   size_t shared = count == shape.abreast ? SIZE_MAX : 0, own = 0;
   for (int64_t i = 0; i < count; ++i) shared = std::min(shared, static_cast<size_t>(pairs[i].shared));
   std::vector<Steps> all(shape.abreast);
@@ -118,16 +119,22 @@ void append_group(const PairShape& shape, int64_t block, int64_t part, const int
   to.steps.push_back(static_cast<uint16_t>(own));
   for (size_t step = 0; step < shared; ++step)
     for (const Steps& pair : all) {
-      to.places.push_back(static_cast<uint16_t>(pair.shared[step].first - first_column));
+      to.places.push_back(place(pair.shared[step].first));
       to.values.push_back(pair.shared[step].second.first);
       to.values.push_back(pair.shared[step].second.second);
     }
   for (size_t step = 0; step < own; ++step)
     for (const Steps& pair : all)
       for (const auto& row : pair.own) {
-        to.places.push_back(step < row.size() ? static_cast<uint16_t>(row[step].first - first_column) : zeros);
+        to.places.push_back(step < row.size() ? place(row[step].first) : zeros);
         to.values.push_back(step < row.size() ? row[step].second : 0.0f);
       }
+}
+
+// The instruction set in force; half as wide vectors where a batch does not fill more.
+Isa isa_for(int64_t batch) {
+  const Isa isa = current_isa();
+  return isa == Isa::avx512 && batch <= kernels<float>(Isa::avx2).lanes && isa_supported(Isa::avx2) ? Isa::avx2 : isa;
 }
 
 // Asks for `part` of `parts` of the columns `begin` to `end` of some samples, while the processor is busy multiplying.
@@ -175,7 +182,7 @@ PairArrays lay_out_pairs(const PairShape& shape, const int32_t* indptr, const in
 void pairs_spmm(const Pairs& pairs, const float* bias, bool relu, const float* x, float* y, int64_t batch, int64_t threads) {
   const PairShape& shape = pairs.shape;
   if (!batch || !shape.rows) return;
-  const Isa isa = current_isa();
+  const Isa isa = isa_for(batch);
   const PairKernels& k = pair_kernels(isa);
   const Kernels<float>& packing = kernels<float>(isa);
   // As few tiles as possible, of equal size, and as many for each thread.

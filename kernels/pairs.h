@@ -9,6 +9,7 @@
 namespace truesparse {
 
 constexpr int64_t widest_block = 4096;  // columns
+constexpr int64_t place_unit = 8;       // places are multiples of it: addresses of processors can be scaled that much
 
 // `abreast` pairs make a group, which is computed as one: first the steps at which both rows of each pair take the same column, then the
 // steps at which every row takes one of its own. Where a row has no connection left, it takes a column of zeros, the one after the block.
@@ -28,7 +29,7 @@ struct Pairs {
   const int64_t* starts;     // [parts x blocks + 1, 3] where the groups, places and values of a block begin
   const uint16_t* steps;     // [groups, 2] shared ones, own ones
   const int32_t* members;    // [groups, 2 x abreast] rows of the part; one past its last: none
-  const uint16_t* places;    // columns of the block: for a shared step one of each pair, for an own step one of each row
+  const uint16_t* places;    // columns of the block, times 8: for a shared step one of each pair, for an own step one of each row
   const float* values;       // one of each row for every step
 };
 

@@ -15,8 +15,8 @@ from ...merge import threads_for
 from ..layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
 
-SMALLEST_BATCH = 4  # below, most of a vector of samples would be empty
-LANES, WIDEST_TILE = 16, 64  # samples
+SMALLEST_BATCH = 2
+HALF_VECTOR, LANES, WIDEST_TILE = 8, 16, 64  # samples
 NEAREST_CACHE = 40 << 10  # bytes, for the inputs of a block
 LEAST_RUN = 8  # connections of a row in a block, on average: shorter runs are mostly beginning and end
 WIDEST_BLOCK = 4096
@@ -73,7 +73,7 @@ class Pairs(Layout):
         topology, values = weights.topology, weights.values.float().contiguous()
         where = topology.indptr.data_ptr(), topology.indices.data_ptr(), values.data_ptr()
         made = _core.lay_out_pairs(*self._extents, *where)
-        # Numbers of 16 bits are below 2^15.
+        # Of numbers of 16 bits only the bits are kept.
         kinds = torch.int64, torch.int16, torch.int32, torch.int16, torch.float32
         self.arrays = tuple(torch.empty(size, dtype=kind) for size, kind in zip(made.sizes, kinds, strict=True))
         made.copy_to(*(array.data_ptr() for array in self.arrays))
@@ -112,7 +112,8 @@ def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
     if isinstance(weights.geometry, Convolution) or conditions.batch < SMALLEST_BATCH or not topology.nnz:
         return []
     tiles, vectors = _tiling(conditions.batch)
-    fitting = max(NEAREST_CACHE // (4 * LANES * vectors), LEAST_RUN * topology.size / topology.nnz)
+    samples = HALF_VECTOR if conditions.batch <= HALF_VECTOR else LANES * vectors
+    fitting = max(NEAREST_CACHE // (4 * samples), LEAST_RUN * topology.size / topology.nnz)
     blocks = math.ceil(topology.shape[1] / min(fitting, WIDEST_BLOCK))
     width = math.ceil(topology.shape[1] / blocks / LANES) * LANES
     parts = 1 if tiles >= conditions.threads else math.ceil(conditions.threads / tiles)
