@@ -17,6 +17,7 @@
 #include "threads.h"
 #include "top_k.h"
 #include "windows.h"
+#include "workspace.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -197,12 +198,12 @@ void bind_windows(nb::module_& m, const char* suffix) {
   nb::class_<Windows<V>>(m, (std::string("Windows") + suffix).c_str())
       .def(
           "__init__",
-          [](Windows<V>* self, int64_t rows, int64_t columns, int64_t steps, int64_t width, Address order, Address places, Address values,
-             Address tails, Address tail_columns, Address tail_values, Address scales) {
-            new (self) Windows<V>{rows, columns, steps, width, at<const int32_t>(order), at<const uint32_t>(places), at<const V>(values),
-                                  at<const int32_t>(tails), at<const int32_t>(tail_columns), at<const V>(tail_values), at<const float>(scales)};
+          [](Windows<V>* self, int64_t rows, int64_t columns, int64_t bits, Address order, Address starts, Address first, Address places,
+             Address values, Address scales) {
+            new (self) Windows<V>{rows, columns, bits, at<const int32_t>(order), at<const int32_t>(starts), at<const int32_t>(first),
+                                  at<const uint32_t>(places), at<const V>(values), at<const float>(scales)};
           },
-          "rows"_a, "columns"_a, "steps"_a, "width"_a, "order"_a, "places"_a, "values"_a, "tails"_a, "tail_columns"_a, "tail_values"_a, "scales"_a)
+          "rows"_a, "columns"_a, "bits"_a, "order"_a, "starts"_a, "first"_a, "places"_a, "values"_a, "scales"_a)
       .def(
           "spmv",
           [](const Windows<V>& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
@@ -288,23 +289,23 @@ NB_MODULE(_core, m) {
 
   bind_paths(m);
   bind_rewiring(m);
-  m.def("steps_of_block", &steps_of_block, "columns"_a, "steps"_a);
   m.def(
-      "count_tails",
-      [](int64_t rows, Address indptr, Address indices, Address order, int64_t steps, int64_t width, Address tails) {
-        count_tails(rows, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(order), steps, width, at<int32_t>(tails));
+      "count_stops",
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address order, int64_t bits, Address starts) {
+        count_stops(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(order), bits, at<int32_t>(starts));
       },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "order"_a, "steps"_a, "width"_a, "tails"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "order"_a, "bits"_a, "starts"_a);
   m.def(
       "fill_windows",
-      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address values, Address order, int64_t steps, int64_t width,
-         Address tails, Address places, Address own, Address tail_columns, Address tail_values) {
-        fill_windows(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const float>(values), at<const int32_t>(order), steps,
-                     width, at<const int32_t>(tails), at<uint32_t>(places), at<float>(own), at<int32_t>(tail_columns), at<float>(tail_values));
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address values, Address order, int64_t bits, Address first,
+         Address places, Address own) {
+        fill_windows(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const float>(values), at<const int32_t>(order), bits,
+                     at<int32_t>(first), at<uint32_t>(places), at<float>(own));
       },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "values"_a, "order"_a, "steps"_a, "width"_a,
-      "tails"_a, "places"_a, "own"_a, "tail_columns"_a, "tail_values"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "values"_a, "order"_a, "bits"_a, "first"_a,
+      "places"_a, "own"_a);
   bind_pairs(m);
+  m.def("use_large_pages", [](Address array, int64_t bytes) { use_large_pages(at<void>(array), bytes); }, "array"_a, "bytes"_a);
   bind_windows<float>(m, "_float32");
   bind_windows<Bfloat16>(m, "_bfloat16");
   bind_windows<int8_t>(m, "_int8");

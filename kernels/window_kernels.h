@@ -6,9 +6,7 @@
 
 namespace truesparse {
 
-constexpr int64_t turns_of_places = 4;  // kernels take up to so many places of the window in one turn
-
-// Blocks `begin` to `end` for all samples; `stride` floats from a padded sample to the next.
+// Blocks `begin` to `end` for all samples; `stride` floats from a sample to the next.
 template <class V>
 using WindowKernel = void (*)(const Windows<V>& windows, int64_t begin, int64_t end, const float* bias, bool relu, const float* x, int64_t stride,
                               float* y, int64_t batch);

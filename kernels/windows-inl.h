@@ -5,135 +5,183 @@ namespace {
 #include "vector-inl.h"
 #include "storage-inl.h"
 
-constexpr int parts = static_cast<int>(window_rows) / lanes<float>;  // vectors that make up sixteen lanes
-
-typedef int8_t BytesInMemory __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
+constexpr int vectors = static_cast<int>(window_lanes) / lanes<float>;  // that make up sixteen lanes
 
 inline __attribute__((always_inline)) Vector<float> values_at(const float* from) { return load<float>(from); }
+#if defined(__x86_64__) && VECTOR_BYTES >= 32
+// Of conversions between vectors of different sizes, compilers make many instructions, or one for each element.
+#if VECTOR_BYTES == 64
+inline __attribute__((always_inline)) Vector<float> values_at(const Bfloat16* from) {
+  return (Vector<float>)((Words)_mm512_maskz_cvtepu16_epi32(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))) << 16);
+}
+inline __attribute__((always_inline)) Vector<float> values_at(const int8_t* from) {
+  const __m512i wide = _mm512_maskz_cvtepi8_epi32(0xffff, _mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  return (Vector<float>)_mm512_maskz_cvtepi32_ps(0xffff, wide);
+}
+#else
+inline __attribute__((always_inline)) Vector<float> values_at(const Bfloat16* from) {
+  return (Vector<float>)((Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))) << 16);
+}
+inline __attribute__((always_inline)) Vector<float> values_at(const int8_t* from) {
+  return (Vector<float>)_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+}
+#endif
+#else
+typedef int8_t BytesInMemory __attribute__((vector_size(VECTOR_BYTES / 4), aligned(1), may_alias));
+
 inline __attribute__((always_inline)) Vector<float> values_at(const Bfloat16* from) {
   return (Vector<float>)(__builtin_convertvector((Halves)*reinterpret_cast<const HalvesInMemory*>(from), Words) << 16);
 }
 inline __attribute__((always_inline)) Vector<float> values_at(const int8_t* from) {
   return __builtin_convertvector(*reinterpret_cast<const BytesInMemory*>(from), Vector<float>);
 }
+#endif
 
-// Sums of one block and one sample.
+// Sums of one block. A single sample has one for each step of a stop, so that no multiply-add waits for the one before.
+template <int rows, int samples>
 struct Sums {
-  Vector<float> part[4][parts];  // of every fourth step, so that no multiply-add waits for the one before
+  static constexpr int chains = samples == 1 ? static_cast<int>(window_steps) : 1;
+  Vector<float> part[samples][rows][chains][vectors];
 };
 
-template <class V>
-inline __attribute__((always_inline)) void add_tail(const Windows<V>& w, int64_t block, const float* x, Sums& sums) {
-  for (int64_t step = w.tails[block]; step < w.tails[block + 1]; ++step)
-#pragma GCC unroll 4
-    for (int part = 0; part < parts; ++part) {
-      const int64_t at = step * window_rows + part * lanes<float>;
-      sums.part[0][part] += values_at(w.tail_values + at) * gathered<float>(x, w.tail_columns + at);
-    }
+// What the window shows at one stop. A place is in the lowest bits of each lane; those above it are of other places.
+template <int bits>
+struct View {
+  const float* from;
+  inline __attribute__((always_inline)) explicit View(const float* x) : from(x) {}
+  inline __attribute__((always_inline)) Vector<float> at(Words places) const {
+    int32_t columns[lanes<float>];
+    store<uint32_t>(reinterpret_cast<uint32_t*>(columns), places & static_cast<uint32_t>(window_columns(bits) - 1));
+    return gathered<float>(from, columns);
+  }
+};
+
+// To the first row of a lane, or to the second where the last bit of the place is set.
+template <int bits>
+inline __attribute__((always_inline)) void add_to_either(Words places, Vector<float> a, Vector<float> b, Vector<float>& first, Vector<float>& second) {
+#if defined(__x86_64__) && VECTOR_BYTES == 64
+  const __mmask16 of_second = _mm512_test_epi32_mask((__m512i)places, _mm512_set1_epi32(1 << (bits - 1)));
+  first = (Vector<float>)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)first, _knot_mask16(of_second));
+  second = (Vector<float>)_mm512_mask3_fmadd_ps((__m512)a, (__m512)b, (__m512)second, of_second);
+#else
+  const Vector<float> product = a * b;
+  const auto of_second = (places & (1u << (bits - 1))) != 0u;
+  first += of_second ? Vector<float>{} : product;
+  second += of_second ? product : Vector<float>{};
+#endif
 }
 
 #if defined(__x86_64__) && VECTOR_BYTES == 64
-// The inputs at the places in the low bits of each lane; bits above them do not count.
-template <int width>
-inline __attribute__((always_inline)) Vector<float> looked_up(const __m512 (&window)[width], Words at) {
-  const __m512i places = (__m512i)at;
-  const __m512 near = _mm512_permutex2var_ps(window[0], places, window[1]);
-  if constexpr (width == 2) return near;
-  else return _mm512_mask_blend_ps(_mm512_test_epi32_mask(places, _mm512_set1_epi32(32)), near, _mm512_permutex2var_ps(window[2], places, window[3]));
-}
+template <>
+struct View<5> {
+  __m512 part[2];
+  inline __attribute__((always_inline)) explicit View(const float* x) : part{_mm512_loadu_ps(x), _mm512_loadu_ps(x + 16)} {}
+  inline __attribute__((always_inline)) Vector<float> at(Words places) const {
+    return (Vector<float>)_mm512_permutex2var_ps(part[0], (__m512i)places, part[1]);
+  }
+};
 
-template <class V, int steps, int width>
-inline void add_windows(const Windows<V>& w, int64_t block, const float* x, Sums& sums) {
-  constexpr int turn = steps % 4 == 0 ? 1 : steps % 2 == 0 ? 2 : 4;  // places, so that their steps make whole groups of four
-  constexpr int64_t ahead = 1024;  // bytes: what a row of blocks reads comes from the second cache, and in order
-  const int64_t places = (w.columns + window_columns - 1) / window_columns, in_block = (places * steps + 3) / 4 * 4;
-  const uint32_t* from = w.places + block * in_block / 4 * window_rows;
-  const V* values = w.values + block * in_block * window_rows;
-  __m512 window[width];
-#pragma GCC unroll 4
-  for (int i = 0; i + 1 < width; ++i) window[i] = _mm512_loadu_ps(x + i * window_columns);
-  Words group = {};
-  const auto step = [&](int k) __attribute__((always_inline)) {
-    if (k % 4 == 0) {
-      group = (Words)_mm512_loadu_si512(from + k / 4 * window_rows);
-      __builtin_prefetch(from + k / 4 * window_rows + ahead / sizeof(uint32_t));
-    }
-    if (k * sizeof(V) * window_rows % 64 == 0) __builtin_prefetch(reinterpret_cast<const char*>(values + k * window_rows) + ahead);
-    sums.part[k % 4][0] += values_at(values + k * window_rows) * looked_up<width>(window, group);
-    if (k % 4 != 3) group >>= 8;
-  };
-  int64_t place = 0;
-  for (; place + turn <= places; place += turn) {
-#pragma GCC unroll 4
-    for (int i = 0; i < turn; ++i) {
-      window[width - 1] = _mm512_loadu_ps(x + (place + i + width - 1) * window_columns);
-#pragma GCC unroll 12
-      for (int k = 0; k < steps; ++k) step(i * steps + k);
-#pragma GCC unroll 4
-      for (int j = 0; j + 1 < width; ++j) window[j] = window[j + 1];
-    }
-    from += turn * steps / 4 * window_rows;
-    values += turn * steps * window_rows;
+// Twice what `Half` shows.
+template <class Half, int columns>
+struct Double {
+  Half near, far;
+  inline __attribute__((always_inline)) explicit Double(const float* x) : near(x), far(x + columns) {}
+  inline __attribute__((always_inline)) Vector<float> at(Words places) const {
+    const __mmask16 beyond = _mm512_test_epi32_mask((__m512i)places, _mm512_set1_epi32(columns));
+    return (Vector<float>)_mm512_mask_blend_ps(beyond, (__m512)near.at(places), (__m512)far.at(places));
   }
-  for (int i = 0; place < places; ++place, ++i) {
-    window[width - 1] = _mm512_loadu_ps(x + (place + width - 1) * window_columns);
-    for (int k = i * steps; k < (i + 1) * steps; ++k) {
-      const Words own = (Words)_mm512_loadu_si512(from + k / 4 * window_rows) >> (8 * (k % 4));
-      sums.part[0][0] += values_at(values + k * window_rows) * looked_up<width>(window, own);
-    }
-#pragma GCC unroll 4
-    for (int j = 0; j + 1 < width; ++j) window[j] = window[j + 1];
-  }
-}
+};
 
-template <class V, int steps = static_cast<int>(most_window_steps)>
-void add_windows(const Windows<V>& w, int64_t block, const float* x, Sums& sums) {
-  if constexpr (steps > 0) {
-    if (w.steps < steps) return add_windows<V, steps - 1>(w, block, x, sums);
-    if (w.width == 2) add_windows<V, steps, 2>(w, block, x, sums);
-    else add_windows<V, steps, 4>(w, block, x, sums);
-  }
-}
+template <>
+struct View<7> : Double<View<5>, 32> {
+  inline __attribute__((always_inline)) explicit View(const float* x) : Double(x) {}
+};
+template <>
+struct View<8> : Double<View<7>, 64> {
+  inline __attribute__((always_inline)) explicit View(const float* x) : Double(x) {}
+};
+
+constexpr int64_t most_samples = 4;  // that share what is read
 #else
-// Without a look-up in registers the same is read from memory.
-template <class V>
-void add_windows(const Windows<V>& w, int64_t block, const float* x, Sums& sums) {
-  const int64_t places = (w.columns + window_columns - 1) / window_columns, in_block = (places * w.steps + 3) / 4 * 4;
-  int64_t at = block * in_block;
-  for (int64_t place = 0; place < places; ++place)
-    for (int64_t k = 0; k < w.steps; ++k, ++at)
-#pragma GCC unroll 4
-      for (int part = 0; part < parts; ++part) {
-        int32_t columns[lanes<float>];
-        for (int lane = 0; lane < lanes<float>; ++lane)
-          columns[lane] = static_cast<int32_t>(w.places[at / 4 * window_rows + part * lanes<float> + lane] >> (8 * (at % 4)) & 255u);
-        sums.part[0][part] += values_at(w.values + at * window_rows + part * lanes<float>) * gathered<float>(x + place * window_columns, columns);
-      }
-}
+constexpr int64_t most_samples = 1;
 #endif
+
+template <class V, int bits, int samples>
+inline void add_block(const Windows<V>& w, int64_t block, const float* x, int64_t stride, Sums<rows_of_lane(bits), samples>& sums) {
+  constexpr int words = words_of_places(bits), room = 32 * words / window_steps;
+  constexpr int n = lanes<float>, line = 64, chains = Sums<rows_of_lane(bits), samples>::chains;
+  // The processor prefetches within a page, and too little of it while there is so much to do for each line.
+  constexpr int64_t stops_ahead = 8192 / (window_steps * window_lanes * sizeof(V));
+  for (int64_t stop = w.starts[block]; stop < w.starts[block + 1]; ++stop) {
+    const uint32_t* places = w.places + stop * words * window_lanes;
+    const V* values = w.values + stop * window_steps * window_lanes;
+#pragma GCC unroll 4
+    for (int i = 0; i < words; ++i) __builtin_prefetch(places + (stops_ahead * words + i) * window_lanes);
+#pragma GCC unroll 4
+    for (size_t byte = 0; byte < window_steps * window_lanes * sizeof(V); byte += line)
+      __builtin_prefetch(reinterpret_cast<const char*>(values + stops_ahead * window_steps * window_lanes) + byte);
+    const auto view = [&](int sample) __attribute__((always_inline)) { return View<bits>(x + sample * stride + w.first[stop]); };
+    const View<bits> views[4] = {view(0), view(samples > 1 ? 1 : 0), view(samples > 2 ? 2 : 0), view(samples > 3 ? 3 : 0)};
+#pragma GCC unroll 4
+    for (int k = 0; k < window_steps; ++k)
+#pragma GCC unroll 4
+      for (int i = 0; i < vectors; ++i) {
+        const Words own = (Words)load<uint32_t>(places + k * room / 32 * window_lanes + i * n) >> (k * room % 32);
+        const Vector<float> value = values_at(values + k * window_lanes + i * n);
+#pragma GCC unroll 4
+        for (int sample = 0; sample < samples; ++sample) {
+          auto& part = sums.part[sample];
+          const Vector<float> input = views[sample].at(own);
+          if constexpr (rows_of_lane(bits) == 1) part[0][k % chains][i] += value * input;
+          else add_to_either<bits>(own, value, input, part[0][k % chains][i], part[1][k % chains][i]);
+        }
+      }
+  }
+}
+
+template <class V, int bits, int samples>
+void multiply(const Windows<V>& w, int64_t block, const float* bias, bool relu, const float* x, int64_t stride, float* y) {
+  constexpr int n = lanes<float>, rows = rows_of_lane(bits);
+  Sums<rows, samples> sums = {};
+  add_block<V, bits, samples>(w, block, x, stride, sums);
+  for (int sample = 0; sample < samples; ++sample)
+    for (int row = 0; row < rows; ++row) {
+      const int64_t lane = (block * rows + row) * window_lanes;
+      float own[window_lanes];
+#pragma GCC unroll 4
+      for (int i = 0; i < vectors; ++i) {
+        const auto& chains = sums.part[sample][row];
+        Vector<float> sum = chains[0][i];
+        if constexpr (samples == 1) sum = (sum + chains[1][i]) + (chains[2][i] + chains[3][i]);
+        if (w.scales) sum *= load<float>(w.scales + lane + i * n);
+        if (bias) sum += load<float>(bias + lane + i * n);
+        if (relu) sum = sum <= 0.0f ? Vector<float>{} : sum;  // NaN stays
+        store<float>(own + i * n, sum);
+      }
+      for (int i = 0; i < window_lanes; ++i)
+        if (const int32_t to = w.order[lane + i]; to >= 0) y[sample * w.rows + to] = own[i];
+    }
+}
+
+template <class V, int bits>
+void multiply_blocks(const Windows<V>& w, int64_t begin, int64_t end, const float* bias, bool relu, const float* x, int64_t stride, float* y,
+                     int64_t batch) {
+  for (int64_t block = begin; block < end; ++block) {
+    int64_t sample = 0;
+    for (; most_samples > 1 && sample + most_samples <= batch; sample += most_samples)
+      multiply<V, bits, most_samples>(w, block, bias, relu, x + sample * stride, stride, y + sample * w.rows);
+    for (; sample < batch; ++sample) multiply<V, bits, 1>(w, block, bias, relu, x + sample * stride, stride, y + sample * w.rows);
+  }
+}
 
 template <class V>
 void windows_spmv(const Windows<V>& w, int64_t begin, int64_t end, const float* bias, bool relu, const float* x, int64_t stride, float* y,
                   int64_t batch) {
-  constexpr int n = lanes<float>;
-  for (int64_t block = begin; block < end; ++block)
-    for (int64_t sample = 0; sample < batch; ++sample) {
-      Sums sums = {};
-      add_windows(w, block, x + sample * stride, sums);
-      add_tail(w, block, x + sample * stride, sums);
-      float row[window_rows];
-#pragma GCC unroll 4
-      for (int part = 0; part < parts; ++part) {
-        Vector<float> sum = (sums.part[0][part] + sums.part[1][part]) + (sums.part[2][part] + sums.part[3][part]);
-        const int64_t at = block * window_rows + part * n;
-        if (w.scales) sum *= load<float>(w.scales + at);
-        if (bias) sum += load<float>(bias + at);
-        if (relu) sum = sum <= 0.0f ? Vector<float>{} : sum;  // NaN stays
-        store<float>(row + part * n, sum);
-      }
-      for (int lane = 0; lane < window_rows; ++lane)
-        if (const int32_t to = w.order[block * window_rows + lane]; to >= 0) y[sample * w.rows + to] = row[lane];
-    }
+  const auto kernel = w.bits == 5   ? multiply_blocks<V, 5>
+                      : w.bits == 7 ? multiply_blocks<V, 7>
+                      : w.bits == 8 ? multiply_blocks<V, 8>
+                                    : multiply_blocks<V, 16>;
+  kernel(w, begin, end, bias, relu, x, stride, y, batch);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <vector>
 
 #include "isa.h"
 #include "threads.h"
@@ -13,77 +14,88 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Calls take(place, step of the place, connection) and left(connection) for the connections of one row, in order.
-template <class Take, class Left>
-void schedule(const int32_t* indices, int32_t begin, int32_t end, int64_t steps, int64_t width, Take&& take, Left&& left) {
-  for (int32_t p = begin; p < end;) {
-    // Places at which nothing is in sight are passed over at once.
-    const int64_t place = std::max<int64_t>(0, indices[p] / window_columns - (width - 1));
-    for (int64_t here = place; p < end; ++here) {
-      for (int64_t step = 0; step < steps && p < end && indices[p] / window_columns < here + width; ++step) take(here, step, p++);
-      while (p < end && indices[p] / window_columns <= here) left(p++);
-      if (p < end && indices[p] / window_columns >= here + width) break;
-    }
+// The connections of one row that are still to come, in order.
+struct Ahead {
+  int32_t next, end;
+};
+
+// Calls stop(first column) for each stop of a block, and take(lane, step, row of the lane, connection) for what is taken there.
+template <class Stop, class Take>
+void schedule(int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* rows, int64_t bits, Stop&& stop, Take&& take) {
+  const int64_t width = window_columns(bits), share = rows_of_lane(bits);
+  std::vector<Ahead> ahead(share * window_lanes, {0, 0});
+  for (size_t i = 0; i < ahead.size(); ++i)
+    if (rows[i] >= 0) ahead[i] = {indptr[rows[i]], indptr[rows[i] + 1]};
+  for (;;) {
+    int64_t first = columns;
+    for (const Ahead& one : ahead)
+      if (one.next < one.end) first = std::min<int64_t>(first, indices[one.next]);
+    if (first == columns) return;
+    first = std::max<int64_t>(0, std::min(first, columns - width));  // all that it shows is there, if anything can be
+    stop(first);
+    for (int64_t lane = 0; lane < window_lanes; ++lane)
+      for (int64_t step = 0; step < window_steps; ++step) {
+        int64_t nearest = -1, column = first + width;
+        for (int64_t row = 0; row < share; ++row)
+          if (const Ahead& one = ahead[row * window_lanes + lane]; one.next < one.end && indices[one.next] < column) {
+            nearest = row;
+            column = indices[one.next];
+          }
+        if (nearest < 0) break;
+        take(lane, step, nearest, ahead[nearest * window_lanes + lane].next++);
+      }
   }
 }
 
 }  // namespace
 
-int64_t steps_of_block(int64_t columns, int64_t steps) { return divide_up(divide_up(columns, window_columns) * steps, 4) * 4; }
-
-void count_tails(int64_t rows, const int32_t* indptr, const int32_t* indices, const int32_t* order, int64_t steps, int64_t width, int32_t* tails) {
-  const int64_t blocks = divide_up(rows, window_rows);
-  tails[0] = 0;
+void count_stops(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* order, int64_t bits, int32_t* starts) {
+  const int64_t own = window_lanes * rows_of_lane(bits), blocks = divide_up(rows, own);
+  starts[0] = 0;
   for (int64_t block = 0; block < blocks; ++block) {
-    int32_t longest = 0;
-    for (int64_t lane = 0; lane < window_rows; ++lane) {
-      const int32_t row = order[block * window_rows + lane];
-      int32_t own = 0;
-      if (row >= 0) schedule(indices, indptr[row], indptr[row + 1], steps, width, [](int64_t, int64_t, int32_t) {}, [&](int32_t) { ++own; });
-      longest = std::max(longest, own);
-    }
-    tails[block + 1] = tails[block] + longest;
+    int32_t stops = 0;
+    schedule(columns, indptr, indices, order + block * own, bits, [&](int64_t) { ++stops; }, [](int64_t, int64_t, int64_t, int32_t) {});
+    starts[block + 1] = starts[block] + stops;
   }
 }
 
 void fill_windows(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const float* values, const int32_t* order,
-                  int64_t steps, int64_t width, const int32_t* tails, uint32_t* places, float* own, int32_t* tail_columns, float* tail_values) {
-  const int64_t blocks = divide_up(rows, window_rows), in_block = steps_of_block(columns, steps);
-  for (int64_t block = 0; block < blocks; ++block)
-    for (int64_t lane = 0; lane < window_rows; ++lane) {
-      const int32_t row = order[block * window_rows + lane];
-      if (row < 0) continue;
-      int64_t tail = tails[block];
-      const auto take = [&](int64_t place, int64_t step, int32_t p) {
-        const int64_t at = block * in_block + place * steps + step;
-        own[at * window_rows + lane] = values[p];
-        places[at / 4 * window_rows + lane] |= static_cast<uint32_t>(indices[p] - place * window_columns) << (8 * (at % 4));
-      };
-      const auto left = [&](int32_t p) {
-        tail_columns[tail * window_rows + lane] = indices[p];
-        tail_values[tail++ * window_rows + lane] = values[p];
-      };
-      schedule(indices, indptr[row], indptr[row + 1], steps, width, take, left);
-    }
+                  int64_t bits, int32_t* first, uint32_t* places, float* own) {
+  const int64_t of_block = window_lanes * rows_of_lane(bits), words = words_of_places(bits), room = 32 * words / window_steps;
+  int64_t stop = -1;
+  const auto go = [&](int64_t column) { first[++stop] = static_cast<int32_t>(column); };
+  const auto take = [&](int64_t lane, int64_t step, int64_t row, int32_t p) {
+    own[(stop * window_steps + step) * window_lanes + lane] = values[p];
+    const uint32_t place = static_cast<uint32_t>(indices[p] - first[stop]) | static_cast<uint32_t>(row << (bits - 1));
+    places[(stop * words + step * room / 32) * window_lanes + lane] |= place << (step * room % 32);
+  };
+  for (int64_t block = 0; block < divide_up(rows, of_block); ++block)
+    schedule(columns, indptr, indices, order + block * of_block, bits, go, take);
 }
 
 template <class V>
 void windows_spmv(const Windows<V>& windows, const float* bias, bool relu, const float* x, float* y, int64_t batch, int64_t threads) {
-  // The window looks beyond the last column.
-  const int64_t padded = divide_up(windows.columns, window_columns) * window_columns + (turns_of_places + windows.width) * window_columns;
-  const Workspace scratch(lines<float>(padded) * batch);
-  for (int64_t sample = 0; sample < batch; ++sample) {
-    float* own = scratch.as<float>(lines<float>(padded) * sample);
-    std::memcpy(own, x + sample * windows.columns, windows.columns * sizeof(float));
-    std::memset(own + windows.columns, 0, (padded - windows.columns) * sizeof(float));
-  }
-  const auto* source = scratch.as<float>();
-  const int64_t stride = static_cast<int64_t>(lines<float>(padded) / sizeof(float)), blocks = windows.blocks();
   const auto kernel = window_kernel<V>(current_isa());
-  const int64_t parts = threads > 1 ? std::min(blocks, 2 * threads) : 1;
-  parallel_for(parts, threads, [&](int64_t, int64_t part) {
-    kernel(windows, blocks * part / parts, blocks * (part + 1) / parts, bias, relu, source, stride, y, batch);
-  });
+  const int64_t blocks = windows.blocks(), parts = threads > 1 ? std::min(blocks, 2 * threads) : 1;
+  // Parts with as many stops each.
+  const auto begin = [&](int64_t part) {
+    const int64_t stops = static_cast<int64_t>(windows.starts[blocks]) * part / parts;
+    return part == parts ? blocks : std::lower_bound(windows.starts, windows.starts + blocks, stops) - windows.starts;
+  };
+  const auto run = [&](const float* source, int64_t stride) {
+    parallel_for(parts, threads, [&](int64_t, int64_t part) {
+      kernel(windows, begin(part), begin(part + 1), bias, relu, source, stride, y, batch);
+    });
+  };
+  const int64_t width = window_columns(windows.bits);
+  if (windows.bits == 16 || windows.columns >= width) return run(x, windows.columns);
+  // The window looks beyond the last column.
+  const Workspace scratch(batch * width * sizeof(float));
+  auto* padded = scratch.as<float>();
+  std::memset(padded, 0, batch * width * sizeof(float));
+  for (int64_t sample = 0; sample < batch; ++sample)
+    std::memcpy(padded + sample * width, x + sample * windows.columns, windows.columns * sizeof(float));
+  run(padded, width);
 }
 
 template void windows_spmv<float>(const Windows<float>&, const float*, bool, const float*, float*, int64_t, int64_t);

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -28,6 +29,14 @@ std::vector<Buffer>& kept() {
 
 }  // namespace
 
+void use_large_pages([[maybe_unused]] void* data, [[maybe_unused]] size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+  const auto address = reinterpret_cast<uintptr_t>(data);
+  const uintptr_t begin = (address + large_page - 1) / large_page * large_page, end = (address + bytes) / large_page * large_page;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 Workspace::Workspace(size_t bytes) {
   {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -46,10 +55,8 @@ Workspace::Workspace(size_t bytes) {
   bytes_ = (bytes / alignment + 1) * alignment;
   data_ = std::aligned_alloc(alignment, bytes_);
   if (!data_) throw std::bad_alloc();
-#if defined(MADV_HUGEPAGE)
   // Packed planes are walked in many places at once: with small pages, looking up addresses costs more than the loads.
-  if (alignment == large_page) madvise(data_, bytes_, MADV_HUGEPAGE);
-#endif
+  use_large_pages(data_, bytes_);
 }
 
 Workspace::~Workspace() {

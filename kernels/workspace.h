@@ -23,6 +23,9 @@ class Workspace {
   size_t bytes_;
 };
 
+// Asks for large pages under what lies whole in them; a wish, which systems may ignore.
+void use_large_pages(void* data, size_t bytes);
+
 // Bytes of `count` elements, rounded up to whole cache lines.
 template <class T>
 size_t lines(int64_t count) {

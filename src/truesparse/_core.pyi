@@ -172,8 +172,7 @@ def convolution_backward_bfloat16(
     width: int,
     threads: int,
 ) -> None: ...
-def steps_of_block(columns: int, steps: int) -> int: ...
-def count_tails(rows: int, indptr: int, indices: int, order: int, steps: int, width: int, tails: int) -> None: ...
+def count_stops(rows: int, columns: int, indptr: int, indices: int, order: int, bits: int, starts: int) -> None: ...
 def fill_windows(
     rows: int,
     columns: int,
@@ -181,14 +180,12 @@ def fill_windows(
     indices: int,
     values: int,
     order: int,
-    steps: int,
-    width: int,
-    tails: int,
+    bits: int,
+    first: int,
     places: int,
     own: int,
-    tail_columns: int,
-    tail_values: int,
 ) -> None: ...
+def use_large_pages(array: int, bytes: int) -> None: ...
 
 class PairArrays:
     @property
@@ -218,14 +215,12 @@ class _Windows:
         self,
         rows: int,
         columns: int,
-        steps: int,
-        width: int,
+        bits: int,
         order: int,
+        starts: int,
+        first: int,
         places: int,
         values: int,
-        tails: int,
-        tail_columns: int,
-        tail_values: int,
         scales: int,
     ) -> None: ...
     def spmv(self, bias: int, relu: bool, x: int, y: int, batch: int, threads: int) -> None: ...

@@ -10,7 +10,7 @@ from truesparse.geometry import Convolution, Matrix
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, TilesCandidate, Windows, WindowShape, candidates
+from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, TilesCandidate, Windows, WindowsCandidate, candidates
 
 
 def weights_of(rows, columns, sparsity, seed=0):
@@ -23,13 +23,11 @@ def named(found):
     return [str(one) for one in found]
 
 
-def test_candidates_are_near_the_density():
-    assert named(candidates(weights_of(64, 640, 0.9), Conditions((1, 640), 1))) == [
-        "dense",
-        "tiles",
-        *("windows:0:2", "windows:1:2", "windows:1:4", "windows:2:2", "windows:2:4"),
-    ]
-    assert named(candidates(weights_of(64, 640, 0.1), Conditions((1, 640), 1))) == ["dense", "tiles", "windows:0:2"]
+def test_candidates_go_by_density_and_batch():
+    every = ["dense", "tiles", "windows:5", "windows:7", "windows:8", "windows:16"]
+    assert named(candidates(weights_of(64, 640, 0.9), Conditions((1, 640), 1))) == every
+    assert named(candidates(weights_of(64, 640, 0.98), Conditions((1, 640), 1))) == [name for name in every if name != "windows:5"]
+    assert named(candidates(weights_of(64, 640, 0.999), Conditions((1, 640), 1))) == ["dense", "tiles", "windows:16"]
     assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "tiles", "pairs:1:160:1"]
     assert named(candidates(weights_of(64, 640, 0.99), Conditions((16, 640), 2)))[:3] == ["dense", "tiles", "pairs:2:640:2"]
     convolution = Convolution(4, 8, (3, 3))
@@ -42,8 +40,10 @@ def test_candidates_are_near_the_density():
     [
         (0.0, 1, {"dense"}),
         (0.0, 256, {"dense"}),
-        (0.9, 1, {"windows:2:2", "windows:2:4"}),
-        (0.99, 1, {"windows:0:2"}),
+        (0.8, 1, {"windows:7", "windows:8"}),
+        (0.9, 1, {"windows:5", "windows:7"}),
+        (0.99, 1, {"windows:16"}),
+        (0.8, 4, {"windows:5"}),
         (0.99, 8, {"pairs:2:1024:1"}),
         (0.5, 16, {"pairs:2:624:1"}),
         (0.9, 64, {"pairs:1:160:1"}),
@@ -57,7 +57,7 @@ def test_the_rule(sparsity, batch, kinds):
 
 def test_a_guess_is_positive_and_grows_with_the_batch():
     for weights in (weights_of(64, 640, 0.9), weights_of(16, 16, 1.0), weights_of(33, 7, 0.5)):
-        shapes = PairShape(2, 16), *(WindowShape(*shape) for shape in ((0, 2), (1, 2), (3, 4)))
+        shapes = PairShape(2, 16), *(WindowsCandidate(bits) for bits in (5, 7, 8, 16))
         for candidate in (DenseCandidate(), TilesCandidate(), *shapes):
             once, often = (candidate.guess(weights, Conditions((batch, weights.inputs), 1)) for batch in (1, 64))
             assert 0 <= once <= often
@@ -74,7 +74,7 @@ def test_measuring_times_every_candidate():
 def test_a_layout_that_computes_something_else_is_never_chosen(monkeypatch):
     right = Windows.__call__
     monkeypatch.setattr(Windows, "__call__", lambda self, x: right(self, x) + 1e-2)
-    with pytest.raises(RuntimeError, match=r"the layout windows:0:2 computes something else than dense; please report this"):
+    with pytest.raises(RuntimeError, match=r"the layout windows:5 computes something else than dense; please report this"):
         measure(weights_of(48, 160, 0.8), False, Conditions((2, 160), 1))
 
 

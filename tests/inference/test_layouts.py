@@ -12,10 +12,11 @@ from oracles import connections, made
 from truesparse import Topology, Unstructured, _core
 from truesparse.geometry import Matrix
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Dense, Pairs, PairShape, Tiles, Windows, WindowShape, pairs, windows
+from truesparse.inference.layouts import Dense, Pairs, PairShape, Tiles, Windows, WindowsCandidate, pairs, windows
 
 ISAS = _core.supported_isas()
-SHAPES = [WindowShape(0), WindowShape(1), WindowShape(2, 4), WindowShape(3), WindowShape(4), WindowShape(7, 4), WindowShape(12)]
+BITS = [5, 7, 8, 16]
+WINDOWS = [WindowsCandidate(bits) for bits in BITS]
 PAIRS = [PairShape(1, 16), PairShape(2, 5), PairShape(2, 100, 3), PairShape(1, 33, 2)]
 
 
@@ -50,12 +51,12 @@ def hold(layout, weights, batch, tolerance=1e-5):
 
 
 @settings(max_examples=30)
-@given(connections(), st.sampled_from(SHAPES), st.booleans(), st.booleans())
-def test_small_matrices(drawn, shape, bias, relu):
+@given(connections(), st.sampled_from(BITS), st.booleans(), st.booleans())
+def test_small_matrices(drawn, bits, bias, relu):
     extents, pairs = drawn
     weights = weights_of(made(extents, pairs), bias)
-    for batch in (0, 1, 3):
-        hold(Windows(weights, relu, shape), weights, batch)
+    for batch in (0, 1, 3, 6):
+        hold(Windows(weights, relu, bits), weights, batch)
 
 
 @settings(max_examples=30)
@@ -91,24 +92,24 @@ def test_rows_alike_share_all_columns():
         hold(both, weights, 20)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95, 0.995])
-def test_windows(shape, sparsity):
+def test_windows(bits, sparsity):
     for rows, columns in ((16, 16), (17, 33), (100, 250), (5, 1000)):
         topology = Unstructured().random((rows, columns), round(rows * columns * (1 - sparsity)), torch.Generator().manual_seed(rows))
         weights = weights_of(topology)
-        layout = Windows(weights, rows % 2 == 1, shape)
-        for batch in (1, 5):
+        layout = Windows(weights, rows % 2 == 1, bits)
+        for batch in (1, 5, 9):
             hold(layout, weights, batch)
 
 
-@pytest.mark.parametrize("shape", [*SHAPES[:3], *PAIRS], ids=str)
+@pytest.mark.parametrize("candidate", [*WINDOWS, *PAIRS], ids=str)
 @pytest.mark.parametrize("batch", [3, 150])
-def test_threads_change_nothing(shape, batch, monkeypatch):
+def test_threads_change_nothing(candidate, batch, monkeypatch):
     monkeypatch.setattr(windows, "WORK_OF_A_THREAD", 1)
     monkeypatch.setattr(pairs, "WORK_OF_A_THREAD", 1)
     weights = weights_of(Unstructured().random((100, 250), 3000, torch.Generator().manual_seed(0)))
-    layout, x, before = shape.make(weights, False, "float32"), torch.randn(batch, 250), torch.get_num_threads()
+    layout, x, before = candidate.make(weights, False, "float32"), torch.randn(batch, 250), torch.get_num_threads()
     try:
         torch.set_num_threads(1)
         alone = layout(x)
@@ -131,8 +132,8 @@ def test_connections_crowded_into_one_window_and_empty_rows():
     mask = torch.zeros(40, 200, dtype=torch.bool)
     mask[3, 64:96] = mask[4, :] = mask[39, 199] = mask[20, :17] = True
     weights = weights_of(Topology.from_mask(mask))
-    for shape in (*SHAPES, *PAIRS):
-        hold(shape.make(weights, False, "float32"), weights, 2)
+    for candidate in (*WINDOWS, *PAIRS):
+        hold(candidate.make(weights, False, "float32"), weights, 2)
 
 
 def test_what_is_not_finite_stays_where_it_belongs():
@@ -141,7 +142,7 @@ def test_what_is_not_finite_stays_where_it_belongs():
     x[0, 5], x[0, 6], x[0, 7] = float("nan"), float("inf"), -float("inf")
     for relu in (False, True):
         weights = Weights(Matrix(40, 40), topology, torch.ones(40), None)
-        for layout in (Tiles(weights, relu), *(shape.make(weights, relu, "float32") for shape in (*SHAPES[:2], *PAIRS))):
+        for layout in (Tiles(weights, relu), *(one.make(weights, relu, "float32") for one in (*WINDOWS, *PAIRS))):
             y = layout(x)[0]
             assert bool(y[5].isnan())
             assert y[6] == float("inf")
@@ -149,11 +150,11 @@ def test_what_is_not_finite_stays_where_it_belongs():
 
 
 @pytest.mark.parametrize(("values", "tolerance"), [("bfloat16", 2**-8), ("int8", 1 / 127)])
-@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
-def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, shape):
+@pytest.mark.parametrize("bits", BITS)
+def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, bits):
     topology = Unstructured().random((50, 300), 3000, torch.Generator().manual_seed(0))
     weights = weights_of(topology)
-    layout = Windows(weights, False, shape, values)
+    layout = Windows(weights, False, bits, values)
     x = torch.randn(3, 300)
     dense = topology.scatter(weights.values).abs()
     largest = dense.amax(1, keepdim=True).expand_as(dense) if values == "int8" else dense
@@ -161,23 +162,23 @@ def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, shape):
     error = (layout(x) - expected(weights, False, x)).abs()
     assert bool((error <= bound + 1e-4).all())
     assert float(error.max()) > 1e-4, "values were not rounded at all"
-    assert layout.nbytes < Windows(weights, False, shape).nbytes
+    assert layout.nbytes < Windows(weights, False, bits).nbytes
 
 
 def test_layouts_can_be_copied_and_pickled():
     weights = weights_of(Unstructured().random((30, 60), 300, torch.Generator().manual_seed(0)))
     x = torch.randn(2, 60)
-    made_ones = Windows(weights, False, WindowShape(2)), Windows(weights, True, WindowShape(1), "int8"), Pairs(weights, True, PAIRS[2])
-    for layout in (Dense(weights), Tiles(weights), *made_ones):
+    made_ones = Windows(weights, False, 5), Windows(weights, True, 7, "int8")
+    for layout in (Dense(weights), Tiles(weights), Pairs(weights, True, PAIRS[2]), *made_ones):
         y = layout(x)
         for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
             assert torch.equal(other(x), y)
 
 
-def test_window_shapes_that_cannot_be():
-    for steps, width in ((-1, 2), (13, 2), (1, 3)):
-        with pytest.raises(ValueError, match="a window takes 0 to 12 steps and is 2 or 4 wide"):
-            WindowShape(steps, width)
+def test_windows_that_cannot_be():
+    for bits in (0, 6, -5):
+        with pytest.raises(ValueError, match="places in a window have 5, 7, 8 or 16 bits"):
+            WindowsCandidate(bits)
 
 
 def test_pair_shapes_that_cannot_be():

@@ -7,7 +7,7 @@ from .dense import Dense, DenseCandidate
 from .pairs import Pairs, PairShape
 from .planes import Planes, PlanesCandidate
 from .tiles import Tiles, TilesCandidate
-from .windows import Windows, WindowShape
+from .windows import Windows, WindowsCandidate
 
 KINDS = dense, planes, tiles, pairs, windows
 
@@ -31,7 +31,7 @@ __all__ = [
     "PlanesCandidate",
     "Tiles",
     "TilesCandidate",
-    "WindowShape",
     "Windows",
+    "WindowsCandidate",
     "candidates",
 ]

@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ... import _core
 from ...geometry import Convolution, Geometry
 from ..layers import Weights
 
@@ -108,3 +109,22 @@ class Candidate(ABC):
 def nbytes(*arrays: Tensor | None) -> int:
     """Bytes of all that is there."""
     return sum(array.nbytes for array in arrays if array is not None)
+
+
+BYTE = 1 / 29  # nanoseconds, from beyond the second cache
+SECOND_CACHE = 2 << 20  # bytes
+LARGE_PAGES = 4 << 20  # bytes of an array: the pages of less are found soon enough
+
+
+def reading(count: int) -> float:
+    """Nanoseconds that reading as many bytes takes at least: what fits the second cache is there from the last call."""
+    return count * BYTE if count > SECOND_CACHE else 0.0
+
+
+def on_large_pages(array: Tensor) -> Tensor:
+    """The same in memory whose addresses are found sooner, which reading it from end to end gains 5 to 10 % from."""
+    if array.nbytes < LARGE_PAGES:
+        return array
+    moved = torch.empty_like(array)
+    _core.use_large_pages(moved.data_ptr(), moved.nbytes)
+    return moved.copy_(array)

@@ -1,4 +1,4 @@
-"""For one sample and a few: sixteen rows side by side, inputs looked up in registers. kernels/windows.h says how."""
+"""For one sample and a few: rows side by side, inputs looked up in registers. kernels/windows.h says how."""
 
 from __future__ import annotations
 
@@ -14,92 +14,79 @@ from ...geometry import Convolution
 from ...merge import threads_for
 from ...topology import Topology
 from ..layers import Weights
-from .base import VALUES, Candidate, Conditions, Layout, nbytes
+from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages, reading
 
-ROWS = 16  # of a block of windows, in the lanes of one vector
-COLUMNS = 16  # by which a window slides
-MOST_STEPS = 12
+LANES = 16  # of a vector, each of them a row or two
+STEPS = 4  # connections of a lane at each stop of the window, at most
+COLUMNS = {5: 32, 7: 64, 8: 128, 16: 65536}  # that a window shows, by the bits of a place in it
+ROWS = {5: 1, 7: 2, 8: 2, 16: 1}  # of a lane
 LARGEST_BATCH = 64  # beyond, tiles reuse what they load for more samples than windows ever could
+SHARING = 4  # samples that share what is read
 WORK_OF_A_THREAD = 100_000  # connections times samples, some 20 microseconds: less is not worth another thread
 
-# Nanoseconds: of a step by width, of a gathered connection, of a byte from memory beyond the second cache.
-STEP = {2: 0.7, 4: 1.0}
-GATHERED = 0.25
-BYTE = 1 / 30
-SECOND_CACHE = 2 << 20
+# Nanoseconds of a step by the bits of a place, alone and where it shares what it reads with other samples.
+STEP = {5: 1.05, 7: 1.5, 8: 2.0, 16: 2.9}
+SHARED_STEP = {5: 0.62, 7: 1.07, 8: 2.3, 16: 2.7}
 
 
 @dataclass(frozen=True)
-class WindowShape(Candidate):
-    """How a `Windows` layout meets its connections.
+class WindowsCandidate(Candidate):
+    """A kind of `Windows`.
 
     Args:
-        steps: connections of a row at each place of the window; 0: none, all are gathered.
-        width: of the window in units of 16 columns, 2 or 4: the wider, the fewer connections are left to be gathered, and the
-            more a step costs.
+        bits: of a place in the window. 5: it shows 32 columns; 7 and 8: 64 and 128, and two rows share a lane; 16: inputs are gathered. The
+            more, the fewer lanes have nothing to do at a stop, and the more a step costs.
 
     Raises:
-        ValueError: if one is out of its range.
+        ValueError: if there is no such kind.
     """
 
-    steps: int
-    width: int = 2
+    bits: int
 
     def __post_init__(self) -> None:
-        if not 0 <= self.steps <= MOST_STEPS or self.width not in (2, 4):
-            raise ValueError(f"a window takes 0 to {MOST_STEPS} steps and is 2 or 4 wide, got {self}")
+        if self.bits not in COLUMNS:
+            raise ValueError(f"places in a window have 5, 7, 8 or 16 bits, got {self.bits}")
 
     def make(self, weights: Weights, relu: bool, values: str) -> Windows:
-        return Windows(weights, relu, self, values)
+        return Windows(weights, relu, self.bits, values)
 
     def guess(self, weights: Weights, conditions: Conditions) -> float:
-        topology, positions = weights.topology, conditions.positions(weights.geometry)
-        rows, columns = topology.shape
-        blocks, places = math.ceil(rows / ROWS), math.ceil(columns / COLUMNS)
-        own = blocks * places * self.steps
-        # Connections of a row come to a window at random, as to a queue that serves `steps` at a time and holds those in sight.
-        load = topology.nnz / max(rows * places * self.steps, 1)
-        left = max(1 - 1 / load, math.exp(-self.steps * self.width / 2) * load**2) if self.steps and load else 1.0
-        gathered = left * topology.nnz / ROWS
-        held = own * 80 + gathered * 128
-        memory = held * BYTE if held > SECOND_CACHE else 0.0
-        return max(positions * (own * STEP[self.width] + gathered * ROWS * GATHERED), memory)
+        positions = conditions.positions(weights.geometry)
+        steps = int(_starts(weights.topology, _order(weights.topology, self.bits), self.bits)[-1]) * STEPS
+        held = steps * LANES * (VALUES[conditions.values].itemsize + math.ceil(self.bits / 8))
+        step = STEP if positions < SHARING else SHARED_STEP
+        return max(steps * positions * step[self.bits], reading(held))
 
     def __str__(self) -> str:
-        return f"{Windows.name}:{self.steps}:{self.width}"
+        return f"{Windows.name}:{self.bits}"
 
 
 class Windows(Layout):
-    """Sixteen rows side by side, inputs looked up in registers as a window slides over the columns: for one sample and a few.
+    """Rows side by side, inputs looked up in registers as a window goes over the columns: for one sample and a few.
 
     kernels/windows.h says how. Values may be held as bfloat16 or as int8 with a scale for each row.
     """
 
     name = "windows"
 
-    def __init__(self, weights: Weights, relu: bool, shape: WindowShape, values: str = "float32") -> None:
+    def __init__(self, weights: Weights, relu: bool, bits: int, values: str = "float32") -> None:
         super().__init__(weights, relu)
-        self.shape, self.values_as, self.connections = shape, values, weights.topology.nnz
+        self.bits, self.values_as, self.connections = bits, values, weights.topology.nnz
         topology, held = weights.topology, weights.values.float().contiguous()
         scales = None
         if values == "int8":
             scales = _scales(topology, held)
             held = held / scales[topology.rows.long()]
-        blocks = math.ceil(self.rows / ROWS)
-        # Rows of one length together: all lanes of a block are done at the same time.
-        order = torch.full((blocks * ROWS,), -1, dtype=torch.int32)
-        order[: self.rows] = topology.fan_in.argsort(descending=True, stable=True)
-        tails = torch.zeros(blocks + 1, dtype=torch.int32)
-        where = topology.indptr.data_ptr(), topology.indices.data_ptr()
-        _core.count_tails(self.rows, *where, order.data_ptr(), shape.steps, shape.width, tails.data_ptr())
-        steps, gathered = blocks * _core.steps_of_block(self.columns, shape.steps), int(tails[-1])
-        places = torch.zeros(steps // 4 * ROWS, dtype=torch.int32)
-        in_windows, in_tails = torch.zeros(steps * ROWS), torch.zeros(gathered * ROWS)
-        columns = torch.zeros(gathered * ROWS, dtype=torch.int32)
-        made = (array.data_ptr() for array in (tails, places, in_windows, columns, in_tails))
-        _core.fill_windows(self.rows, self.columns, *where, held.data_ptr(), order.data_ptr(), shape.steps, shape.width, *made)
-        in_windows, in_tails = (_held_as(array, values) for array in (in_windows, in_tails))
-        self.arrays = order, places, in_windows, tails, columns, in_tails
+        order = _order(topology, bits)
+        starts = _starts(topology, order, bits)
+        stops = int(starts[-1])
+        first = torch.zeros(stops, dtype=torch.int32)
+        places = torch.zeros(stops * LANES * (2 if bits == 16 else 1), dtype=torch.int32)
+        own = torch.zeros(stops * STEPS * LANES)
+        made = (array.data_ptr() for array in (first, places, own))
+        where = topology.indptr.data_ptr(), topology.indices.data_ptr(), held.data_ptr(), order.data_ptr()
+        _core.fill_windows(self.rows, self.columns, *where, bits, *made)
+        self.arrays = tuple(on_large_pages(array) for array in (order, starts, first, places, _held_as(own, values)))
         self.scales = None if scales is None else _in_lanes(scales, order)
         self.bias = None if weights.bias is None else _in_lanes(weights.bias, order)
         self._kernel: Any = None
@@ -115,7 +102,7 @@ class Windows(Layout):
         addresses = (array.data_ptr() for array in self.arrays)
         scales = 0 if self.scales is None else self.scales.data_ptr()
         kind = {"float32": _core.Windows_float32, "bfloat16": _core.Windows_bfloat16, "int8": _core.Windows_int8}[self.values_as]
-        self._kernel = kind(self.rows, self.columns, self.shape.steps, self.shape.width, *addresses, scales)
+        self._kernel = kind(self.rows, self.columns, self.bits, *addresses, scales)
         return self._kernel
 
     @property
@@ -125,19 +112,40 @@ class Windows(Layout):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kernel": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, arrays=tuple(on_large_pages(array) for array in state["arrays"]))
+
     def __str__(self) -> str:
-        how = f"{self.shape.steps} steps, {self.shape.width * COLUMNS} columns" if self.shape.steps else "gathered"
-        return f"{self.name} ({how}{'' if self.values_as == 'float32' else f', {self.values_as}'})"
+        seen = "gathered" if self.bits == 16 else f"{COLUMNS[self.bits]} columns{', 2 rows a lane' if ROWS[self.bits] == 2 else ''}"
+        return f"{self.name} ({seen}{'' if self.values_as == 'float32' else f', {self.values_as}'})"
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
-    """Steps near the connections that a row has in 16 columns."""
+    """Those whose windows show a connection or more of a lane at a time, and the gathered one."""
     if isinstance(weights.geometry, Convolution) or conditions.batch > LARGEST_BATCH:
         return []
-    topology = weights.topology
-    average = topology.nnz / max(topology.size, 1) * COLUMNS
-    steps = {max(1, math.floor(average)), math.ceil(average), math.ceil(average * 1.1)} & set(range(1, MOST_STEPS + 1))
-    return [WindowShape(0), *(WindowShape(count, width) for count in sorted(steps) for width in (2, 4))]
+    density = weights.topology.nnz / max(weights.topology.size, 1)
+    return [WindowsCandidate(bits) for bits in COLUMNS if bits == 16 or density * COLUMNS[bits] * ROWS[bits] >= 1]
+
+
+def _order(topology: Topology, bits: int) -> Tensor:
+    """Rows of the lanes, [blocks, rows of a lane, lanes] int32, -1 where there is none."""
+    share = ROWS[bits]
+    blocks = math.ceil(topology.shape[0] / (LANES * share))
+    order = torch.full((blocks * share * LANES,), -1, dtype=torch.int32)
+    # Rows of one length together: all lanes of a block are done at the same time. Of a shared lane, the longest with the shortest.
+    order[: topology.shape[0]] = topology.fan_in.argsort(descending=True, stable=True)
+    order = order.view(blocks, share, LANES)
+    order[:, 1:] = order[:, 1:].flip(2)
+    return order
+
+
+def _starts(topology: Topology, order: Tensor, bits: int) -> Tensor:
+    """Where the stops of each block begin, [blocks + 1] int32."""
+    starts = torch.zeros(order.shape[0] + 1, dtype=torch.int32)
+    where = topology.indptr.data_ptr(), topology.indices.data_ptr(), order.data_ptr()
+    _core.count_stops(*topology.shape, *where, bits, starts.data_ptr())
+    return starts
 
 
 def _scales(topology: Topology, values: Tensor) -> Tensor:
@@ -152,4 +160,4 @@ def _held_as(values: Tensor, kind: str) -> Tensor:
 
 def _in_lanes(of_rows: Tensor, order: Tensor) -> Tensor:
     """`of_rows` [rows] in the order of the lanes, 0 where there is no row."""
-    return torch.where(order >= 0, of_rows.float()[order.long().clamp(min=0)], 0.0) if of_rows.numel() else torch.zeros(order.numel())
+    return torch.where(order >= 0, of_rows.float()[order.long().clamp(min=0)], 0.0) if of_rows.numel() else torch.zeros(order.shape)
