@@ -161,11 +161,12 @@ def test_a_wrong_layout_is_not_timed(monkeypatch):
 
 
 def test_a_network_that_cannot_be_packed(tiny_network):
-    class Chooses(nn.Sequential):
-        def forward(self, x):
-            return super().forward(x if x.sum() > 0 else -x)
+    def make():
+        network = nn.Sequential(nn.Flatten(), nn.Linear(50, 10))
+        network.register_parameter("wide", nn.Parameter(torch.zeros(1, dtype=torch.float64)))
+        return network
 
-    network = replace(tiny_network, make=lambda: Chooses(nn.Flatten(), nn.Linear(50, 10)))
+    network = replace(tiny_network, make=make)
     with pytest.raises(ConfigError, match=r"tiny, 50 % cannot be packed: "):
         measured(InferenceCase(NetworkCase(network, Density(0.5)), 3))
 

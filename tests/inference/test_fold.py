@@ -121,7 +121,7 @@ def test_one_norm_goes_into_two_layers():
     )
     trained(model.norm)
     simplified = same(model.double(), torch.randn(5, 4, dtype=torch.float64))
-    assert [change.norm for change in simplified.layers] == ["norm", "norm"]
+    assert [(change.joined, change.norm) for change in simplified.layers] == [(("layer.0", "layer.1"), "norm")]
 
 
 STAYS = {

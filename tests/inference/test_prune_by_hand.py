@@ -80,7 +80,7 @@ def test_an_addition_loses_only_what_all_its_parts_can_lose():
     # Of the sum, c reads place 0 only; a's place 1 is read by d too, so b keeps a neuron there, without connections.
     layers = {"a": linear("xx xx xx"), "b": linear("xx xx xx"), "c": linear("x.."), "d": linear(".x.")}
     net = Net(lambda m, x: m.c(F.relu((y := m.a(x)) + m.b(x))) + m.d(y), **layers)
-    assert removed(net, (2,)) == {"a": (2, 2, 4), "b": (2, 2, 2), "c": (1, 2, 1), "d": (1, 2, 1)}
+    assert removed(net, (2,)) == {"a": (2 + 2, 2, 4 + 2), "c": (1, 2, 1), "d": (1, 2, 1)}  # a and b read the same: they are joined
 
 
 def test_what_is_added_to_the_input_stays():
@@ -90,7 +90,7 @@ def test_what_is_added_to_the_input_stays():
 
 def test_parts_of_a_concatenation_are_removed_apart():
     net = Net(lambda m, x: m.c(torch.cat([m.a(x), x, m.b(x)], 1)), a=linear("xx xx"), b=linear("xx .. xx"), c=linear(".x..xx."))
-    assert removed(net, (2,)) == {"a": (1, 2, 2), "b": (1, 2, 2), "c": (1, 4, 2)}
+    assert removed(net, (2,)) == {"a": (1 + 1, 2, 2 + 2), "c": (1, 4, 2)}  # a and b read the same: they are joined
 
 
 @pytest.mark.parametrize("constant_first", [True, False])

@@ -1,4 +1,4 @@
-"""How do the bytes of a published file become tensors? IDX files, CIFAR's binary batches, Debian packages."""
+"""How do the bytes of a published file become tensors? IDX files, CIFAR's binary batches, Debian packages, wheels."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import lzma
 import math
 import tarfile
+import zipfile
 import zlib
 from collections.abc import Iterator
 
@@ -99,6 +100,19 @@ def read_tar(content: bytes, name: str = "archive") -> dict[str, bytes]:
     except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError) as error:
         raise ValueError(f"cannot read {name}: {error}") from error
     return files
+
+
+def read_wheel(content: bytes) -> dict[str, bytes]:
+    """The files in a Python wheel by their path.
+
+    Raises:
+        ValueError: if it is damaged.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            return {entry.filename: archive.read(entry) for entry in archive.infolist() if not entry.is_dir()}
+    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
+        raise ValueError(f"cannot read the wheel: {error}") from error
 
 
 def _ar_members(content: bytes) -> Iterator[tuple[str, bytes]]:

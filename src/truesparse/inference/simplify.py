@@ -1,15 +1,18 @@
-"""How does a model become the smallest graph that computes the same? Traced, folded, pruned, fused; and what that removed."""
+"""How does a model become the smallest graph that computes the same? Traced, folded, pruned, joined, fused; and what that changed."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import nn
 
+from .attention import convert_masks_once
 from .fold import calls_of, fold_norms, fuse_activations, fuse_pools, without_identities
+from .join import join_layers
 from .layers import LAYERS, FusedLayer, weights_of
+from .padding import crop_instead_of_padding, fold_padding
 from .prune import prune
-from .trace import Example, Leaves, trace
+from .trace import Example, Leaves, trace, whole_with_layers
 
 
 @dataclass(frozen=True)
@@ -20,10 +23,12 @@ class Simplified:
         module: computes what the model computes, in eval mode, on modules of its own. Its layers with weights are those that `layers`
             names: sparse or dense ones, or a `FusedLayer` of one and what follows it.
         layers: what became of each layer, in the order of the graph.
+        whole: names of modules that were not looked into though they have layers inside: those stay as they are.
     """
 
-    module: fx.GraphModule
+    module: nn.Module
     layers: tuple[LayerChange, ...]
+    whole: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,19 +37,23 @@ class LayerChange:
 
     Attributes:
         name: of the module, in the model and in the graph.
+        joined: names of all layers that became this one, which read the same input, this one first; or none.
         neurons: outputs, or output channels.
         inputs: features or channels that it reads.
         connections: weights that are not zero.
         norm: name of the BatchNorm that became part of it, or None.
         activation: the one that is applied with it, as torch names it, or "".
+        dense_bytes: of the dense float32 weight and bias before.
     """
 
     name: str
+    joined: tuple[str, ...]
     neurons: tuple[int, int]
     inputs: tuple[int, int]
     connections: tuple[int, int]
     norm: str | None
     activation: str
+    dense_bytes: int
 
 
 def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplified:
@@ -61,17 +70,30 @@ def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplif
         TypeError: if the model cannot be traced; the message names the module and what to do.
     """
     traced = trace(model, example, leaves)
-    folded, norms = fold_norms(without_identities(traced))
-    module = fuse_pools(fuse_activations(prune(folded, example)))
+    folded, norms = fold_norms(fold_padding(without_identities(convert_masks_once(traced))))
+    small, joined = join_layers(prune(folded, example), example)
+    module = fuse_pools(crop_instead_of_padding(fuse_activations(small)))
+    others = {name for names in joined.values() for name in names[1:]}
     changes = []
     for name in calls_of(traced, LAYERS):
-        after = module.get_submodule(name)
-        layer, activation = (after.layer, repr(after.activation or "")) if isinstance(after, FusedLayer) else (after, "")
-        neurons, inputs, connections = zip(_counts(traced.get_submodule(name)), _counts(layer), strict=True)
-        changes.append(LayerChange(name, neurons, inputs, connections, norms.get(name), activation))
-    return Simplified(module, tuple(changes))
+        if name not in others:
+            before = [traced.get_submodule(one) for one in joined.get(name, (name,))]
+            changes.append(change(name, before, module.get_submodule(name), joined.get(name, ()), norms.get(name)))
+    return Simplified(module, tuple(changes), tuple(whole_with_layers(small)))
 
 
-def _counts(layer: nn.Module) -> tuple[int, int, int]:
-    weights = weights_of(layer)
-    return weights.geometry.shape[0], weights.inputs, weights.topology.nnz
+def change(name: str, before: list[nn.Module], after: nn.Module, joined: tuple[str, ...] = (), norm: str | None = None) -> LayerChange:
+    """What became of the layers `before`, which read the same input."""
+    layer, activation = (after.layer, repr(after.activation or "")) if isinstance(after, FusedLayer) else (after, "")
+    old = [weights_of(one) for one in before]
+    new = weights_of(layer)
+    return LayerChange(
+        name=name,
+        joined=joined,
+        neurons=(sum(one.geometry.shape[0] for one in old), new.geometry.shape[0]),
+        inputs=(old[0].inputs, new.inputs),
+        connections=(sum(one.topology.nnz for one in old), new.topology.nnz),
+        norm=norm,
+        activation=activation,
+        dense_bytes=4 * sum(one.topology.size + (0 if one.bias is None else one.bias.numel()) for one in old),
+    )

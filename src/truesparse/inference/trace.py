@@ -4,84 +4,110 @@ from __future__ import annotations
 
 import copy
 import inspect
-import operator
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torch.utils._pytree import tree_leaves
 
 from ..nn import TopologyLayer
+from .exported import exported, same
+from .layers import LAYERS
+from .spelling import spell
 
-Example = Tensor | tuple[Tensor, ...]
+Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 Leaves = Iterable[type[nn.Module]]
 
-# Operations with more than one spelling get that of a module, so that later passes know only modules:
-# what is called -> (module that does the same, names of the arguments after the input).
-_POOL = ("kernel_size", "stride", "padding")
-_SPELLINGS: Mapping[str | Callable[..., Any], tuple[type[nn.Module], tuple[str, ...]]] = {
-    F.relu: (nn.ReLU, ("inplace",)),
-    torch.relu: (nn.ReLU, ()),
-    "relu": (nn.ReLU, ()),
-    F.relu6: (nn.ReLU6, ("inplace",)),
-    F.leaky_relu: (nn.LeakyReLU, ("negative_slope", "inplace")),
-    F.gelu: (nn.GELU, ("approximate",)),
-    F.silu: (nn.SiLU, ("inplace",)),
-    F.hardswish: (nn.Hardswish, ("inplace",)),
-    F.sigmoid: (nn.Sigmoid, ()),
-    torch.sigmoid: (nn.Sigmoid, ()),
-    "sigmoid": (nn.Sigmoid, ()),
-    F.tanh: (nn.Tanh, ()),
-    torch.tanh: (nn.Tanh, ()),
-    "tanh": (nn.Tanh, ()),
-    F.dropout: (nn.Dropout, ("p", "training", "inplace")),
-    F.max_pool2d: (nn.MaxPool2d, (*_POOL, "dilation", "ceil_mode", "return_indices")),
-    F.avg_pool2d: (nn.AvgPool2d, (*_POOL, "ceil_mode", "count_include_pad", "divisor_override")),
-    F.adaptive_avg_pool2d: (nn.AdaptiveAvgPool2d, ("output_size",)),
-    F.adaptive_max_pool2d: (nn.AdaptiveMaxPool2d, ("output_size", "return_indices")),
-}
+
+class Untraceable(TypeError):
+    """What a model computes cannot be written down as a graph."""
 
 
 def trace(model: nn.Module, example: Example, leaves: Leaves = ()) -> fx.GraphModule:
     """The graph of what `model` computes in eval mode, on modules of its own.
 
-    Modules of torch.nn and of truesparse are single calls; all others are looked into. Each node knows its shape.
+    Modules of torch.nn and of truesparse are single calls; all others are looked into. Where a symbolic run cannot follow their Python,
+    or modules of torch.nn have layers inside, torch.export does. Each node knows its shape.
 
     Args:
         model: any model, which is left as it is.
-        example: its input, or a tuple of its positional inputs. Arguments that it leaves out keep their defaults for good.
+        example: its input, a tuple of its positional inputs, or its inputs by the names of its arguments. Arguments that are left out
+            keep their defaults for good.
         leaves: classes of modules not to look into.
 
     Raises:
-        TypeError: if the model cannot be copied or traced (its operations depend on the values of the input), or its outputs are
-            not repeatable.
+        Untraceable: a TypeError; if the model's operations depend on the values of the input, or its outputs are not repeatable.
+        TypeError: if the model cannot be copied, or the example is of another type.
     """
-    inputs = inputs_of(example)
-    try:
-        model = copy.deepcopy(model).eval()
-    except RuntimeError as error:
-        remedy = "if it is pruned by torch.nn.utils.prune, make that permanent with prune.remove"
-        raise TypeError(f"cannot copy {type(model).__name__}: {error}; {remedy}") from error
-    tracer = _Tracer(len(inputs), leaves)
-    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
+    inputs, names = inputs_of(example), names_of(example)
+    model, leaves = copied(model), tuple(leaves)
     with torch.no_grad():
-        expected = model(*inputs)
+        expected = call(model, example)
         try:
-            graph = tracer.trace(root)
-        except Exception as error:
-            raise TypeError(tracer.refusal(error)) from error
-        module = replaced(fx.GraphModule(root, graph, type(model).__name__))
-        _spell(module)
-        if not _same(expected, module(*inputs)):
-            raise TypeError(
+            module = _symbolic(model, inputs, names, leaves)
+        except Untraceable as refusal:
+            module = _exported(model, inputs, names, leaves, refusal)
+        else:
+            if not leaves and whole_with_layers(module):
+                with suppress(TypeError):  # then they are kept whole, and whoever asks is told
+                    module = exported(model, inputs, names)
+        spell(module)
+        if not same(expected, module(*inputs)):
+            raise Untraceable(
                 f"the graph traced from {type(model).__name__} gives another output than the model: it draws random numbers, changes "
                 "itself when called, writes with += into what it also reads under another name, or decides in Python what a trace "
                 "cannot see; make its forward a function of its inputs alone"
             )
     return with_shapes(module, example)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy in eval mode.
+
+    Raises:
+        TypeError: if it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model).eval()
+    except RuntimeError as error:
+        remedy = "if it is pruned by torch.nn.utils.prune, make that permanent with prune.remove"
+        raise TypeError(f"cannot copy {type(model).__name__}: {error}; {remedy}") from error
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """What the model gives for an example."""
+    return model(**example) if isinstance(example, Mapping) else model(*inputs_of(example))
+
+
+def whole_with_layers(module: fx.GraphModule) -> dict[str, nn.Module]:
+    """The modules that a graph calls as a whole though there are layers with weights inside."""
+    called = {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if node.op == "call_module"}
+    return {
+        name: one for name, one in called.items() if type(one) not in LAYERS and any(isinstance(part, LAYERS) for part in one.modules())
+    }
+
+
+def _symbolic(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
+    tracer = _Tracer(len(inputs), names, leaves)
+    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") and not names else model
+    try:
+        graph = tracer.trace(root)
+    except Exception as error:  # of any kind: the model's own code runs
+        raise Untraceable(tracer.refusal(error)) from error
+    return replaced(fx.GraphModule(root, graph, type(model).__name__))
+
+
+def _exported(
+    model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], leaves: tuple[type[nn.Module], ...], refusal: Untraceable
+) -> fx.GraphModule:
+    if leaves:
+        raise refusal
+    try:
+        return exported(model, inputs, names)
+    except TypeError as error:
+        raise refusal from error
 
 
 def with_shapes(module: fx.GraphModule, example: Example) -> fx.GraphModule:
@@ -95,12 +121,18 @@ def inputs_of(example: Example) -> tuple[Tensor, ...]:
     """An example as a tuple of tensors.
 
     Raises:
-        TypeError: if it is anything else than a tensor or a tuple of tensors.
+        TypeError: if it is anything else than a tensor, a tuple of tensors, or tensors by name.
     """
-    inputs = example if isinstance(example, tuple) else (example,)
+    inputs = tuple(example.values()) if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
     if not all(isinstance(one, Tensor) for one in inputs):
-        raise TypeError(f"an example is a tensor or a tuple of tensors, got {', '.join(type(one).__name__ for one in inputs)}")
+        kinds = ", ".join(type(one).__name__ for one in inputs)
+        raise TypeError(f"an example is a tensor or a tuple of tensors, got {kinds}; arguments by name are a dict of tensors")
     return inputs
+
+
+def names_of(example: Example) -> tuple[str, ...]:
+    """The arguments that an example is for; none if it is positional."""
+    return tuple(example) if isinstance(example, Mapping) else ()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -128,9 +160,9 @@ def replaced(module: fx.GraphModule, modules: Mapping[str, nn.Module] | None = N
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, inputs: int = 0, leaves: Leaves = ()) -> None:
+    def __init__(self, inputs: int, names: tuple[str, ...], leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
-        self.inputs, self.leaves = inputs, (TopologyLayer, *leaves)
+        self.inputs, self.names, self.leaves = inputs, names, (TopologyLayer, *leaves)
         self.entered: list[nn.Module] = []  # not left again when an error comes: it tells where
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -144,6 +176,9 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         # As many inputs as the example has: as placeholders, arguments left to their defaults would no longer be None.
+        if self.names:
+            named = {name: self.create_proxy("placeholder", name, (), {}) for name in self.names}
+            return lambda root: root_fn(root, **named), [self.root]
         known = [name for name, one in inspect.signature(root_fn).parameters.items() if one.kind == one.POSITIONAL_OR_KEYWORD][1:]
         names = [*known, *(f"input_{number}" for number in range(self.inputs))][: self.inputs]
         return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
@@ -159,40 +194,3 @@ class _Tracer(fx.Tracer):
             f"cannot trace {where}: {error}. Its forward must do the same operations for every input: write what depends on values "
             f"with torch.where instead of if{remedy}"
         )
-
-
-def _spell(module: fx.GraphModule) -> None:
-    """One spelling for each operation that has several; and no questions for shapes that nobody reads the answer of."""
-    for node in reversed(module.graph.nodes):
-        asks = node.op == "call_function" and node.target in (getattr, operator.getitem)
-        if not node.users and (asks or node.target == "size"):
-            module.graph.erase_node(node)
-    for node in module.graph.nodes:
-        if node.op not in ("call_function", "call_method") or node.target not in _SPELLINGS:
-            continue
-        kind, names = _SPELLINGS[node.target]
-        settings = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
-        source = node.args[0] if node.args else settings.pop("input", None)
-        training = settings.pop("training", kind is nn.Dropout)
-        if training or not isinstance(source, fx.Node) or any(isinstance(value, fx.Node) for value in settings.values()):
-            continue
-        name = node.name
-        while hasattr(module, name):
-            name += "_"
-        module.add_submodule(name, kind(**settings).eval())
-        with module.graph.inserting_before(node):
-            node.replace_all_uses_with(module.graph.call_module(name, (source,)))
-        module.graph.erase_node(node)
-    module.recompile()
-
-
-def _same(expected: Any, given: Any) -> bool:
-    pairs = zip(tree_leaves(expected), tree_leaves(given), strict=True)
-    return all(_close(one, other) for one, other in pairs if isinstance(one, Tensor))
-
-
-def _close(one: Tensor, other: Tensor) -> bool:
-    if one.shape != other.shape:
-        return False
-    # Both did the same operations; only what is not repeatable to the last bit on some devices may differ.
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) if one.is_floating_point() else torch.equal(one, other)
