@@ -10,7 +10,7 @@ from truesparse.geometry import Convolution, Matrix
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, TilesCandidate, Windows, WindowsCandidate, candidates
+from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, Windows, WindowsCandidate, candidates
 
 
 def weights_of(rows, columns, sparsity, seed=0):
@@ -24,12 +24,12 @@ def named(found):
 
 
 def test_candidates_go_by_density_and_batch():
-    every = ["dense", "tiles", "windows:5", "windows:7", "windows:8", "windows:16"]
+    every = ["dense", "windows:5", "windows:7", "windows:8", "windows:16"]
     assert named(candidates(weights_of(64, 640, 0.9), Conditions((1, 640), 1))) == every
     assert named(candidates(weights_of(64, 640, 0.98), Conditions((1, 640), 1))) == [name for name in every if name != "windows:5"]
-    assert named(candidates(weights_of(64, 640, 0.999), Conditions((1, 640), 1))) == ["dense", "tiles", "windows:16"]
-    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "tiles", "pairs:1:160:1"]
-    assert named(candidates(weights_of(64, 640, 0.99), Conditions((16, 640), 2)))[:3] == ["dense", "tiles", "pairs:2:640:2"]
+    assert named(candidates(weights_of(64, 640, 0.999), Conditions((1, 640), 1))) == ["dense", "windows:16"]
+    assert named(candidates(weights_of(64, 640, 0.9), Conditions((65, 640), 1))) == ["dense", "pairs:1:160:1"]
+    assert named(candidates(weights_of(64, 640, 0.99), Conditions((16, 640), 2)))[:2] == ["dense", "pairs:2:640:2"]
     convolution = Convolution(4, 8, (3, 3))
     topology = Unstructured().random(convolution.shape, 30, torch.Generator().manual_seed(0))
     assert named(candidates(Weights(convolution, topology, torch.ones(30), None), Conditions((1, 4, 5, 5), 1))) == ["dense", "planes"]
@@ -58,7 +58,7 @@ def test_the_rule(sparsity, batch, kinds):
 def test_a_guess_is_positive_and_grows_with_the_batch():
     for weights in (weights_of(64, 640, 0.9), weights_of(16, 16, 1.0), weights_of(33, 7, 0.5)):
         shapes = PairShape(2, 16), *(WindowsCandidate(bits) for bits in (5, 7, 8, 16))
-        for candidate in (DenseCandidate(), TilesCandidate(), *shapes):
+        for candidate in (DenseCandidate(), *shapes):
             once, often = (candidate.guess(weights, Conditions((batch, weights.inputs), 1)) for batch in (1, 64))
             assert 0 <= once <= often
 

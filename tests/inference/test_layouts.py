@@ -12,7 +12,7 @@ from oracles import connections, made
 from truesparse import Topology, Unstructured, _core
 from truesparse.geometry import Matrix
 from truesparse.inference.layers import Weights
-from truesparse.inference.layouts import Dense, Pairs, PairShape, Tiles, Windows, WindowsCandidate, pairs, windows
+from truesparse.inference.layouts import Dense, Pairs, PairShape, Windows, WindowsCandidate, pairs, windows
 
 ISAS = _core.supported_isas()
 BITS = [5, 7, 8, 16]
@@ -119,13 +119,12 @@ def test_threads_change_nothing(candidate, batch, monkeypatch):
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("make", [Dense, Tiles], ids=["dense", "tiles"])
 @pytest.mark.parametrize("relu", [False, True])
-def test_other_layouts(make, relu):
+def test_dense(relu):
     topology = Unstructured().random((37, 70), 400, torch.Generator().manual_seed(0))
     weights = weights_of(topology)
     for batch in (1, 3, 40):
-        hold(make(weights, relu), weights, batch)
+        hold(Dense(weights, relu), weights, batch)
 
 
 def test_connections_crowded_into_one_window_and_empty_rows():
@@ -142,7 +141,7 @@ def test_what_is_not_finite_stays_where_it_belongs():
     x[0, 5], x[0, 6], x[0, 7] = float("nan"), float("inf"), -float("inf")
     for relu in (False, True):
         weights = Weights(Matrix(40, 40), topology, torch.ones(40), None)
-        for layout in (Tiles(weights, relu), *(one.make(weights, relu, "float32") for one in (*WINDOWS, *PAIRS))):
+        for layout in [one.make(weights, relu, "float32") for one in (*WINDOWS, *PAIRS)]:
             y = layout(x)[0]
             assert bool(y[5].isnan())
             assert y[6] == float("inf")
@@ -169,7 +168,7 @@ def test_layouts_can_be_copied_and_pickled():
     weights = weights_of(Unstructured().random((30, 60), 300, torch.Generator().manual_seed(0)))
     x = torch.randn(2, 60)
     made_ones = Windows(weights, False, 5), Windows(weights, True, 7, "int8")
-    for layout in (Dense(weights), Tiles(weights), Pairs(weights, True, PAIRS[2]), *made_ones):
+    for layout in (Dense(weights), Pairs(weights, True, PAIRS[2]), *made_ones):
         y = layout(x)
         for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
             assert torch.equal(other(x), y)

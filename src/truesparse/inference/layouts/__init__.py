@@ -1,15 +1,14 @@
 """Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
 
 from ..layers import Weights
-from . import dense, pairs, planes, tiles, windows
+from . import dense, pairs, planes, windows
 from .base import VALUES, Candidate, Conditions, Finish, Layout
 from .dense import Dense, DenseCandidate
 from .pairs import Pairs, PairShape
 from .planes import Planes, PlanesCandidate
-from .tiles import Tiles, TilesCandidate
 from .windows import Windows, WindowsCandidate
 
-KINDS = dense, planes, tiles, pairs, windows
+KINDS = dense, planes, pairs, windows
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
@@ -29,8 +28,6 @@ __all__ = [
     "Pairs",
     "Planes",
     "PlanesCandidate",
-    "Tiles",
-    "TilesCandidate",
     "Windows",
     "WindowsCandidate",
     "candidates",

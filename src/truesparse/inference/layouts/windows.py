@@ -20,7 +20,7 @@ LANES = 16  # of a vector, each of them a row or two
 STEPS = 4  # connections of a lane at each stop of the window, at most
 COLUMNS = {5: 32, 7: 64, 8: 128, 16: 65536}  # that a window shows, by the bits of a place in it
 ROWS = {5: 1, 7: 2, 8: 2, 16: 1}  # of a lane
-LARGEST_BATCH = 64  # beyond, tiles reuse what they load for more samples than windows ever could
+LARGEST_BATCH = 64  # beyond, pairs reuse what they load for more samples than windows ever could
 SHARING = 4  # samples that share what is read
 WORK_OF_A_THREAD = 100_000  # connections times samples, some 20 microseconds: less is not worth another thread
 
