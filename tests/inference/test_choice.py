@@ -9,7 +9,7 @@ from truesparse import Topology, Unstructured
 from truesparse.geometry import Convolution, Matrix
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
-from truesparse.inference.layers import Weights
+from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, Windows, WindowsCandidate, candidates
 
 

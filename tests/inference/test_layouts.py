@@ -11,7 +11,7 @@ from oracles import connections, made
 
 from truesparse import Topology, Unstructured, _core
 from truesparse.geometry import Matrix
-from truesparse.inference.layers import Weights
+from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Dense, Pairs, PairShape, Windows, WindowsCandidate, pairs, windows
 
 ISAS = _core.supported_isas()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from truesparse import Topology, Unstructured, _core
 from truesparse.geometry import Convolution
-from truesparse.inference.layers import Weights
+from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Dense, Finish, Planes, planes
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from truesparse import sparsify
 from truesparse.inference import pack, simplify, trace
-from truesparse.inference.attention import added_mask
+from truesparse.inference.graph.attention import added_mask
 from truesparse.inference.packed import PackedLayer
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..inference.graph.trace import Example, inputs_of, names_of
 from ..inference.packed import Frozen
-from ..inference.trace import Example, inputs_of, names_of
 from ..nn import densify
 from ..optional import library
 from .header import first_line

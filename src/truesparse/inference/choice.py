@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .. import _core
 from ..files import write_atomically
-from .layers import Weights
+from .graph.layers import Weights
 from .layouts import Candidate, Conditions, Dense, candidates
 
 SECONDS = 0.03  # of timing for each layer

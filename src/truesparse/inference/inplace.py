@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .layers import LAYERS
-from .simplify import Simplified, change
-from .trace import Example, call, copied
+from .graph.layers import LAYERS
+from .graph.simplify import Simplified, change
+from .graph.trace import Example, call, copied
 
 
 def layers_in_place(model: nn.Module, example: Example) -> Simplified:

@@ -16,13 +16,13 @@ from ..geometry import Convolution
 from ..processor import processor
 from ..shown import Table
 from .choice import Measured, Memory, by_rule, key_of, measure
+from .graph.join import joined_name
+from .graph.layers import FusedLayer, Weights, weights_of
+from .graph.simplify import LayerChange, simplify
+from .graph.trace import Example, Untraceable, call, inputs_of, names_of
 from .inplace import layers_in_place
-from .join import joined_name
-from .layers import FusedLayer, Weights, weights_of
 from .layouts import VALUES, Conditions, Dense, Finish, candidates
 from .packed import Frozen, PackedLayer
-from .simplify import LayerChange, simplify
-from .trace import Example, Untraceable, call, inputs_of, names_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
 
-from ..layers import Weights
+from ..graph.layers import Weights
 from . import dense, pairs, planes, windows
 from .base import VALUES, Candidate, Conditions, Finish, Layout
 from .dense import Dense, DenseCandidate

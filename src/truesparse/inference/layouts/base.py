@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import _core
 from ...geometry import Convolution, Geometry
-from ..layers import Weights
+from ..graph.layers import Weights
 
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 

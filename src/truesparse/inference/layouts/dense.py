@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...geometry import Convolution
-from ..layers import Weights
+from ..graph.layers import Weights
 from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 
 # Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.

@@ -12,7 +12,7 @@ from torch import Tensor
 from ... import _core
 from ...geometry import Convolution
 from ...merge import threads_for
-from ..layers import Weights
+from ..graph.layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
 
 SMALLEST_BATCH = 2

@@ -14,7 +14,7 @@ from ... import _core
 from ...formats.blocked import core_convolution
 from ...geometry import Convolution
 from ...merge import threads_for
-from ..layers import Weights
+from ..graph.layers import Weights
 from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread

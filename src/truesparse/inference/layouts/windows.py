@@ -13,7 +13,7 @@ from ... import _core
 from ...geometry import Convolution
 from ...merge import threads_for
 from ...topology import Topology
-from ..layers import Weights
+from ..graph.layers import Weights
 from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages, reading
 
 LANES = 16  # of a vector, each of them a row or two

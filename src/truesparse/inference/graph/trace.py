@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
-from ..nn import TopologyLayer
+from ...nn import TopologyLayer
 from .exported import exported, same
 from .layers import LAYERS
 from .spelling import spell

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten, treespec_dumps, treespec_loads
 
-from ..nn import TopologyLayer
-from ..nn.conv import ConvolutionInterface, padding_of
+from ...nn import TopologyLayer
+from ...nn.conv import ConvolutionInterface, padding_of
 
 Inputs = tuple[Tensor, ...]
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..nn.conv import ConvolutionInterface
+from ...nn.conv import ConvolutionInterface
 from .layers import LAYERS, FusedLayer, Weights, weights_of, with_weights
 from .trace import module_of, replaced, shape_of
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, fx, nn
 
-from ..nn import TopologyLayer
+from ...nn import TopologyLayer
 from .alias import written_while_read
 from .channels import Channels, Constants, Operation
 from .fold import cleaned
