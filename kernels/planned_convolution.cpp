@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <stdexcept>
+#include <string>
 
 #include "planes.h"
 #include "threads.h"
@@ -71,6 +73,9 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   const int64_t slack = lanes / width_, positions = ((stacked_ - 1) * height_ + band_) * pitch_;
   source_plane_ = direct_ ? pixels : odd_lines(positions + reach_.height * pitch_ + reach_.width + slack);
   target_plane_ = direct_ ? pixels : odd_lines(positions + slack);
+  if (c.in_channels * phases * source_plane_ > INT32_MAX)
+    throw std::length_error("rows of an image hold " + std::to_string(c.in_channels * phases * source_plane_) +
+                            " numbers, and a convolution takes up to 2^31 - 1 at a time: pass narrower images");
   order_connections(indptr, indices, values);
   if (width_ == 1) return;
   for (int64_t row = 0; row < (band_ + reach_.height) * c.stride.height; ++row)

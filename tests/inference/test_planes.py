@@ -145,3 +145,9 @@ def test_can_be_copied_and_pickled():
     y = layout(x)
     for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
         assert torch.equal(other(x), y)
+
+
+def test_images_whose_rows_are_too_wide_are_refused():
+    layout = Planes(weights_of(Convolution(1024, 1, (1, 3)), 0.9), False, Finish())
+    with pytest.raises(ValueError, match=r"rows of an image hold \d+ numbers, and a convolution takes up to 2\^31 - 1 at a time"):
+        layout._plan(torch.Size((1, 1024, 1, 2**21)), 1)
