@@ -129,7 +129,7 @@ sanitize-python: $(INSTALLED)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	PYTHONPATH="$(NATIVE)/python:$$($(BIN)/python -c 'import sys; print(":".join(sys.path[1:]))')" \
-	$(BIN)/python -S -m pytest -q --capture=sys tests/kernels
+	$(BIN)/python -S -m pytest -q --capture=sys tests/kernels tests/inference/test_layouts.py tests/inference/test_planes.py
 
 test-arm:
 	$(call needs,cmake,cmake)
