@@ -94,7 +94,7 @@ void windows_spmv(const Windows<V>& windows, const float* bias, bool relu, const
   auto* padded = scratch.as<float>();
   std::memset(padded, 0, batch * width * sizeof(float));
   for (int64_t sample = 0; sample < batch; ++sample)
-    std::memcpy(padded + sample * width, x + sample * windows.columns, windows.columns * sizeof(float));
+    std::copy_n(x + sample * windows.columns, windows.columns, padded + sample * width);
   run(padded, width);
 }
 
