@@ -5,7 +5,6 @@ import os
 import signal
 
 import pytest
-import torch
 
 from truesparse.loggers import Logger
 from truesparse.loggers.destinations import Destination, destination
@@ -58,13 +57,6 @@ class Stopper:
 
     def epoch(self, metrics):
         pass
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from truesparse.runs import load_recipe, make_config, start
 
@@ -43,13 +42,6 @@ def data():
 def augment(inputs, generator):
     return inputs + 0.1 * torch.randn(inputs.shape, generator=generator)
 """
-
-
-@pytest.fixture(autouse=True)
-def threads():
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

