@@ -12,9 +12,9 @@ from PIL import Image
 from torch import nn
 
 import truesparse as ts
-from truesparse.picture import SAFE, USUAL, connections_picture, densities, pixels
+from truesparse.common.shown import MOST_ROWS, Table
 from truesparse.runs import Results, VariantResult
-from truesparse.shown import MOST_ROWS, Table
+from truesparse.topology.picture import SAFE, USUAL, connections_picture, densities, pixels
 
 NASTY = '<script>alert("x")</script>&[bold]'
 

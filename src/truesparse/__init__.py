@@ -10,14 +10,14 @@ from typing import Any
 
 from . import algorithms, metrics, nn, ops, stability
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
-from .budgets import ER, ERK, Uniform
 from .export import export_onnx, load, save
 from .inference import pack
 from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, densify, sparsify
-from .patterns import NM, Block, FanIn, Neurons, Unstructured
-from .summary import summary
+from .nn.summary import summary
+from .rewiring import Rewirer, rewire
 from .topology import Move, Topology
-from .train import Rewirer, rewire
+from .topology.budgets import ER, ERK, Uniform
+from .topology.patterns import NM, Block, FanIn, Neurons, Unstructured
 
 __all__ = [
     "CHT",

@@ -18,9 +18,9 @@ from torch.optim import Optimizer
 
 from .algorithms import AnyAlgorithm, NetworkAlgorithm, Signals, updated
 from .nn import sparsify, topology_layers
-from .patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
+from .rewiring import Rewirer
 from .topology import Move, Topology
-from .train import Rewirer
+from .topology.patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
 
 PATTERNS: tuple[Pattern, ...] = (Unstructured(), FanIn(), NM(2, 8), Block(2), Neurons())
 

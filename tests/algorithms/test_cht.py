@@ -9,7 +9,7 @@ from oracles import drawing, signals, topology_of
 from oracles.cht import grown, update
 
 from truesparse import CHT, FanIn, Move, Topology, Unstructured
-from truesparse.paths import grow
+from truesparse.topology.paths import grow
 
 UNSTRUCTURED = Unstructured()
 

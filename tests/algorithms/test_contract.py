@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from truesparse import NM, SET, Block, FanIn, Move, Neurons, Rewirer, RigL, SRigL, Topology, Unstructured, sparsify, testing, train
+from truesparse import NM, SET, Block, FanIn, Move, Neurons, Rewirer, RigL, SRigL, Topology, Unstructured, sparsify, testing
 from truesparse.algorithms import ALGORITHMS, DSR, GMP
 from truesparse.nn import topology_layers
 from truesparse.nn.sparse import SparseLayer
-from truesparse.patterns import PATTERNS as KINDS
-from truesparse.schedules import Periodic
+from truesparse.rewiring import rewirer
 from truesparse.testing import (
     check_against_masked,
     check_algorithm,
@@ -25,6 +24,8 @@ from truesparse.testing import (
     linear_model,
     refusal,
 )
+from truesparse.topology.patterns import PATTERNS as KINDS
+from truesparse.topology.schedules import Periodic
 
 # Settings to try beside the defaults, by name of the algorithm.
 SETTINGS = {
@@ -149,7 +150,7 @@ def test_networks_of_the_contract_have_the_pattern_of_the_paper(monkeypatch):
 
 
 def no_state_moves(monkeypatch):
-    monkeypatch.setattr(train, "_state_moves", lambda layer, optimizer: {})
+    monkeypatch.setattr(rewirer, "state_moves", lambda layer, optimizer: {})
 
 
 def state_moves_and_grown_connections_inherit(monkeypatch):

@@ -12,7 +12,7 @@ from torch import nn
 from truesparse import NM, Block, FanIn, Rewirer, sparsify
 from truesparse.algorithms import GMP
 from truesparse.nn import topology_layers
-from truesparse.schedules import remaining
+from truesparse.topology.schedules import remaining
 
 FIRST = np.array([[0.9, -0.1, 0.4, -0.3], [0.05, 0.8, -0.2, 0.6]])
 SECOND = np.array([[0.5, -0.15, 0.25], [-0.7, 0.1, 0.35]])

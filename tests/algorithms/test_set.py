@@ -7,7 +7,7 @@ import torch
 from oracles import drawing, signals, topology_of
 
 from truesparse import SET, Block, FanIn, Move, SparseLinear, rewire
-from truesparse.select import lowest
+from truesparse.topology.select import lowest
 
 BEFORE = "xx.x x.xx .xx."
 #         0.9  -0.1        0.45

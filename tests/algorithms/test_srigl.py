@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given
 from oracles import Watched, drawing, signals, topology_of
+from oracles.patterns import ablated_layers, of_fan_in
 from oracles.srigl import srigl
-from test_patterns import ablated_layers, of_fan_in
 
 from truesparse import NM, Block, FanIn, Neurons, Rewirer, SparseConv2d, SparseLinear, SRigL, Topology, Unstructured, rewire, sparsify
 from truesparse.algorithms import srigl as algorithm_file

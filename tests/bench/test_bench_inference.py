@@ -12,11 +12,11 @@ from truesparse.bench.csr import csr_network
 from truesparse.bench.inference_cases import subject_of
 from truesparse.bench.inference_tables import ABLATED, SRIGL_BATCHES, TABLES
 from truesparse.bench.networks import Density
-from truesparse.geometry import Matrix
 from truesparse.inference import PackedNetwork
 from truesparse.inference.layouts import Windows
-from truesparse.patterns import NM, FanIn, Neurons, Unstructured
 from truesparse.runs import ConfigError
+from truesparse.topology.geometry import Matrix
+from truesparse.topology.patterns import NM, FanIn, Neurons, Unstructured
 
 QUICK = Conditions((1,), seconds=0.01)
 LAYER = LinearCase(Matrix(48, 64), 0.75, Unstructured())

@@ -5,10 +5,10 @@ import torch
 
 from truesparse.bench import LayerCase, WrongResult, layers, measure_layers
 from truesparse.bench.request import Conditions
-from truesparse.geometry import Convolution, Matrix
 from truesparse.ops.cpu import ConvolutionKernels, MatrixKernels
-from truesparse.patterns import NM, Block, FanIn, Unstructured
 from truesparse.runs import ConfigError
+from truesparse.topology.geometry import Convolution, Matrix
+from truesparse.topology.patterns import NM, Block, FanIn, Unstructured
 
 QUICK = Conditions((1,), seconds=0.02)
 LINEAR = LayerCase(Matrix(8, 16), (5, 16), 0.5, Unstructured())

@@ -17,9 +17,9 @@ from truesparse.bench.request import (
     sparsities_for,
     sparsities_of,
 )
-from truesparse.geometry import Convolution, Matrix
-from truesparse.patterns import NM, Block, FanIn, Unstructured
 from truesparse.runs import ConfigError
+from truesparse.topology.geometry import Convolution, Matrix
+from truesparse.topology.patterns import NM, Block, FanIn, Unstructured
 
 
 def test_lists():

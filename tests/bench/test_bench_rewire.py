@@ -6,10 +6,10 @@ import torch
 from truesparse import Move
 from truesparse.bench import Conditions, RewireCase, measure_rewirings, rewire
 from truesparse.bench.wrong import WrongResult
-from truesparse.geometry import Matrix
 from truesparse.ops.cpu import MatrixKernels
-from truesparse.patterns import Unstructured
 from truesparse.runs import ConfigError
+from truesparse.topology.geometry import Matrix
+from truesparse.topology.patterns import Unstructured
 
 
 @pytest.fixture(autouse=True)

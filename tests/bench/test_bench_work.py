@@ -5,7 +5,7 @@ import torch
 
 from truesparse import _core
 from truesparse.bench.work import Work, backward_work, forward_work, measure_peaks, shares
-from truesparse.geometry import Convolution, Matrix
+from truesparse.topology.geometry import Convolution, Matrix
 
 
 def test_a_matrix():

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from truesparse import Topology, Unstructured
-from truesparse.geometry import Convolution, Matrix
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, Windows, WindowsCandidate, candidates
+from truesparse.topology.geometry import Convolution, Matrix
 
 
 def weights_of(rows, columns, sparsity, seed=0):

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from oracles import connections, made
 
 from truesparse import Topology, Unstructured, _core
-from truesparse.geometry import Matrix
 from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Dense, Pairs, PairShape, Windows, WindowsCandidate, pairs, windows
+from truesparse.topology.geometry import Matrix
 
 ISAS = _core.supported_isas()
 BITS = [5, 7, 8, 16]

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 
 from truesparse import Topology, Unstructured, _core
-from truesparse.geometry import Convolution
 from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Dense, Finish, Planes, planes
+from truesparse.topology.geometry import Convolution
 
 
 @pytest.fixture(autouse=True, params=_core.supported_isas())

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from kernel_cases import assert_close, random_topology, rows_together
 
 from truesparse import _core
-from truesparse.geometry import Convolution
 from truesparse.ops import values_dtype
 from truesparse.ops.cpu import ConvolutionKernels
+from truesparse.topology.geometry import Convolution
 
 CASES = {
     "3x3": (Convolution(5, 6, (3, 3), padding=(1, 1)), (9, 7)),

@@ -11,8 +11,8 @@ import torch
 from kernel_cases import random_topology
 
 from truesparse import _core
-from truesparse.geometry import Matrix
 from truesparse.ops.cpu import MatrixKernels
+from truesparse.topology.geometry import Matrix
 
 
 def in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -10,10 +10,10 @@ from kernel_cases import assert_close, random_topology, rows_together
 from torch import Tensor
 
 from truesparse import _core
-from truesparse.geometry import Matrix
 from truesparse.ops import values_dtype
 from truesparse.ops.cpu import MatrixKernels
 from truesparse.topology import Topology
+from truesparse.topology.geometry import Matrix
 
 SHAPES = [(1, 1), (7, 5), (33, 130), (130, 33), (96, 300)]
 BATCHES = [0, 1, 2, 15, 16, 17, 64, 65, 130]

@@ -8,10 +8,10 @@ from kernel_cases import random_topology
 from torch import Tensor
 
 from truesparse import _core
-from truesparse.geometry import Convolution, Matrix
 from truesparse.ops import cpu
 from truesparse.ops.cpu import ConvolutionKernels, MatrixKernels
 from truesparse.topology import Topology
+from truesparse.topology.geometry import Convolution, Matrix
 
 
 def by_sorting(gradient: Tensor, kept: Topology, k: int) -> Tensor:

@@ -11,8 +11,8 @@ from truesparse.loggers.destinations import Destination
 from truesparse.loggers.record import change_picture, scalars
 from truesparse.loggers.run_log import remembered
 from truesparse.metrics import Tracker
-from truesparse.picture import USUAL
 from truesparse.runs import RunError
+from truesparse.topology.picture import USUAL
 
 
 def steps(calls, what):

@@ -8,9 +8,9 @@ from hypothesis import given
 from oracles import connections, made, topology_of
 
 from truesparse import Move, Topology
-from truesparse.geometry import Convolution, Matrix
 from truesparse.metrics import change, dead_neurons, distribution, fan_in, fan_out
 from truesparse.metrics.topologies import change_of, grown_keys, quantiles
+from truesparse.topology.geometry import Convolution, Matrix
 
 
 def test_a_change_one_can_check_by_eye():

@@ -21,8 +21,8 @@ from truesparse import (
     densify,
     sparsify,
 )
-from truesparse.budgets import budget as named
 from truesparse.nn import topology_layers
+from truesparse.topology.budgets import budget as named
 
 SIZES = {"0": (6, 2, 3, 3), "3.0": (8, 6, 3, 3), "5": (20, 32), "7": (5, 20)}
 

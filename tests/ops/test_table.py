@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from truesparse import SparseLinear, Topology, ops
-from truesparse.geometry import Convolution, Matrix
 from truesparse.ops import table
+from truesparse.topology.geometry import Convolution, Matrix
 
 
 def test_a_family_is_chosen_for_a_while(monkeypatch):

@@ -5,7 +5,7 @@ import torch
 from oracles import drawn
 
 from truesparse import Topology, ops
-from truesparse.geometry import Convolution, Matrix
+from truesparse.topology.geometry import Convolution, Matrix
 
 NAN = float("nan")
 GEOMETRIES = {

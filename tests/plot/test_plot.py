@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 import truesparse as ts
 from truesparse.cli.main import run
-from truesparse.picture import PALETTES
 from truesparse.report import read_run
+from truesparse.topology.picture import PALETTES
 
 
 def masks_of(path, layer, shape, variant="sparse"):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from truesparse.geometry import Convolution, Matrix
 from truesparse.report import RunLayer, evolution, input_heat, read_run
 from truesparse.runs import RunError
 from truesparse.topology import Topology
+from truesparse.topology.geometry import Convolution, Matrix
 
 DIGITS = {"1": (128, 64), "3": (64, 128), "5": (10, 64)}
 

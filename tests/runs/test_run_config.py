@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 
-from truesparse.budgets import ER, ERK, Uniform
 from truesparse.runs import ConfigError, RunConfig, make_config, task_names
 from truesparse.runs.config import as_text, optimizers, option
+from truesparse.topology.budgets import ER, ERK, Uniform
 
 
 @pytest.mark.parametrize(

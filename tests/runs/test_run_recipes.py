@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from truesparse.algorithms import ALGORITHMS
-from truesparse.budgets import ER
 from truesparse.runs import ConfigError, load_recipe, make_config, task_names
+from truesparse.topology.budgets import ER
 
 WEIGHTS = {
     "mnist-cnn": 1_305_272,

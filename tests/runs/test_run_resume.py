@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from truesparse import files
+from truesparse.common import files
 from truesparse.runs import RunError, resume
 
 COMPARED = ("dense", "masked", "sparse")

@@ -9,10 +9,10 @@ import torch
 from safetensors.numpy import load_file
 
 import truesparse
+from truesparse.rewiring import Rewirer
 from truesparse.runs import resume, updates
 from truesparse.runs.measure import share_of_dx
 from truesparse.runs.updates import from_arrays, packed, unpacked
-from truesparse.train import Rewirer
 
 SHAPES = {"0": (8, 9), "5": (32, 512), "7": (10, 32)}
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkabl
 import torch
 from torch import Tensor
 
-from ..patterns import AbsentGradients, Pattern
 from ..topology import Move, Topology
+from ..topology.patterns import AbsentGradients, Pattern
 
 ALGORITHMS: dict[str, type] = {}
 """Every registered algorithm by name: the name of its file."""

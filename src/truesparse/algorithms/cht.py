@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ..paths import grow
-from ..percolation import check_chain, percolated
 from ..topology import Topology
+from ..topology.paths import grow
+from ..topology.percolation import check_chain, percolated
 from .base import Memory, Signals, check_fraction, register
 
 

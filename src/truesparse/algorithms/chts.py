@@ -9,11 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..paths import check_rule, grow
-from ..percolation import check_chain, percolated
-from ..schedules import cosine
-from ..select import lowest
 from ..topology import Topology
+from ..topology.paths import check_rule, grow
+from ..topology.percolation import check_chain, percolated
+from ..topology.schedules import cosine
+from ..topology.select import lowest
 from .base import Memory, Signals, check_fraction, register
 
 

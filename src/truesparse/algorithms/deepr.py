@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..patterns import Pattern
 from ..topology import Move, Topology
+from ..topology.patterns import Pattern
 from .base import Signals, check_at_least_zero, register
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from math import prod
 
-from ..patterns import Pattern
-from ..select import shared_out
 from ..topology import Move, Topology
+from ..topology.patterns import Pattern
+from ..topology.select import shared_out
 from .base import Memory, Signals, check_count_may_change, check_fraction, register
 
 

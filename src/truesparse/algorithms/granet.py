@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from ..patterns import Pattern
-from ..schedules import cosine, remaining
-from ..select import highest_of_all, shared_out
 from ..topology import Move
+from ..topology.patterns import Pattern
+from ..topology.schedules import cosine, remaining
+from ..topology.select import highest_of_all, shared_out
 from .base import Memory, Signals, check_count_may_change, check_fraction, register
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..schedules import cosine
-from ..select import weighted
 from ..topology import Topology
+from ..topology.schedules import cosine
+from ..topology.select import weighted
 from .base import Signals, check_at_least_zero, check_fraction, register
 
 SAMPLINGS = ("grabo", "uniform")

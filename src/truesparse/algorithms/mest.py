@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..patterns import Pattern
 from ..topology import Move, Topology
+from ..topology.patterns import Pattern
 from .base import Signals, check_at_least_zero, check_fraction, register
 
 HALVED = 0.75  # progress at which the authors' scripts halve the mutation: epoch 90, where rewiring ends at 120

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from ..schedules import cosine
 from ..topology import Topology
+from ..topology.schedules import cosine
 from .base import Signals, check_fraction, register
 
 

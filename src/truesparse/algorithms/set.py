@@ -6,9 +6,9 @@ from typing import ClassVar
 
 import torch
 
-from ..schedules import cosine
-from ..select import lowest
 from ..topology import Move, Topology
+from ..topology.schedules import cosine
+from ..topology.select import lowest
 from .base import Signals, check_fraction, register
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import ClassVar
 
-from ..patterns import Pattern
-from ..schedules import cosine
-from ..select import shared_out
 from ..topology import Move, Topology
+from ..topology.patterns import Pattern
+from ..topology.schedules import cosine
+from ..topology.select import shared_out
 from .base import Memory, Signals, check_count_may_change, check_fraction, register
 
 NEARLY_FULL = 0.2  # the sparsity under which the authors' code spares a layer that wants to grow

@@ -7,10 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..patterns import FanIn, Pattern, shared_evenly
-from ..schedules import cosine
-from ..select import lowest
 from ..topology import Topology
+from ..topology.patterns import FanIn, Pattern, shared_evenly
+from ..topology.schedules import cosine
+from ..topology.select import lowest
 from .base import Signals, check_fraction, register
 
 

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..budgets import kept
-from ..geometry import Matrix
 from ..nn import SparseLinear, TopologyLayer, densify, topology_layers
 from ..nn.initial import initial_values
-from ..patterns import FanIn, Pattern
 from ..runs import ConfigError, trained_network
 from ..topology import Topology
+from ..topology.budgets import kept
+from ..topology.geometry import Matrix
+from ..topology.patterns import FanIn, Pattern
 from .csr import csr_addmm, csr_linear, csr_network
 from .networks import SEED, Density, Network, example_of, twins
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 
-from ..geometry import Matrix
-from ..patterns import NM, FanIn, Pattern, Unstructured
+from ..topology.geometry import Matrix
+from ..topology.patterns import NM, FanIn, Pattern, Unstructured
 from .inference import InferenceCase
 from .inference_cases import LinearCase
 

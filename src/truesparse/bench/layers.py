@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Geometry, Matrix
 from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
-from ..patterns import Pattern
 from ..runs import ConfigError
 from ..runs.machine import threads_said
+from ..topology.geometry import Geometry, Matrix
+from ..topology.patterns import Pattern
 from .csr import csr_linear
 from .document import LayerRow
 from .request import Conditions

@@ -23,8 +23,8 @@ from .. import _core
 from ..algorithms import RigL  # type: ignore[attr-defined]
 from ..metrics import live_bytes
 from ..nn import SparseLinear, topology_layers
+from ..rewiring import Rewirer
 from ..runs import ConfigError, RunError
-from ..train import Rewirer
 from .document import MemoryRow
 from .timing import elapsed
 

@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..budgets import ER
 from ..nn import densify, sparsify
 from ..runs import ConfigError
 from ..tasks import cifar10_mlp, mnist_cnn
+from ..topology.budgets import ER
 
 Example = tuple[Tensor, Tensor]  # (input, class of each output)
 SEED = 0

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from ..markdown import table_head, table_row, write_between_markers
+from ..common.markdown import table_head, table_row, write_between_markers
 from ..runs import ConfigError
 from ..runs.machine import threads_said
 from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, Row, StepRow

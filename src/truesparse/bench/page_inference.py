@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from ..markdown import table_head, table_row
+from ..common.markdown import table_head, table_row
 from ..runs.machine import threads_said
 from .document import InferenceRow
 

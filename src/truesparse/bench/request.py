@@ -13,12 +13,12 @@ from typing import TypeVar
 import torch
 
 from .. import _core
-from ..geometry import Convolution, Matrix
 from ..inference.layouts import VALUES
 from ..nn import SparseConv2d, SparseLinear
-from ..patterns import NM, Pattern
-from ..patterns import pattern as named_pattern
 from ..runs import ConfigError
+from ..topology.geometry import Convolution, Matrix
+from ..topology.patterns import NM, Pattern
+from ..topology.patterns import pattern as named_pattern
 
 Number = TypeVar("Number", int, float)
 

@@ -11,15 +11,15 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from ..formats.blocked import forward_blocks, transposed_blocks
-from ..geometry import Matrix
 from ..nn import SparseLinear
 from ..ops import verbs_for
-from ..patterns import Unstructured
+from ..ops.blocked import forward_blocks, transposed_blocks
+from ..rewiring import rewire
 from ..runs import ConfigError
-from ..select import random_absent
 from ..topology import Move, Topology
-from ..train import rewire
+from ..topology.geometry import Matrix
+from ..topology.patterns import Unstructured
+from ..topology.select import random_absent
 from .document import RewireRow
 from .request import Conditions
 from .timing import LEAST_ROUNDS, interleaved

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ..algorithms import RigL  # type: ignore[attr-defined]
 from ..nn import TopologyLayer, topology_layers
+from ..rewiring import Rewirer
 from ..runs.machine import threads_said
-from ..train import Rewirer
 from .document import StepRow
 from .networks import SEED, Density, Example, Network, example_of, twins
 from .request import Conditions

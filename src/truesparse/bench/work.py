@@ -23,7 +23,7 @@ from math import prod
 import torch
 
 from .. import _core
-from ..geometry import Convolution, Geometry
+from ..topology.geometry import Convolution, Geometry
 
 BYTES_OF_VALUE = BYTES_OF_INDEX = 4
 PEAK_ROUNDS = 5_000_000  # some 10 ms: starting threads shall not count

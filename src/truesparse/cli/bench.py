@@ -113,8 +113,8 @@ def step(
     from ..bench import NETWORKS, StepCase, measure_steps
     from ..bench.networks import Density
     from ..bench.request import counts_of, make_conditions, sparsities_of
-    from ..budgets import BUDGETS
     from ..runs import ConfigError
+    from ..topology.budgets import BUDGETS
 
     names = network or list(NETWORKS)
     for option, given, known in (("--network", names, NETWORKS), ("--budget", [budget], BUDGETS)):

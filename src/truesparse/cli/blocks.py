@@ -7,8 +7,8 @@ from rich.style import Style
 from rich.text import Text
 from torch import Tensor
 
-from ..picture import USUAL, pixels
 from ..report import Stage
+from ..topology.picture import USUAL, pixels
 
 SIGNS = {"unchanged": "#", "dropped": "-", "grown": "+", "absent": "."}
 

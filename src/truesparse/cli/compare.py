@@ -89,11 +89,11 @@ def compare_page(
     """Put the tables and pictures of comparisons into a page."""
     import os
 
+    from ..common.markdown import write_between_markers
     from ..comparison import read_document
     from ..comparison.compare import DOCUMENT
     from ..comparison.page import as_markdown
     from ..comparison.plot import write_plot
-    from ..markdown import write_between_markers
     from ..runs import ConfigError
 
     for document in [read_document(folder / DOCUMENT) for folder in folders]:

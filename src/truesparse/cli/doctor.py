@@ -29,10 +29,10 @@ def doctor() -> None:
     from rich.table import Table
 
     from .. import __version__, _core
+    from ..common.processor import processor
     from ..data import cache_folder
     from ..ops import family
     from ..ops.table import describe
-    from ..processor import processor
     from .results import wide_console
 
     console = wide_console()

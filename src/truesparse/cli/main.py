@@ -97,8 +97,8 @@ def _exit_code(error: Exception) -> int | None:
         return int(error.exit_code)  # type: ignore[attr-defined]
     if isinstance(error, typer.Abort):
         return 1
-    if "truesparse.optional" in sys.modules:
-        from ..optional import MissingLibrary
+    if "truesparse.common.optional" in sys.modules:
+        from ..common.optional import MissingLibrary
 
         if isinstance(error, MissingLibrary):
             return 2

@@ -39,10 +39,10 @@ def pack(
     """Pack a trained network for this machine: the layout of each layer, and calls beside dense PyTorch."""
     import torch
 
+    from ..common.processor import processor
     from ..export.written import check_place
     from ..inference import pack as packed_form
     from ..inference.layouts import VALUES
-    from ..processor import processor
     from ..runs import RunError
     from ..runs.machine import threads_said
     from .results import wide_console

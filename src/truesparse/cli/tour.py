@@ -155,8 +155,8 @@ def compact(results: Results) -> Table:
     """The closing table on its side: narrow enough for any terminal."""
     from rich.table import Table
 
+    from ..common.shown import nbytes_said
     from ..runs.results import NAMES
-    from ..shown import nbytes_said
 
     table = Table(box=None, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)

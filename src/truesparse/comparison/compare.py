@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from ..files import write_atomically
+from ..common.files import write_atomically
 from ..runs import ConfigError, RunConfig, RunError
 from ..runs.config import changed_options
 from ..runs.folder import RunFolder

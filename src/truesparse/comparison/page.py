@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..markdown import table_head, table_row
+from ..common.markdown import table_head, table_row
 from ..runs.machine import threads_said
 from .document import COMPLETE, FAILED, Document, Mean
 from .plan import DENSE, percent

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..files import atomic_file
+from ..common.files import atomic_file
 from .errors import DataError
 from .published import PUBLISHED
 from .sources import FetchError, Files, Source

@@ -18,7 +18,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from ..topology import LARGEST_COUNT
+from ..topology.topology import LARGEST_COUNT
 from .coding import ESCAPES, POSITIONS, ROW_LENGTHS, bits_nbytes
 from .errors import FileError
 from .layers import listed, weight_shape

@@ -10,8 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..nn import TopologyLayer
-from ..patterns import PATTERNS
-from ..topology import LARGEST_COUNT, Topology
+from ..topology.patterns import PATTERNS
+from ..topology.topology import LARGEST_COUNT, Topology
 
 LINEAR = ("in_features", "out_features")
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..common.optional import library
 from ..inference.graph.trace import Example, inputs_of, names_of
 from ..inference.packed import Frozen
 from ..nn import densify
-from ..optional import library
 from .header import first_line
 from .written import check_place, write_file
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
-from ..files import atomic_file
+from ..common.files import atomic_file
 from .errors import FileError
 
 ADVICE = "choose a folder that exists and can be written. Nothing was changed"

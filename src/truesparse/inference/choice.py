@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..files import write_atomically
+from ..common.files import write_atomically
 from .graph.layers import Weights
 from .layouts import Candidate, Conditions, Dense, candidates
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import shown
-from ..geometry import Geometry
+from ..common import shown
 from ..nn.conv import PADDING_MODES, ConvolutionInterface, padding_of
+from ..topology.geometry import Geometry
 from .layouts import Layout
 
 

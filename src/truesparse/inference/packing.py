@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import __version__
-from ..geometry import Convolution
-from ..processor import processor
-from ..shown import Table
+from ..common.processor import processor
+from ..common.shown import Table
+from ..topology.geometry import Convolution
 from .choice import Measured, Memory, by_rule, key_of, measure
 from .graph.join import joined_name
 from .graph.layers import FusedLayer, Weights, weights_of

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from ..optional import MissingLibrary
+from ..common.optional import MissingLibrary
 from ..runs import ConfigError
 from ..runs.user_file import executed, read_source
 from . import mlflow, tensorboard, wandb

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..optional import library
+from ..common.optional import library
 from .protocol import Logger, Setting
 
 EXTRA, WHAT = "mlflow", "an MLflow log"

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..metrics import Distribution
 from ..nn import topology_layers
-from ..picture import pixels
 from ..topology import Topology
+from ..topology.picture import pixels
 from .protocol import Logger, Setting
 
 MOST_PICTURES = 8
@@ -81,7 +81,7 @@ def log_pictures(logger: Logger, topologies: Mapping[str, Topology], step: int, 
 
 
 def change_picture(old: Topology, new: Topology) -> Tensor:
-    """[height, width, 3] uint8: what has become of the connections of `old`; see `truesparse.picture`."""
+    """[height, width, 3] uint8: what has become of the connections of `old`; see `truesparse.topology.picture`."""
     stays, was = new.contains(old.keys), old.contains(new.keys)
     return pixels(new.shape, old.keys[stays], old.keys[~stays], new.keys[~was])
 

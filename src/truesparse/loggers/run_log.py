@@ -13,7 +13,7 @@ from typing import Any, Self
 import safetensors.torch
 from safetensors import safe_open
 
-from ..files import write_atomically
+from ..common.files import write_atomically
 from ..runs import Outcome, Plan, RunError, StepReport
 from ..topology import Topology
 from . import record

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..markdown import table_head, table_row
+from ..common.markdown import table_head, table_row
+from ..common.optional import library
 from ..metrics import Distribution
-from ..optional import library
 from .protocol import Logger, Setting
 
 EXTRA, WHAT = "tensorboard", "a TensorBoard log"

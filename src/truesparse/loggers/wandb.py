@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..common.optional import library
 from ..metrics import Distribution
-from ..optional import library
 from .protocol import Logger, Setting
 
 EXTRA, WHAT = "wandb", "a log of Weights & Biases"

@@ -8,8 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .. import merge
-from ..topology import Move, Topology
+from ..topology import Move, Topology, merge
 
 LARGEST_EXACT = 2**22
 """Positions of the largest layer whose explored positions are all kept; of larger ones a sample of about so many positions is."""

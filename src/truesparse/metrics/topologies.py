@@ -9,8 +9,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from ..geometry import Convolution, Geometry
 from ..topology import Move, Topology
+from ..topology.geometry import Convolution, Geometry
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 32

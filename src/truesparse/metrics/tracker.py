@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import TopologyLayer, topology_layers
+from ..rewiring import Rewirer
 from ..topology import Move, Topology
-from ..train import Rewirer
 from .flops import Flops, layer_flops, output_positions, weight_layers
 from .history import Explored, Lineage
 from .topologies import change_of, dead_neurons, distribution, fan_in, fan_out, grown_keys, quantiles

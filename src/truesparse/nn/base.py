@@ -9,10 +9,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from .. import ops, picture, shown
-from ..geometry import Geometry
-from ..patterns import Pattern, Unstructured
-from ..topology import Move, Topology
+from .. import ops
+from ..common import shown
+from ..topology import Move, Topology, picture
+from ..topology.geometry import Geometry
+from ..topology.patterns import Pattern, Unstructured
 from .initial import initial_bias, initial_values, random_topology
 
 Sample = tuple[Tensor, Tensor]  # (gradient of the output, input) of one backward pass

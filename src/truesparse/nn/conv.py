@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import Convolution, Geometry, Pair
-from ..patterns import Pattern
 from ..topology import Topology
+from ..topology.geometry import Convolution, Geometry, Pair
+from ..topology.patterns import Pattern
 from .base import TopologyLayer
 from .sparse import SparseLayer
 

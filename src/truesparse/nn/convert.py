@@ -13,10 +13,10 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..budgets import Budget, kept
-from ..budgets import budget as named_budget
-from ..patterns import Pattern, Unstructured
-from ..patterns import pattern as named_pattern
+from ..topology.budgets import Budget, kept
+from ..topology.budgets import budget as named_budget
+from ..topology.patterns import Pattern, Unstructured
+from ..topology.patterns import pattern as named_pattern
 from .base import TopologyLayer
 from .conv import ConvolutionInterface, SparseConv2d
 from .initial import initial_values

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..budgets import kept
-from ..geometry import Geometry
-from ..patterns import Pattern
 from ..topology import Topology
+from ..topology.budgets import kept
+from ..topology.geometry import Geometry
+from ..topology.patterns import Pattern
 
 
 def random_topology(geometry: Geometry, sparsity: float, pattern: Pattern, generator: torch.Generator | None) -> Topology:

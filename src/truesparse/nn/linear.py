@@ -7,9 +7,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Matrix
-from ..patterns import Pattern
 from ..topology import Topology
+from ..topology.geometry import Matrix
+from ..topology.patterns import Pattern
 from .base import TopologyLayer
 from .sparse import SparseLayer
 

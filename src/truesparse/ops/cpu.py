@@ -13,18 +13,11 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..formats.blocked import (
-    Blocked,
-    core_convolution,
-    forward_blocks,
-    forward_channel_blocks,
-    transposed_blocks,
-    transposed_channel_blocks,
-)
-from ..geometry import Convolution, Geometry, Matrix
-from ..merge import sort_, threads_for
-from ..patterns import SLAB_ENTRIES
 from ..topology import Topology
+from ..topology.geometry import Convolution, Geometry, Matrix
+from ..topology.merge import sort_, threads_for
+from ..topology.patterns import SLAB_ENTRIES
+from .blocked import Blocked, core_convolution, forward_blocks, forward_channel_blocks, transposed_blocks, transposed_channel_blocks
 from .verbs import Sample, summed_rows, values_dtype, widened
 
 Need = tuple[bool, bool, bool]

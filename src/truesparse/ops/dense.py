@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Convolution, Matrix
 from ..topology import Topology
+from ..topology.geometry import Convolution, Matrix
 from .reference import Composed
 from .verbs import widened
 

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Convolution, Matrix
-from ..select import highest
 from ..topology import Topology
+from ..topology.geometry import Convolution, Matrix
+from ..topology.select import highest
 from .verbs import Sample, summed_rows, values_dtype, widened
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ..geometry import Convolution, Geometry, Matrix
 from ..topology import Topology
+from ..topology.geometry import Convolution, Geometry, Matrix
 from .cpu import DTYPES, ConvolutionKernels, MatrixKernels
 from .dense import ConvolutionDense, MatrixDense
 from .reference import ConvolutionReference, MatrixReference

@@ -8,9 +8,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..optional import library
-from ..picture import PALETTES, Palette
+from ..common.optional import library
 from ..report import Run, read_run
+from ..topology.picture import PALETTES, Palette
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

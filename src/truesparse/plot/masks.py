@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..nn import TopologyLayer
-from ..picture import Extent, Palette, pixels, positions_of_a_pixel
 from ..report import Run, Stage, input_heat
 from ..topology import Topology
+from ..topology.picture import Extent, Palette, pixels, positions_of_a_pixel
 from .figure import AnyRun, as_run, checked_layer, colours, figure, hexadecimal, said, sparse_variant
 
 if TYPE_CHECKING:

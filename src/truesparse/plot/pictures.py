@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import write_atomically
+from ..common.files import write_atomically
 from ..runs import RunError
 from . import life, masks, training
 from .figure import AnyRun, as_run, as_runs, colours, png

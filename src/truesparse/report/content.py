@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..geometry import Convolution
 from ..runs.machine import threads_said
+from ..topology.geometry import Convolution
 from .drawing import MOST_CHANGES, MOST_FRAMES, Drawing
 from .evolution import Evolution, evolution
 from .run import Run, RunLayer

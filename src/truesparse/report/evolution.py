@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..geometry import Geometry
 from ..metrics.history import Explored, Lineage
 from ..metrics.topologies import change_of, fan_in, fan_out
 from ..topology import Move
+from ..topology.geometry import Geometry
 from .run import Stage
 
 

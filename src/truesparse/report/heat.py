@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..geometry import Convolution
 from ..topology import Topology
+from ..topology.geometry import Convolution
 from .run import RunLayer
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import write_atomically
+from ..common.files import write_atomically
 from ..runs import RunError
 from .content import page_content
 from .run import Run

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..geometry import Geometry, Matrix
-from ..merge import position_in
 from ..runs import RunError
 from ..runs.layers import geometry_of
 from ..runs.updates import Update, from_arrays, mask_change
 from ..topology import Topology
+from ..topology.geometry import Geometry, Matrix
+from ..topology.merge import position_in
 from .files import Stored, damaged, read_json, read_lines, read_tensors
 
 PREFERRED = ("sparse", "masked")

@@ -12,9 +12,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import torch
 
 from ..algorithms import Algorithm
-from ..budgets import BUDGETS, ER, ERK, Budget
-from ..patterns import Pattern, Unstructured
-from ..patterns import pattern as named_pattern
+from ..topology.budgets import BUDGETS, ER, ERK, Budget
+from ..topology.patterns import Pattern, Unstructured
+from ..topology.patterns import pattern as named_pattern
 from .algorithm import algorithm_kind, full_name, short_name
 from .errors import ConfigError
 from .presets import without_preset

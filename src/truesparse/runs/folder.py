@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from ..files import PARTIAL, write_atomically
+from ..common.files import PARTIAL, write_atomically
 from ..nn import topology_layers
 from .algorithm import algorithm_sha256, full_name
 from .config import RunConfig, as_text

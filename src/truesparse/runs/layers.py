@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..geometry import Convolution, Geometry, Matrix
 from ..nn import topology_layers
+from ..topology.geometry import Convolution, Geometry, Matrix
 from .config import RunConfig
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from .. import __version__, _core
+from ..common.processor import processor
 from ..ops import family
-from ..processor import processor
 from .errors import ConfigError
 
 

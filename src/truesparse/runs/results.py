@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
-from ..shown import Table, nbytes_said
+from ..common.shown import Table, nbytes_said
 from .machine import threads_said
 from .phases import PHASES
 

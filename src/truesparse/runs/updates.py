@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..merge import accepted
+from ..rewiring import Rewirer
 from ..topology import Move, Topology
-from ..train import Rewirer
+from ..topology.merge import accepted
 
 MOST_UPDATES, FEWEST_UPDATES = 32, 8
 """Updates that the file of an epoch tells apart. Of more rewirings, as many as needed are merged into their net change."""

@@ -16,10 +16,10 @@ from torch import Generator, Tensor, nn
 
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
 from ..nn import sparsify
-from ..schedules import cosine, warmup
+from ..rewiring import Rewirer
 from ..stability import ActivationPenalty, Average, DecayGrace, clip_gradients
 from ..stability.activations import hidden_layers
-from ..train import Rewirer
+from ..topology.schedules import cosine, warmup
 from .batches import Batches, derived_seed
 from .config import RunConfig, optimizers
 from .errors import ConfigError, RunError

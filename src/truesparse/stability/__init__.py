@@ -1,6 +1,6 @@
 """What keeps sparse training stable: clipping, penalties on activations, decay that spares what has just grown, averages of weights.
 
-Warm-up of the learning rate is a schedule: `truesparse.schedules.warmup`.
+Warm-up of the learning rate is a schedule: `truesparse.topology.schedules.warmup`.
 """
 
 from .activations import ActivationPenalty

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import TopologyLayer, topology_layers
+from ..rewiring import Rewirer
 from ..topology import Move
-from ..train import Rewirer
 
 
 class Average:

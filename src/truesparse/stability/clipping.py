@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..train import Rewirer
+from ..rewiring import Rewirer
 
 
 def clip_gradients(model: nn.Module, max_norm: float, rewirer: Rewirer | None = None) -> Tensor:

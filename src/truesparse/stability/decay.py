@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from ..rewiring import Rewirer
 from ..topology import Move
-from ..train import Rewirer
 
 # Coupled, but for AdamW and for groups with decoupled_weight_decay.
 KNOWN = (

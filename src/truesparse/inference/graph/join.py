@@ -7,9 +7,9 @@ import operator
 import torch
 from torch import fx, nn
 
-from ...geometry import Matrix
 from ...nn import MaskedLinear, SparseLinear
 from ...topology import Topology
+from ...topology.geometry import Matrix
 from .alias import written_while_read
 from .fold import ACTIVATIONS, calls_of, cleaned
 from .layers import Weights, weights_of, with_weights

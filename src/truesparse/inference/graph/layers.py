@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...geometry import Convolution, Geometry
 from ...nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, TopologyLayer
 from ...nn.conv import ConvolutionInterface, padding_of
 from ...nn.linear import LinearInterface
 from ...topology import Topology
+from ...topology.geometry import Convolution, Geometry
 
 # Exactly these: a subclass may do something else in its forward.
 LAYERS = (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d, nn.Linear, nn.Conv2d)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...geometry import Convolution, Geometry
+from ...topology.geometry import Convolution, Geometry
 from ..graph.layers import Weights
 
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}

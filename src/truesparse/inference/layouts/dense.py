@@ -9,7 +9,7 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...geometry import Convolution
+from ...topology.geometry import Convolution
 from ..graph.layers import Weights
 from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 

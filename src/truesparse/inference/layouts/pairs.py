@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...geometry import Convolution
-from ...merge import threads_for
+from ...topology.geometry import Convolution
+from ...topology.merge import threads_for
 from ..graph.layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
 

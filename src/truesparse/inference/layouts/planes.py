@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...formats.blocked import core_convolution
-from ...geometry import Convolution
-from ...merge import threads_for
+from ...ops.blocked import core_convolution
+from ...topology.geometry import Convolution
+from ...topology.merge import threads_for
 from ..graph.layers import Weights
 from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 

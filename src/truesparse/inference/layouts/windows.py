@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...geometry import Convolution
-from ...merge import threads_for
 from ...topology import Topology
+from ...topology.geometry import Convolution
+from ...topology.merge import threads_for
 from ..graph.layers import Weights
 from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages, reading
 

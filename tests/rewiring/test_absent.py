@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
-from truesparse import MaskedConv2d, MaskedLinear, Rewirer, SparseConv2d, SparseLinear, Topology, patterns
-from truesparse.absent import Gradient, Momentum, Records, Smoothing
+from truesparse import MaskedConv2d, MaskedLinear, Rewirer, SparseConv2d, SparseLinear, Topology
 from truesparse.nn import topology_layers
+from truesparse.rewiring.absent import Gradient, Momentum, Records, Smoothing
+from truesparse.topology import patterns
 
 LAYERS = {
     "linear": ((7, 5), {}, (7,)),

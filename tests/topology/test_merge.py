@@ -8,9 +8,10 @@ import torch
 from hypothesis import given
 from oracles import connections, keys_of, made, pairs_of
 
-from truesparse import Move, Topology, Unstructured, _core, merge
-from truesparse.formats.blocked import transposed_blocks
-from truesparse.select import lowest, random_absent
+from truesparse import Move, Topology, Unstructured, _core
+from truesparse.ops.blocked import transposed_blocks
+from truesparse.topology import merge
+from truesparse.topology.select import lowest, random_absent
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]

@@ -10,9 +10,9 @@ from math import inf, sqrt
 import torch
 from torch import Tensor
 
-from .nn.base import Sample, TopologyLayer
-from .patterns import Unstructured
-from .topology import Topology
+from ..nn.base import Sample, TopologyLayer
+from ..topology import Topology
+from ..topology.patterns import Unstructured
 
 Recorded = dict[str, list[Sample]]
 

@@ -9,7 +9,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from . import shown
+from ..common import shown
 
 Colour = tuple[int, int, int]
 Extent = tuple[int, int]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from oracles import Watched
 
-from truesparse.select import highest, highest_of_all, lowest, lowest_of_each, random_absent, shared_out, weighted
+from truesparse.topology.select import highest, highest_of_all, lowest, lowest_of_each, random_absent, shared_out, weighted
 
 NAN, INF = float("nan"), float("inf")
 

@@ -8,8 +8,8 @@ from oracles import Watched, connections, drawing, made, topology_of
 from oracles.cht import paths_of_three, scores
 
 from truesparse import NM, Block, FanIn, Topology, Unstructured
-from truesparse import paths as module
-from truesparse.paths import candidates, check_rule, grow, paths
+from truesparse.topology import paths as module
+from truesparse.topology.paths import candidates, check_rule, grow, paths
 
 RULES = ["CH3-L3p", "CH2-L3n"]
 

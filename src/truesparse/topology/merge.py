@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import _core
+from .. import _core
 
 WORK_OF_A_THREAD = 100_000  # connections, some 200 microseconds: less is not worth another thread
 

@@ -1,4 +1,4 @@
-"""When and how does a topology change under a running optimizer? This is the only impure step of the library."""
+"""When do the topologies of a model change, and what may an algorithm see of its layers then?"""
 
 from __future__ import annotations
 
@@ -12,37 +12,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from .absent import Gradient, Momentum, Records, Smoothing
-from .algorithms import Algorithm, AnyAlgorithm, NetworkAlgorithm, Signals, updated
-from .algorithms.base import Memory
-from .nn import TopologyLayer, topology_layers
-from .patterns import Pattern
-from .schedules import Periodic
-from .topology import Move, Topology
-
-
-@torch.no_grad()
-def rewire(layer: TopologyLayer, optimizer: Optimizer | None, new: Topology | Move) -> Move:
-    """Give `layer` a new topology: values, gradient and all optimizer state follow their connections.
-
-    Grown connections start at zero (or at the values the `Move` names) with the state of a parameter never stepped.
-
-    Args:
-        layer: a sparse or masked layer.
-        optimizer: any optimizer whose state tensors have the parameter's shape; None if there is none.
-        new: the topology, or a `Move` from the layer's present topology to it.
-
-    Returns:
-        The move that was made.
-
-    Raises:
-        ValueError: if the new topology has another shape, breaks the layer's pattern, or does not start at the layer's own.
-        TypeError: if the optimizer keeps state that cannot follow. Nothing has changed then.
-    """
-    move = _move(layer, new)
-    _check_move(layer, move)
-    _apply(layer, move, optimizer, _state_moves(layer, optimizer))
-    return move
+from ..algorithms import Algorithm, AnyAlgorithm, NetworkAlgorithm, Signals, updated
+from ..algorithms.base import Memory
+from ..nn import TopologyLayer, topology_layers
+from ..topology import Move
+from ..topology.patterns import Pattern
+from ..topology.schedules import Periodic
+from .absent import Gradient, Momentum, Records
+from .optimizers import group_of, momentum_of, smoothing_of, state_moves
+from .rewire import apply, check_move, move_of
 
 
 class Rewirer:
@@ -105,7 +83,7 @@ class Rewirer:
         _check_held(self.layers, optimizer)
         _check_patterns(self.layers, algorithm)
         for layer in self.layers.values():
-            _state_moves(layer, optimizer)
+            state_moves(layer, optimizer)
         self._window: int = getattr(algorithm, "window", 1)
         self._records = Records(self._window)
         self._previous: dict[str, Tensor] = {}
@@ -241,17 +219,17 @@ class Rewirer:
         self._pending = False
         # Two passes: whatever can be refused is refused before any layer changes.
         layers = self._trained()
-        plans = {name: _state_moves(layer, self.optimizer) for name, layer in layers.items()}
+        plans = {name: state_moves(layer, self.optimizer) for name, layer in layers.items()}
         # Where step() runs under autocast too, gradients of absent connections would be rounded again, before they are added up.
         with torch.autocast(next(iter(self.layers.values())).parameter.device.type, enabled=False):
             new, memory = updated(self.algorithm, {name: self._signals(name, layer) for name, layer in layers.items()}, self.memory)
-        moves = {name: _move(layer, new[name]) for name, layer in layers.items()}
+        moves = {name: move_of(layer, new[name]) for name, layer in layers.items()}
         for name, layer in layers.items():
-            _check_move(layer, moves[name])
+            check_move(layer, moves[name])
         for name, layer in layers.items():
             move = moves[name]
             if move.new is not layer.topology or bool(move.grown.any()) or move.acting is not layer.acting:
-                _apply(layer, move, self.optimizer, plans[name])
+                apply(layer, move, self.optimizer, plans[name])
         self.memory = memory
         self.absent_read = self._records.take_read()
         self.rewirings += 1
@@ -268,16 +246,16 @@ class Rewirer:
             return layer.of_connections(layer.parameter.grad)
 
         def momentum() -> Tensor:
-            found = _momentum(self.optimizer, layer.parameter)
+            found = momentum_of(self.optimizer, layer.parameter)
             return gradients() if found is None else layer.of_connections(found)
 
-        group = _group_of(self.optimizer, layer.parameter)
+        group = group_of(self.optimizer, layer.parameter)
         return Signals(
             topology=layer.topology,
             values=layer.of_connections(layer.parameter.detach()),
             pattern=layer.pattern,
             absent=Gradient(layer, self._records, name),
-            absent_momentum=Momentum(layer, self._records, name, _smoothing(self.optimizer, group)),
+            absent_momentum=Momentum(layer, self._records, name, smoothing_of(self.optimizer, group)),
             progress=self.schedule.progress(self.steps),
             last=self.schedule.last(self.steps),
             generator=self.generator,
@@ -312,66 +290,6 @@ class _Recorder:
         return _Recorder, ()
 
 
-# A state entry is moved (True) or belongs to the parameter as a whole and stays (False).
-StateMoves = dict[str, tuple[bool, float]]
-
-
-def _state_moves(layer: TopologyLayer, optimizer: Optimizer | None) -> StateMoves:
-    """For each entry of the optimizer's state: does it follow the connections, and where do grown ones start?"""
-    if optimizer is None:
-        return {}
-    if isinstance(optimizer, torch.optim.LBFGS):
-        raise TypeError(
-            "LBFGS keeps one history for all parameters together, which cannot follow the connections; use SGD, Adam, AdamW, ..."
-        )
-    parameter = layer.parameter
-    group = _group_of(optimizer, parameter)
-    moves: StateMoves = {}
-    for name, entry in optimizer.state.get(parameter, {}).items():
-        if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.ndim:
-            moves[name] = True, _fresh_state(optimizer, name, group)
-        elif entry is None or isinstance(entry, (bool, int, float)) or (isinstance(entry, Tensor) and entry.numel() == 1):
-            moves[name] = False, 0.0
-        else:
-            what = f"a tensor of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else f"a {type(entry).__name__}"
-            raise TypeError(
-                f"{type(optimizer).__name__} keeps {name!r}, {what}, for a parameter of shape {tuple(parameter.shape)}: it cannot follow "
-                "the connections; use an optimizer whose state has the parameter's shape (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, ...)"
-            )
-    return moves
-
-
-def _fresh_state(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> float:
-    """What the optimizer itself starts this state at."""
-    if isinstance(optimizer, torch.optim.Adagrad) and name == "sum":
-        return float(group.get("initial_accumulator_value", 0.0))
-    if isinstance(optimizer, torch.optim.Rprop) and name == "step_size":
-        return float(group["lr"])
-    return 0.0
-
-
-def _group_of(optimizer: Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    """The settings of the optimizer for this parameter; none if it does not hold it."""
-    return next((group for group in optimizer.param_groups if any(held is parameter for held in group["params"])), {})
-
-
-def _momentum(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | None:
-    """What the optimizer makes of the gradients so far; None if it keeps nothing of the kind."""
-    state = optimizer.state.get(parameter, {})
-    if "exp_avg" in state and "exp_avg_sq" in state:
-        return state["exp_avg"] / (state["exp_avg_sq"].sqrt() + _group_of(optimizer, parameter).get("eps", Smoothing.epsilon))
-    return state.get("momentum_buffer")
-
-
-def _smoothing(optimizer: Optimizer, group: Mapping[str, Any]) -> Smoothing:
-    """How it would have smoothed the gradients of absent connections."""
-    if isinstance(optimizer, torch.optim.SGD):
-        return Smoothing(first=group.get("momentum", 0.0))
-    if "betas" in group and "eps" in group:
-        return Smoothing(*map(float, group["betas"]), epsilon=float(group["eps"]))
-    return Smoothing()
-
-
 def _check_patterns(layers: Mapping[str, TopologyLayer], algorithm: AnyAlgorithm) -> None:
     check: Callable[[Pattern], None] = getattr(algorithm, "check_pattern", lambda pattern: None)
     for name, layer in layers.items():
@@ -389,32 +307,3 @@ def _check_held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> No
     if missing:
         names = ", ".join(map(repr, missing))
         raise ValueError(f"the optimizer does not hold the parameters of {names}: build it from model.parameters() after sparsify")
-
-
-def _move(layer: TopologyLayer, new: Topology | Move) -> Move:
-    return new if isinstance(new, Move) else Move.between(layer.topology, new)
-
-
-def _check_move(layer: TopologyLayer, move: Move) -> None:
-    if move.old is not layer.topology and not move.old.equal(layer.topology):
-        raise ValueError("the move does not start at the layer's present topology: make it with Move.between(layer.topology, new)")
-    if move.new.shape != layer.topology.shape:
-        raise ValueError(f"expected a topology of shape {layer.topology.shape}, got {move.new.shape}")
-    layer.pattern.check(move.new)
-    if move.grown_values is not None and move.grown_values.shape != (grown := int(move.grown.sum()),):
-        raise ValueError(f"expected {grown} values, one for each grown connection, got shape {tuple(move.grown_values.shape)}")
-    if move.acting is not None and (move.acting.shape != (move.new.nnz,) or move.acting.dtype != torch.bool):
-        raise ValueError(
-            f"acting must be bool, one for each of {move.new.nnz} connections, got {move.acting.dtype} {tuple(move.acting.shape)}"
-        )
-
-
-def _apply(layer: TopologyLayer, move: Move, optimizer: Optimizer | None, state_moves: StateMoves) -> None:
-    # Everything is computed before anything is put in place: running out of memory here loses nothing.
-    parameter = layer.parameter
-    gradient = None if parameter.grad is None else layer.moved(move, parameter.grad)
-    state = optimizer.state[parameter] if optimizer is not None and state_moves else {}
-    moved = {name: layer.moved(move, state[name], fill) for name, (follows, fill) in state_moves.items() if follows}
-    layer.install(move)
-    layer.parameter.grad = gradient
-    state.update(moved)

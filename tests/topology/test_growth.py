@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from oracles import Held, Watched, made, pairs_of
-from test_patterns import ablated_layers, group_of, layers, members, of_fan_in, partly, unit_of
+from oracles.patterns import ablated_layers, group_of, layers, members, of_fan_in, partly, unit_of
 
-from truesparse import NM, Block, FanIn, Neurons, Unstructured, patterns
-from truesparse.patterns import Pattern
+from truesparse import NM, Block, FanIn, Neurons, Unstructured
+from truesparse.topology import patterns
+from truesparse.topology.patterns import Pattern
 
 NAN, INF = float("nan"), float("inf")
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from truesparse.schedules import Periodic, cosine, cubic, remaining
+from truesparse.topology.schedules import Periodic, cosine, cubic, remaining
 
 
 def test_cosine():

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from .. import _core
-from ..geometry import Convolution
-from ..merge import threads_for
 from ..topology import Topology
+from ..topology.geometry import Convolution
+from ..topology.merge import threads_for
 
 CONNECTIONS_PER_BLOCK = 8  # of a row, on average, at least: fewer would not pay for the block's pointers and sums
 COLUMNS_PER_BLOCK = 64  # at least; kernels walk several blocks at once where their cache has room

@@ -2,7 +2,7 @@
 
 import pytest
 
-from truesparse.markdown import replaced_between_markers, table_head, table_row, write_between_markers
+from truesparse.common.markdown import replaced_between_markers, table_head, table_row, write_between_markers
 
 
 def test_what_is_between_the_markers_is_replaced():

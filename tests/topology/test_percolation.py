@@ -9,7 +9,7 @@ from oracles import drawing, topology_of
 from oracles.cht import without_cut_off
 
 from truesparse import Block, FanIn, Topology, Unstructured
-from truesparse.percolation import check_chain, percolated
+from truesparse.topology.percolation import check_chain, percolated
 
 
 def after(drawings, chain="sequential", names=None, pattern=None):

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import _core, merge
+from .. import _core
+from . import merge
 from .patterns import Pattern
 from .topology import Topology
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar, TypeVarTuple
 import torch
 from torch import Tensor
 
-from . import merge, picture, shown
+from ..common import shown
+from . import merge, picture
 
 T = TypeVar("T")
 Settings = TypeVarTuple("Settings")

@@ -7,8 +7,8 @@ from math import prod
 
 from torch import nn
 
-from .nn import TopologyLayer
-from .shown import Table
+from ..common.shown import Table
+from .base import TopologyLayer
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from truesparse.budgets import BUDGETS, ER, ERK, Uniform, budget, kept
+from truesparse.topology.budgets import BUDGETS, ER, ERK, Uniform, budget, kept
 
 
 def test_kept_is_all_less_the_floor():

@@ -1,0 +1,1 @@
+"""What any part may need: files written whole, tables, values as people read them, libraries that may be missing."""

@@ -1,1 +1,0 @@
-"""How is a topology laid out for a kernel? One file per layout; plans are cached with the topology they were built from."""

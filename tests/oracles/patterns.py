@@ -1,0 +1,85 @@
+"""Units and groups of each pattern by plain loops, and drawn layers of each."""
+
+import hypothesis.strategies as st
+import torch
+
+from oracles import made
+from truesparse import NM, Block, FanIn, Neurons, Unstructured
+
+PATTERNS = [Unstructured(), FanIn(), NM(1, 4), NM(2, 4), NM(3, 3), Block(2), Block(3), Neurons()]
+
+
+def unit_of(pattern, row, column):
+    """Which unit a connection belongs to."""
+    if isinstance(pattern, Neurons):
+        return row, 0
+    side = pattern.size if isinstance(pattern, Block) else 1
+    return row // side, column // side
+
+
+def group_of(pattern, unit):
+    """Which units compete: those of the same group."""
+    row, column = unit
+    return row if isinstance(pattern, FanIn) else (row, column // pattern.m) if isinstance(pattern, NM) else 0
+
+
+def members(pattern, shape):
+    """{group: {unit: [connections]}} of a whole layer."""
+    groups = {}
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            unit = unit_of(pattern, row, column)
+            groups.setdefault(group_of(pattern, unit), {}).setdefault(unit, []).append((row, column))
+    return groups
+
+
+@st.composite
+def layers(draw):
+    """(pattern, shape it fits, number of units in each group)."""
+    pattern = draw(st.sampled_from(PATTERNS))
+    down, across = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    height = pattern.size if isinstance(pattern, Block) else 1
+    width = pattern.m if isinstance(pattern, NM) else height
+    shape = down * height, across * width
+    groups = members(pattern, shape)
+    most = len(next(iter(groups.values()))) if groups else 0
+    if isinstance(pattern, Neurons) and not across:
+        most = 0
+    return pattern, shape, pattern.n if isinstance(pattern, NM) and groups else draw(st.integers(0, most))
+
+
+def connections_due(pattern, shape, due):
+    """Connections of a layer with `due` units in each group."""
+    return len(members(pattern, shape)) * due * connections_of_a_unit(pattern, shape)
+
+
+def connections_of_a_unit(pattern, shape):
+    return pattern.size**2 if isinstance(pattern, Block) else shape[1] if isinstance(pattern, Neurons) else 1
+
+
+def partly(layer, data):
+    """(kept, nnz): whole units, each group with at most its due of `nnz`."""
+    pattern, shape, due = layer
+    nnz = connections_due(pattern, shape, due)
+    whole = pattern.random(shape, nnz, torch.Generator().manual_seed(1))
+    units = pattern.units(whole).nnz
+    dropped = data.draw(st.sets(st.sampled_from(range(units)))) if units else set()
+    return pattern.drop_units(whole, torch.tensor(sorted(dropped), dtype=torch.int64)), nnz
+
+
+@st.composite
+def ablated_layers(draw):
+    """(shape, connections of each row) legal for constant fan-in, with as many connections as rows x some count."""
+    rows, columns = draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    nnz = rows * draw(st.integers(0, columns))
+    active = draw(st.sets(st.sampled_from(range(rows)), min_size=-(-nnz // columns) or 1))
+    share, remainder = divmod(nnz, len(active))
+    longer = draw(st.sets(st.sampled_from(sorted(active)), min_size=remainder, max_size=remainder)) if remainder else set()
+    return (rows, columns), [(share + (row in longer)) * (row in active) for row in range(rows)]
+
+
+def of_fan_in(columns, fan_in, seed=0):
+    """A topology with that many connections in each row, anywhere in it."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {(row, int(column)) for row, count in enumerate(fan_in) for column in torch.randperm(columns, generator=generator)[:count]}
+    return made((len(fan_in), columns), pairs)
