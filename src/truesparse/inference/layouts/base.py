@@ -100,7 +100,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def guess(self, weights: Weights, conditions: Conditions) -> float:
-        """Nanoseconds that a call takes on one thread of the machine of docs/performance.md, about."""
+        """Nanoseconds that a call takes on one thread of the machine of docs/performance-log.md, about."""
 
     @abstractmethod
     def __str__(self) -> str: ...
