@@ -7,6 +7,8 @@ from oracles import drawn
 from torch import nn
 
 from truesparse import NM, Block, FanIn, MaskedLinear, SparseLinear, Topology
+from truesparse.nn.base import Whole
+from truesparse.rewiring.dense_gradient import DenseGradient
 
 SIZES = [(7, 5, 0.6), (1, 1, 0.0), (33, 17, 0.9), (12, 9, 1.0), (6, 8, 0.0), (5, 0, 0.5), (0, 5, 0.5), (64, 3, 0.5)]
 LEADS = [(), (1,), (6,), (0,), (2, 3), (2, 0, 3), (2, 1, 2, 2)]
@@ -199,13 +201,14 @@ def test_what_a_layer_says_of_itself():
     assert set(layer.state_dict()) == {"values", "bias", "indptr", "indices"}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_largest_absent_gradients_rank_nan_last_and_ties_by_position(kind):
-    layer = kind.from_dense(nn.Linear(4, 2), Topology.from_mask(drawn("x... ...x")))
+def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():
+    layer = SparseLinear.from_dense(nn.Linear(4, 2), Topology.from_mask(drawn("x... ...x")))
     dy, x = torch.tensor([[1.0, -1.0]]), torch.tensor([[5.0, float("nan"), 2.0, 2.0]])
     # |dy x|: row 0 is . nan 2 2, row 1 is 5 nan 2 .
     for count, expected in ((1, [4]), (2, [2, 4]), (4, [2, 3, 4, 6]), (5, [1, 2, 3, 4, 6]), (9, [1, 2, 3, 4, 5, 6])):
         assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected
+        whole = DenseGradient.of(layer, Whole(dy.T @ x))
+        assert whole.top(layer.topology, count).tolist() == expected, "as in the masked twin, whose gradient is whole"
     half = [(dy / 2, x), (dy / 2, x)]
     assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]
     torch.testing.assert_close(layer.gradient_rows(half[:1], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)

@@ -9,8 +9,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW
 
 from truesparse import MaskedConv2d, MaskedLinear, Rewirer, SparseConv2d, SparseLinear, Topology
-from truesparse.nn import topology_layers
-from truesparse.rewiring.absent import Gradient, Momentum, Records, Smoothing
+from truesparse.nn import MaskedLayer, topology_layers
+from truesparse.nn.base import Whole
+from truesparse.rewiring.absent import Gradient, Momentum, Reads, Smoothing
+from truesparse.rewiring.dense_gradient import DenseGradient
+from truesparse.rewiring.recorder import Recorder
 from truesparse.topology import patterns
 
 LAYERS = {
@@ -36,22 +39,31 @@ def layer(request, masked):
     return made
 
 
-def recorded(layer, steps, passes=2, window=50):
-    """(records of random samples, the dense gradient of each step by torch's own autograd)."""
-    records, gradients = Records(window), []
+def recorded(layer, steps, passes=2):
+    """(random gradients step by step, what they are by torch's own autograd); a masked layer's are whole from the start."""
+    recorded, gradients = [], []
     dense = layer.dense_module().to_empty(device="cpu").to(torch.float64)
-    for step in range(steps):
-        if step:
-            records.begin_step()
+    for _ in range(steps):
+        total = DenseGradient(layer)
         dense.weight.grad = None
         for _ in range(passes):
             x = torch.randn(3, *layer.shape_of_x, dtype=torch.float64)
             y = dense(x)
             dy = 1e-3 * torch.randn_like(y)  # small: Adam's ratio does not follow
+            part = torch.autograd.grad(y, dense.weight, dy, retain_graph=True)[0].flatten(1)
             y.backward(dy)
-            records.add("it", dy, x)
+            total = total.plus(DenseGradient.of(layer, Whole(part) if isinstance(layer, MaskedLayer) else (dy, x)))
         gradients.append(dense.weight.grad.flatten(1).clone())
-    return records, gradients
+        recorded.append(total)
+    return recorded, gradients
+
+
+def gradient(steps):
+    return Gradient("it", steps, Reads())
+
+
+def momentum(steps, smoothing):
+    return Momentum("it", steps, Reads(), smoothing)
 
 
 def by_the_optimizer(gradients, smoothing):
@@ -90,47 +102,72 @@ def assert_answers(absent, expected, layer, monkeypatch):
 
 @pytest.mark.parametrize("passes", [1, 3])
 def test_the_gradient_is_that_of_the_last_step(layer, passes, monkeypatch):
-    records, gradients = recorded(layer, 3, passes)
-    assert_answers(Gradient(layer, records, "it"), gradients[-1], layer, monkeypatch)
+    steps, gradients = recorded(layer, 3, passes)
+    assert_answers(gradient(steps), gradients[-1], layer, monkeypatch)
 
 
 @pytest.mark.parametrize("smoothing", [SGD_SMOOTHING, ADAM_SMOOTHING], ids=["momentum", "Adam"])
 def test_momentum_is_what_the_optimizer_would_hold(layer, smoothing, monkeypatch):
-    records, gradients = recorded(layer, 5)
-    assert_answers(Momentum(layer, records, "it", smoothing), by_the_optimizer(gradients, smoothing), layer, monkeypatch)
+    steps, gradients = recorded(layer, 5)
+    assert_answers(momentum(steps, smoothing), by_the_optimizer(gradients, smoothing), layer, monkeypatch)
 
 
 def test_without_smoothing_momentum_is_the_gradient(layer, monkeypatch):
-    records, gradients = recorded(layer, 3)
-    assert_answers(Momentum(layer, records, "it", Smoothing()), gradients[-1], layer, monkeypatch)
+    steps, gradients = recorded(layer, 3)
+    assert_answers(momentum(steps, Smoothing()), gradients[-1], layer, monkeypatch)
 
 
 def test_what_a_window_cuts_off(layer):
-    steps, window = 7, 3
-    records, gradients = recorded(layer, steps, window=window)
-    momentum = Momentum(layer, records, "it", SGD_SMOOTHING).rows(0, layer.topology.shape[0])
-    older = by_the_optimizer(gradients[: steps - window], SGD_SMOOTHING)
-    torch.testing.assert_close(momentum, by_the_optimizer(gradients, SGD_SMOOTHING) - 0.9**window * older)
+    steps, gradients = recorded(layer, 7)
+    rows = layer.topology.shape[0]
+    older = by_the_optimizer(gradients[:4], SGD_SMOOTHING)
+    torch.testing.assert_close(
+        momentum(steps[4:], SGD_SMOOTHING).rows(0, rows), by_the_optimizer(gradients, SGD_SMOOTHING) - 0.9**3 * older
+    )
     # Adam divides by what it has of the second moment: both begin with the window.
-    scaled = Momentum(layer, records, "it", ADAM_SMOOTHING).rows(0, layer.topology.shape[0])
-    torch.testing.assert_close(scaled, by_the_optimizer(gradients[steps - window :], ADAM_SMOOTHING))
+    torch.testing.assert_close(momentum(steps[4:], ADAM_SMOOTHING).rows(0, rows), by_the_optimizer(gradients[4:], ADAM_SMOOTHING))
 
 
 @pytest.mark.parametrize("smoothing", [SGD_SMOOTHING, ADAM_SMOOTHING], ids=["momentum", "Adam"])
-def test_a_step_in_which_a_layer_took_no_part_has_gradient_zero(smoothing):
-    layer = SparseLinear(7, 5, sparsity=0.6, dtype=torch.float64)
-    layer.shape_of_x = (7,)
-    records, gradients = recorded(layer, 2)
-    records.begin_step()
-    records.add("other", torch.zeros(1), torch.zeros(1))
-    with pytest.raises(RuntimeError, match=r"layer 'it' took part in no backward pass since the last step\(\)"):
-        Momentum(layer, records, "it", smoothing).rows(0, 5)
-    last, gradient = recorded(layer, 1)
-    records.begin_step()
-    for dy, x in last.of("it")[0]:
-        records.add("it", dy, x)
-    expected = by_the_optimizer([*gradients, torch.zeros(5, 7, dtype=torch.float64), *gradient], smoothing)
-    torch.testing.assert_close(Momentum(layer, records, "it", smoothing).rows(0, 5), expected)
+@pytest.mark.parametrize("without", [0, 1, 3])
+def test_a_step_in_which_a_layer_took_no_part_has_gradient_zero(layer, smoothing, without):
+    steps, gradients = recorded(layer, 4)
+    steps[without], gradients[without] = DenseGradient(layer), torch.zeros_like(gradients[0])
+    expected = by_the_optimizer(gradients, smoothing)
+    torch.testing.assert_close(momentum(steps, smoothing).rows(0, len(expected)), expected)
+
+
+def test_a_layer_that_took_no_part_at_all_says_so(layer):
+    none = DenseGradient(layer)
+    for absent in (gradient([none]), momentum([none, none], SGD_SMOOTHING), momentum([none], ADAM_SMOOTHING)):
+        for ask in (lambda a: a.rows(0, 1), lambda a: a.at(layer.topology), lambda a: a.top(layer.topology, 1), lambda a: a.bounds()):
+            with pytest.raises(RuntimeError, match=r"layer 'it' took part in no backward pass since the last step\(\)"):
+                ask(absent)
+
+
+def test_passes_become_one_array_before_they_take_more_memory():
+    layer = SparseLinear(20, 30, sparsity=0.9)
+    cases = {3: [False, False, False, False, True], 6: [False, False, True, False, False, True], 40: [False, True, True]}
+    for samples, folded in cases.items():
+        total, expected = DenseGradient(layer), torch.zeros(30, 20)
+        for at, is_folded in enumerate(folded):
+            dy, x = torch.randn(samples, 30), torch.randn(samples, 20)
+            total, expected = total.plus(DenseGradient.of(layer, (dy, x))).scaled(0.5), (expected + dy.T @ x) / 2
+            assert sum(one.nbytes for one in total.passes) <= max(layer.topology.size * 4, (samples * 50) * 4), at
+            assert (not total.passes) == is_folded, (samples, at)
+            torch.testing.assert_close(total.rows(0, 30), expected)
+            torch.testing.assert_close(total.at(layer.topology), expected.flatten()[layer.topology.keys])
+
+
+def test_an_input_that_is_overwritten_is_noticed(layer):
+    if isinstance(layer, MaskedLayer):
+        pytest.skip("a masked layer's gradient is whole")
+    x = torch.randn(3, *layer.shape_of_x, dtype=torch.float64)
+    total = DenseGradient.of(layer, (torch.randn_like(layer(x)), x))
+    total.rows(0, 1)
+    x.zero_()
+    with pytest.raises(RuntimeError, match=r"the input of a sparse layer was overwritten in place between .* write the next batch into"):
+        total.rows(0, 1)
 
 
 def test_how_large_adams_ratio_can_be():
@@ -145,22 +182,10 @@ def test_how_large_adams_ratio_can_be():
     assert Smoothing(0.0, 0.0).most(2) == 1.0
 
 
-def test_records_keep_the_last_steps():
-    records = Records(2)
-    for step in range(3):
-        if step:
-            records.begin_step()
-        records.add("a", torch.tensor(step), torch.tensor(-step))
-    records.add("a", torch.tensor(9), torch.tensor(-9))
-    assert [[(int(dy), int(x)) for dy, x in step] for step in records.of("a")] == [[(1, -1)], [(2, -2), (9, -9)]]
-    other = Records(2)
-    other.load(records.state())
-    assert other.state() == records.state()[1:], "a state is taken between steps: the next has begun, and the window has room for one more"
-    records.clear()
-    assert records.state() == []
+def test_a_window_is_a_number_of_steps():
     for wrong in (0, 1.0, None):
         with pytest.raises(ValueError, match=f"window is a number of steps, at least 1, got {wrong}"):
-            Records(wrong)
+            Recorder({}, wrong)
 
 
 MODEL_INPUT = (3, 5, 6)
@@ -234,14 +259,14 @@ def test_only_the_window_is_recorded(masked):
     parts, held = started(masked, 3), []
     for step in range(10):
         train(*parts, [step])
-        held.append(len(parts[2]._records.state()))
+        held.append(len(parts[2]._recorder.state()))
     assert held == [0, 0, 1, 2, 0, 0, 0, 1, 2, 0]
 
 
 def test_a_checkpoint_in_the_middle_of_a_window_goes_on_bit_for_bit(masked):
     straight = started(masked, 4)
     train(*straight, range(8))  # one rewiring and two steps of the window before the next
-    assert len(straight[2]._records.state()) == 2
+    assert len(straight[2]._recorder.state()) == 2
     file = io.BytesIO()
     torch.save([part.state_dict() for part in straight], file)
     before = len(straight[2].algorithm.seen)
@@ -282,4 +307,4 @@ def test_a_copy_of_the_model_records_nothing():
     parts = started(False, 5)
     copied = copy.deepcopy(parts[0])
     copied(torch.randn(1, *MODEL_INPUT, dtype=torch.float64)).sum().backward()
-    assert parts[2]._records.state() == []
+    assert parts[2]._recorder.state() == []

@@ -66,18 +66,19 @@ def test_an_algorithm_that_follows_the_step_sees_the_weights_after_it():
     assert not torch.equal(seen[0], before)
 
 
-def test_a_step_that_never_came_has_no_rewiring_after_it():
-    model, spy = two_layers(), Spy(lambda topology, signals: signals.absent.rows(0, 1) is None or topology)
+def test_a_step_that_never_came_has_its_rewiring_after_the_next():
+    model, expected = two_layers(), []
+    spy = Spy(lambda topology, signals: torch.testing.assert_close(signals.absent.at(topology), signals.gradients) or topology)
     optimizer = SGD(model.parameters(), 0.1)
-    rewirer = Rewirer(model, optimizer, spy, every=2)
-    for step in range(1, 6):
+    rewirer = Rewirer(model, optimizer, spy, every=4)
+    for step in range(1, 10):
         backward(model, step)
         rewirer.step()
-        if step != 2:
+        if step not in (4, 5):  # as where a gradient scaler finds an overflow
             optimizer.step()
-        assert bool(rewirer._records.state()) == (step == 2), "what the lost rewiring had noted is let go at the next step"
+        expected.append(rewirer.rewirings)
         optimizer.zero_grad()
-    assert rewirer.rewirings == 1
+    assert expected == [0, 0, 0, 0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -184,11 +185,12 @@ def test_inputs_and_gradients_are_released_after_a_step(algorithm):
     for step in range(1, 5):
         x = torch.randn(6, 8, dtype=torch.float64)
         model(x).sum().backward()
-        assert bool(rewirer._records.state()) == (step % 2 == 0), "what is not due is not recorded"
+        recorded = not rewirer._recorder.of("0")[-1].empty
+        assert recorded == (step % 2 == 0 and isinstance(algorithm, RigL)), "what is not due, or not wanted, is not recorded"
         if rewirer.step():
             optimizer.step()
         optimizer.zero_grad()
-        assert not rewirer._records.state()
+        assert rewirer._recorder.of("0")[-1].empty
         storage = weakref.ref(x)
         del x
         gc.collect()
@@ -301,9 +303,8 @@ def test_a_layer_may_be_called_with_its_input_by_name():
     assert not rewirer.step()
 
 
-@pytest.mark.parametrize("kind", [SparseLinear, MaskedLinear])
-def test_gradients_of_several_backward_passes_add_up(kind):
-    layer = kind(7, 5, sparsity=0.5)
+def test_gradients_of_several_backward_passes_add_up():
+    layer = SparseLinear(7, 5, sparsity=0.5)
     samples = [(torch.randn(3, 5), torch.randn(3, 7)) for _ in range(3)]
     expected = sum(dy.T @ x for dy, x in samples)
     torch.testing.assert_close(layer.gradient_rows(samples, 1, 4), expected[1:4])
@@ -365,6 +366,7 @@ def test_a_hook_may_remove_itself():
         rewirer.register_hook(lambda moves: calls.append(2)),
     ]
     for _ in range(2):
+        model.zero_grad()
         backward(model)
         rewirer.step()
     assert calls == [1, 2, 2]

@@ -35,8 +35,10 @@ def test_arguments_that_cannot_be():
             Rewirer(model, optimizer, wrong)
     with pytest.raises(ValueError, match=r"the model has no sparse layer: call truesparse\.sparsify\(model\) first"):
         Rewirer(nn.Linear(3, 3), optimizer, RigL())
-    with pytest.raises(ValueError, match=r"the optimizer does not hold the parameters of '2': build it from model.parameters"):
-        Rewirer(model, SGD(model[0].parameters(), 0.1), RigL())
+    with pytest.raises(ValueError, match=r"the optimizer does not hold the parameters of '0', '2': build it from model.parameters"):
+        Rewirer(model, SGD(nn.Linear(3, 3).parameters(), 0.1), RigL())
+    with pytest.raises(TypeError, match=r"expected an optimizer of torch, or an object that wraps one, got dict"):
+        Rewirer(model, {}, RigL())
     with pytest.raises(TypeError, match="LBFGS keeps one history for all parameters together"):
         Rewirer(model, torch.optim.LBFGS(model.parameters()), RigL())
     with pytest.raises(ValueError, match="every must be a whole number of steps"):

@@ -35,7 +35,7 @@ class Signals:
         topology: which connections exist now.
         values: [nnz] weights, in the order of the topology.
         pattern: the rule the layer's topology obeys; it drops and grows accordingly.
-        absent: the dense gradient of the last backward pass, for growing where it is largest; never held whole.
+        absent: the dense gradient whose entries at the connections are `gradients`, for growing where it is largest; never held whole.
         absent_momentum: the same smoothed over the last `window` steps as the optimizer smooths it. See `Algorithm`.
         progress: 0 at the start of training, 1 when rewiring ends.
         last: no rewiring follows this one.
@@ -67,7 +67,7 @@ class Signals:
 
     @property
     def gradients(self) -> Tensor:
-        """[nnz] gradients of the last backward pass, in the order of the topology."""
+        """[nnz] gradients of the values as they are at `Rewirer.step()`, in the order of the topology."""
         return self.read_gradients()
 
     @property
@@ -95,6 +95,7 @@ class Algorithm(Protocol):
     * `each_epoch = True`: the paper rewires once an epoch (SET), which the command line then does by default.
     * `each_step = True`: the paper rewires after each step (Deep R), likewise.
     * `sees_previous = True`: `signals.previous` is wanted.
+    * `sees_absent = False`: `signals.absent` and `signals.absent_momentum` are not wanted, so that nothing needs to be recorded for them.
     * `keeps_count = False`: the number of connections changes. Otherwise it is kept, by each layer or, in a `NetworkAlgorithm`, by all
       layers together.
     * `start_sparsity`: the model is made with that sparsity, and connections go until the setting `sparsity` is reached (GMP).

@@ -48,6 +48,7 @@ class CHTs:
     chain: str = "sequential"
 
     each_epoch: ClassVar[bool] = True
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)

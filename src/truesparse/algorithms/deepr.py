@@ -39,6 +39,7 @@ class DeepR:
 
     each_step: ClassVar[bool] = True
     sees_previous: ClassVar[bool] = True
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_at_least_zero("l1", self.l1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
+from typing import ClassVar
 
 from ..topology import Move, Topology
 from ..topology.patterns import Pattern
@@ -29,6 +30,8 @@ class DSR:
     fraction: float = 0.1
     tolerance: float = 0.1
     threshold: float = 1e-3
+
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)

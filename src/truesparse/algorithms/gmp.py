@@ -32,6 +32,7 @@ class GMP:
 
     needs_end: ClassVar[bool] = True
     keeps_count: ClassVar[bool] = False
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity)

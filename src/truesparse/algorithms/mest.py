@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..topology import Move, Topology
 from ..topology.patterns import Pattern
 from .base import Signals, check_at_least_zero, check_fraction, register
@@ -34,6 +36,8 @@ class MEST:
     fraction: float = 0.2
     gradient_weight: float = 0.01
     extra: float = 0.0
+
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)

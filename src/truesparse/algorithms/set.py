@@ -28,6 +28,7 @@ class SET:
     decay: bool = False
 
     each_epoch: ClassVar[bool] = True
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ..topology import Topology
 from .base import Signals, register
 
@@ -9,6 +11,8 @@ from .base import Signals, register
 @register
 class Static:
     """Keeps the topology it is given."""
+
+    sees_absent: ClassVar[bool] = False
 
     def update(self, topology: Topology, signals: Signals) -> Topology:
         return topology

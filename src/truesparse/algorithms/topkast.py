@@ -38,6 +38,7 @@ class TopKAST:
     norm: int = 2
 
     keeps_count: ClassVar[bool] = False
+    sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_at_least_zero("exploration", self.exploration)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
 from math import prod
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .. import ops
 from ..common import shown
@@ -16,7 +19,20 @@ from ..topology.geometry import Geometry
 from ..topology.patterns import Pattern, Unstructured
 from .initial import initial_bias, initial_values, random_topology
 
-Sample = tuple[Tensor, Tensor]  # (gradient of the output, input) of one backward pass
+Sample = tuple[Tensor, Tensor]  # (gradient of the output, input) of one backward pass, as the kernels had them
+Magnitudes = tuple[Tensor, Tensor]  # ([rows], [columns]): no entry of the gradient is larger than their product
+
+
+class Whole(NamedTuple):
+    """A dense gradient [rows, columns] as it is; None where nothing tells its magnitudes without looking at it."""
+
+    gradient: Tensor
+    magnitudes: Magnitudes | None = None
+
+
+Part = Sample | Whole
+"""A part of a layer's dense gradient: (dy, x), whose dy^T x it is, or all of it. Summed over one backward pass, the parts have the
+gradient of the layer's values at its connections."""
 
 
 class TopologyLayer(nn.Module):
@@ -30,6 +46,8 @@ class TopologyLayer(nn.Module):
         pattern: the rule its topology obeys.
         bias: [rows], or None.
         acting: buffer shaped as `parameter`, bool: which connections act in the forward pass. None, as nearly always: all of them.
+        changed_alone: how often the topology has changed and no optimizer was told: by `load_state_dict`, or `rewire` without one.
+        met_float16: whether a forward pass has run under autocast in float16, which asks for a gradient scaler.
     """
 
     bias: nn.Parameter | None
@@ -39,6 +57,9 @@ class TopologyLayer(nn.Module):
         super().__init__()
         self.geometry = geometry
         self.pattern = pattern
+        self.changed_alone = 0
+        self.met_float16 = False
+        self._gradient_hooks: OrderedDict[int, Callable[[Part], None]] = OrderedDict()
         self._hold(topology, values)
         self.register_buffer("acting", None)
         self.bias = None if bias is None else nn.Parameter(bias)
@@ -174,27 +195,53 @@ class TopologyLayer(nn.Module):
     def to_dense(self) -> Tensor:
         """The dense weight that the layer computes with, shaped as in the dense layer. Differentiable."""
 
-    @abstractmethod
-    def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of the dense gradient, summed over one or more backward passes, [stop - start, columns]."""
+    def register_gradient_hook(self, hook: Callable[[Part], None]) -> RemovableHandle:
+        """Have `hook` called, in every backward pass, with each part of the dense gradient that the pass computes.
 
-    @abstractmethod
-    def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
-        """Positions outside `kept` of the `count` largest absolute entries of the summed dense gradient, ascending int64."""
+        Whether the gradient then reaches `.grad` is autograd's to say: `torch.autograd.grad` hands it to its caller. Copies and pickles
+        of the layer call nobody.
 
-    @abstractmethod
-    def gradients_at(self, samples: list[Sample], positions: Topology) -> Tensor:
-        """The summed dense gradient at `positions`, [positions.nnz], whether there are connections or not."""
+        Returns:
+            A handle whose `remove()` undoes this.
+        """
+        handle = RemovableHandle(self._gradient_hooks)
+        self._gradient_hooks[handle.id] = hook
+        return handle
 
-    def gradient_bounds(self, samples: list[Sample]) -> tuple[Tensor, Tensor]:
+    def gradient_bounds(self, samples: list[Sample]) -> Magnitudes:
         """(sum of |dy| of each row, sum of |x| of each column): the gradient at (row, column) is at most their product.
 
         In a convolution a column takes the sum of its whole input channel, over all groups.
         """
-        dy, x = zip(*self._flat_samples(samples), strict=True)
+        dy, x = zip(*self._widened(samples), strict=True)
         rows, channels = (torch.stack([_sum_of_channels(array.abs()) for array in arrays]).sum(0) for arrays in (dy, x))
         inputs = self.geometry.weight_shape[1]
         return rows, channels.view(-1, inputs).sum(0).repeat_interleave(self.geometry.shape[1] // max(inputs, 1))
+
+    def _widened(self, samples: list[Sample]) -> list[Sample]:
+        # Autocast runs the layers around this one in another dtype; sums of many products want more bits than a 16-bit one has.
+        dtype = ops.values_dtype(self.parameter.dtype)
+        return [(dy.to(dtype), x.to(dtype)) for dy, x in samples]
+
+    def _hears(self) -> Callable[[Part], None]:
+        """What tells the hooks there are at the time of a backward pass, and does not keep the layer alive until then."""
+        hooks = self._gradient_hooks
+
+        def tell(part: Part) -> None:
+            for hook in list(hooks.values()):
+                hook(part)
+
+        return tell
+
+    def _heard(self, dense: Tensor) -> Tensor:
+        """`dense`, the weight made of the values: whatever its gradient will be, the hooks hear of it."""
+        if dense.requires_grad:
+            tell = self._hears()
+            dense.register_hook(lambda gradient: tell(Whole(gradient.detach().flatten(1))))
+        return dense
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_gradient_hooks": OrderedDict()}
 
     @property
     @abstractmethod
@@ -221,11 +268,6 @@ class TopologyLayer(nn.Module):
     def _prepared(self, x: Tensor) -> Tensor:
         """The input with whatever happens before the kernel (padding by reflection and the like)."""
         return x
-
-    def _flat_samples(self, samples: list[Sample]) -> list[Sample]:
-        # Autocast runs the layers around this one in another dtype; sums of many products want more bits than a 16-bit one has.
-        dtype = ops.values_dtype(self.parameter.dtype)
-        return [(self._flat(dy.to(dtype)), self._flat(self._prepared(x.to(dtype)))) for dy, x in samples]
 
     def extra_repr(self) -> str:
         topology = self.topology

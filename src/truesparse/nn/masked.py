@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
-from .base import Sample, TopologyLayer, identity_of
+from .base import TopologyLayer, Whole, identity_of
 from .conv import ConvolutionInterface
 from .linear import LinearInterface
 
@@ -69,10 +69,25 @@ class MaskedLayer(TopologyLayer):
         """
         x = self._prepared(input)
         self.geometry.check_input(x)
-        return self.geometry.dense(x, self.to_dense(), self.bias)
+        device = x.device.type
+        self.met_float16 |= torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        weight = self._weight_of_connections()
+        output = self.geometry.dense(x, weight, self.bias)
+        if self._gradient_hooks and weight.requires_grad:
+            self._listen(weight, output, x.detach())
+        return output
 
     def to_dense(self) -> Tensor:
+        return self._heard(self._weight_of_connections())
+
+    def _weight_of_connections(self) -> Tensor:
         return self._acting(self.weight * self.mask)
+
+    def _listen(self, weight: Tensor, output: Tensor, x: Tensor) -> None:
+        """Tell the hooks of the dense gradient, with the magnitudes that its sparse twin has them from."""
+        tell, bounds = self._hears(), []
+        output.register_hook(lambda dy: bounds.append(self.gradient_bounds([(self._flat(dy.detach()), self._flat(x))])))
+        weight.register_hook(lambda gradient: tell(Whole(gradient.detach().flatten(1), bounds.pop() if bounds else None)))
 
     def of_connections(self, array: Tensor) -> Tensor:
         return array.flatten()[self.topology.keys]
@@ -92,20 +107,9 @@ class MaskedLayer(TopologyLayer):
         if move.grown_values is not None:
             weight.view(-1)[move.new.keys[move.grown]] = move.grown_values.to(weight)
         self.weight.data = weight
+        torch.autograd.graph.increment_version(self.weight)
         self._set_topology(move.new)
         self._install_acting(move)
-
-    def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
-        return self._dense_gradient(samples)[start:stop]
-
-    def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
-        dense = self._dense_gradient(samples).abs().flatten()
-        dense = dense.nan_to_num(nan=-0.5, posinf=torch.inf)  # NaN comes after every number
-        dense[kept.keys] = -1.0
-        return dense.sort(descending=True, stable=True).indices[: min(count, kept.size - kept.nnz)].sort().values
-
-    def gradients_at(self, samples: list[Sample], positions: Topology) -> Tensor:
-        return self._dense_gradient(samples).flatten()[positions.keys]
 
     def _load_from_state_dict(
         self,
@@ -119,14 +123,9 @@ class MaskedLayer(TopologyLayer):
     ) -> None:
         if prefix + "weight" in state_dict:
             self._expect_acting(state_dict, prefix)
+        before = self.topology
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-
-    def _dense_gradient(self, samples: list[Sample]) -> Tensor:
-        dy, x = zip(*self._flat_samples(samples), strict=True)
-        weight = torch.zeros(self.geometry.weight_shape, dtype=x[0].dtype, device=x[0].device, requires_grad=True)
-        with torch.enable_grad():
-            y = [self.geometry.dense(one, weight, None) for one in x]
-        return torch.autograd.grad(y, weight, dy)[0].flatten(1)
+        self.changed_alone += not before.equal(self.topology)
 
 
 class MaskedLinear(LinearInterface, MaskedLayer):

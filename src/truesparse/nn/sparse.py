@@ -87,7 +87,8 @@ class SparseLayer(TopologyLayer):
             raise TypeError(
                 f"expected an input of {held}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
             )
-        y = ops.product(values, self._flat(x), self.bias, self._verbs(held))
+        tell = self._hears()
+        y = ops.product(values, self._flat(x), self.bias, self._verbs(held), lambda dy, x: tell((dy, x)))
         y = y if held == output else y.to(output)
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
@@ -97,11 +98,12 @@ class SparseLayer(TopologyLayer):
         if self.values.dtype == torch.float64:
             return torch.float64, torch.float64  # autocast leaves float64 alone
         output = torch.get_autocast_dtype(device)
+        self.met_float16 |= output == torch.float16
         # No kernel holds samples in float16: those are widened before and rounded after.
         return torch.float32 if output == torch.float16 else output, output
 
     def to_dense(self) -> Tensor:
-        return self.topology.scatter(self._acting(self.values)).view(self.geometry.weight_shape)
+        return self._heard(self.topology.scatter(self._acting(self.values)).view(self.geometry.weight_shape))
 
     def of_connections(self, array: Tensor) -> Tensor:
         return array
@@ -118,14 +120,17 @@ class SparseLayer(TopologyLayer):
         self._install_acting(move)
 
     def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
-        return ops.summed_rows(self._verbs().gradient_rows, self._flat_samples(samples), start, stop)
+        """Rows `start` to `stop` of the dense gradient, summed over one or more backward passes, [stop - start, columns]."""
+        return ops.summed_rows(self._verbs().gradient_rows, self._widened(samples), start, stop)
 
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
-        return self._verbs().top_gradients(self._flat_samples(samples), kept, count)
+        """Positions outside `kept` of the `count` largest absolute entries of the summed dense gradient, ascending int64."""
+        return self._verbs().top_gradients(self._widened(samples), kept, count)
 
     def gradients_at(self, samples: list[Sample], positions: Topology) -> Tensor:
+        """The summed dense gradient at `positions`, [positions.nnz], whether there are connections or not."""
         verbs = ops.verbs_for(positions, self.geometry, ops.values_dtype(self.values.dtype))
-        first, *others = self._flat_samples(samples)
+        first, *others = self._widened(samples)
         total = verbs.sddmm(*first)
         for dy, x in others:
             total += verbs.sddmm(dy, x)
@@ -144,6 +149,7 @@ class SparseLayer(TopologyLayer):
             other = torch.float64 if self.values.dtype != torch.float64 else torch.float32
             self.values.data = torch.empty(0, dtype=other, device=values.device)
         self.values.data = values
+        torch.autograd.graph.increment_version(self.values)  # what a graph has saved of them is not theirs any longer
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
@@ -184,6 +190,7 @@ class SparseLayer(TopologyLayer):
                 error_msgs.append(f"{who}: {error}")
                 return
             if not topology.equal(self.topology):
+                self.changed_alone += 1
                 self._replace_values(self.values.new_empty(topology.nnz))
                 self._set_topology(topology)
             self._expect_acting(state_dict, prefix)

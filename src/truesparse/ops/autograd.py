@@ -9,6 +9,7 @@ so that double backward, and any order beyond, is right with no code of its own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,64 +18,97 @@ from torch.autograd import Function
 
 from .verbs import Verbs, values_dtype, widened
 
+Heard = Callable[[Tensor, Tensor], None]
 
-def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs) -> Tensor:
+
+def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard: Heard | None = None) -> Tensor:
     """W x + bias, differentiable in values [nnz], x and bias.
 
     Beside x in a 16-bit dtype, values and bias may be of that dtype too: they are widened for the call and their gradients rounded.
+
+    Args:
+        heard: called with each (dy, x), detached, whose dy^T x a backward pass takes for the gradient of `values`: that of `values` is
+            the sum of these at the connections, whatever the order of differentiation, and the dense gradient is their sum everywhere.
     """
-    result: Tensor = _Product.apply(widened(values), x, None if bias is None else widened(bias), verbs)  # type: ignore[assignment]
+    result: Tensor = _Product.apply(widened(values), x, None if bias is None else widened(bias), verbs, heard)  # type: ignore[assignment]
     return result
 
 
 class _Product(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs) -> Tensor:
-        ctx.verbs = verbs
+    def forward(ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard: Heard | None) -> Tensor:
+        ctx.verbs, ctx.heard = verbs, heard
         ctx.save_for_backward(values, x)
         return verbs.spmm(values, x, bias)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         (dy,) = grad_outputs
-        values, x = ctx.saved_tensors
+        values, x = _saved(ctx)
         need = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
-            return *ctx.verbs.backward(values, x, dy, need), None
+            gradients = ctx.verbs.backward(values, x, dy, need)
+            _tell(ctx, dy, x)
+            return *gradients, None, None
         # Someone asked for create_graph: go through the differentiable verbs.
-        dvalues = _Sampled.apply(dy, x, ctx.verbs) if need[0] else None
-        dx = _Transposed.apply(values, dy, x.shape, ctx.verbs) if need[1] else None
+        dvalues = _Sampled.apply(dy, x, ctx.verbs, ctx.heard) if need[0] else None
+        dx = _Transposed.apply(values, dy, x.shape, ctx.verbs, ctx.heard) if need[1] else None
         dbias = dy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] else None
-        return dvalues, dx, dbias, None  # type: ignore[return-value]
+        _tell(ctx, dy, x)
+        return dvalues, dx, dbias, None, None  # type: ignore[return-value]
 
 
 class _Transposed(Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, dy: Tensor, like: torch.Size, verbs: Verbs) -> Tensor:
-        ctx.verbs = verbs
+    def forward(ctx: Any, values: Tensor, dy: Tensor, like: torch.Size, verbs: Verbs, heard: Heard | None) -> Tensor:
+        ctx.verbs, ctx.heard = verbs, heard
         ctx.save_for_backward(values, dy)
         return verbs.spmm_t(values, dy, like)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         (g,) = grad_outputs
-        values, dy = ctx.saved_tensors
-        dvalues = _Sampled.apply(dy, g, ctx.verbs) if ctx.needs_input_grad[0] else None
-        ddy = _Product.apply(values, g, None, ctx.verbs) if ctx.needs_input_grad[1] else None
-        return dvalues, ddy, None, None
+        values, dy = _saved(ctx)
+        dvalues = _Sampled.apply(dy, g, ctx.verbs, ctx.heard) if ctx.needs_input_grad[0] else None
+        ddy = _Product.apply(values, g, None, ctx.verbs, ctx.heard) if ctx.needs_input_grad[1] else None
+        _tell(ctx, dy, g)
+        return dvalues, ddy, None, None, None
 
 
 class _Sampled(Function):
     @staticmethod
-    def forward(ctx: Any, dy: Tensor, x: Tensor, verbs: Verbs) -> Tensor:
-        ctx.verbs = verbs
+    def forward(ctx: Any, dy: Tensor, x: Tensor, verbs: Verbs, heard: Heard | None) -> Tensor:
+        ctx.verbs, ctx.heard = verbs, heard
         ctx.save_for_backward(dy, x)
         return verbs.sddmm(dy, x)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
+        # What flows back here are values of a network of its own, not gradients of the layer's: nobody hears of theirs.
         (g,) = grad_outputs
         dy, x = ctx.saved_tensors
-        ddy = _Product.apply(g, x, None, ctx.verbs) if ctx.needs_input_grad[0] else None
-        dx = _Transposed.apply(g, dy, x.shape, ctx.verbs) if ctx.needs_input_grad[1] else None
-        return ddy, dx, None
+        ddy = _Product.apply(g, x, None, ctx.verbs, None) if ctx.needs_input_grad[0] else None
+        dx = _Transposed.apply(g, dy, x.shape, ctx.verbs, None) if ctx.needs_input_grad[1] else None
+        return ddy, dx, None, None
+
+
+def _tell(ctx: Any, dy: Tensor, x: Tensor) -> None:
+    if ctx.heard is not None and ctx.needs_input_grad[0]:
+        ctx.heard(dy.detach(), x.detach())
+
+
+def _saved(ctx: Any) -> tuple[Tensor, Tensor]:
+    """What forward saved.
+
+    Raises:
+        RuntimeError: if the values are no longer those of the forward pass.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise RuntimeError(
+            "a sparse layer changed between a forward pass and its backward pass (it was rewired, loaded or stepped by an optimizer): "
+            f"call backward() before rewirer.step() and optimizer.step(), or run the forward pass again; torch says: {error}"
+        ) from error

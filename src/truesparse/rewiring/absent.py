@@ -1,111 +1,91 @@
-"""What is the gradient of connections that do not exist? Answered from inputs and output gradients, never held whole."""
+"""What may an algorithm know of connections that do not exist? Their gradient, and what an optimizer would have made of it."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import reduce
 from math import inf, sqrt
 
 import torch
 from torch import Tensor
 
-from ..nn.base import Sample, TopologyLayer
 from ..topology import Topology
 from ..topology.patterns import Unstructured
+from .dense_gradient import DenseGradient
 
-Recorded = dict[str, list[Sample]]
 
+@dataclass
+class Reads:
+    """Notes at how many absent positions of each layer gradients were computed, times the steps looked at."""
 
-class Records:
-    """The (dy, x) of each layer in the last steps before a rewiring.
+    positions: dict[str, int] = field(default_factory=dict)
 
-    Args:
-        window: steps to keep.
-    """
-
-    def __init__(self, window: int) -> None:
-        if not isinstance(window, int) or window < 1:
-            raise ValueError(f"window is a number of steps, at least 1, got {window!r}")
-        self.steps: deque[Recorded] = deque(maxlen=window)
-        self.read: dict[str, int] = {}
-        self.clear()
-
-    def clear(self) -> None:
-        self.steps.clear()
-        self.begin_step()
-
-    def begin_step(self) -> None:
-        self.steps.append({})
-
-    def add(self, name: str, dy: Tensor, x: Tensor) -> None:
-        self.steps[-1].setdefault(name, []).append((dy, x))
-
-    def of(self, name: str) -> list[list[Sample]]:
-        """The samples of a layer step by step, the newest last.
-
-        Raises:
-            RuntimeError: if it took no part in the newest.
-        """
-        if name not in self.steps[-1]:
-            raise RuntimeError(
-                f"layer {name!r} took part in no backward pass since the last step(): call loss.backward() before step(), "
-                "or leave the layer out with sparsify(..., exclude=...)"
-            )
-        return [step.get(name, []) for step in self.steps]
-
-    def scale(self, factor: float) -> None:
-        """Multiply the gradients of the newest step."""
-        newest = self.steps[-1]
-        self.steps[-1] = {name: [(dy * factor, x) for dy, x in samples] for name, samples in newest.items()}
-
-    def note_read(self, name: str, positions: int, most: int, steps: int = 1) -> None:
-        """Remember at how many of the `most` absent positions gradients of how many steps were computed: none is counted twice."""
-        before = self.read.get(name, 0)
-        self.read[name] = max(before, min(before + positions * steps, most * steps))
-
-    def take_read(self) -> dict[str, int]:
-        """What `note_read` has heard since the last call, by layer."""
-        read, self.read = self.read, {}
-        return read
-
-    def state(self) -> list[Recorded]:
-        """What a checkpoint must hold: nothing, unless it falls into a window of several steps."""
-        return [step for step in self.steps if step]
-
-    def load(self, state: Sequence[Mapping[str, Sequence[Sample]]]) -> None:
-        self.steps.clear()
-        for step in state:
-            self.steps.append({name: [(dy, x) for dy, x in samples] for name, samples in step.items()})
-        self.begin_step()
+    def note(self, name: str, positions: int, most: int, steps: int) -> None:
+        """Gradients of `steps` steps at `positions` of the `most` absent positions: none is counted twice."""
+        before = self.positions.get(name, 0)
+        self.positions[name] = max(before, min(before + positions * steps, most * steps))
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """The dense gradient of the last step: `AbsentGradients`."""
+    """The dense gradient at the last `step()`: `AbsentGradients`.
 
-    layer: TopologyLayer
-    records: Records
+    Its entries at the connections are those of the values' `.grad`.
+
+    Args:
+        name: of the layer.
+        steps: what was recorded of it, the newest step last.
+        reads: notes what is read.
+    """
+
     name: str
-
-    @property
-    def _samples(self) -> list[Sample]:
-        return self.records.of(self.name)[-1]
+    steps: Sequence[DenseGradient]
+    reads: Reads
 
     def rows(self, start: int, stop: int) -> Tensor:
-        _note_rows(self, start, stop)
-        return self.layer.gradient_rows(self._samples, start, stop)
+        self._note_rows(start, stop)
+        return self._known[-1].rows(start, stop)
 
     def top(self, kept: Topology, count: int) -> Tensor:
-        _note_rows(self, 0, kept.shape[0])
-        return self.layer.top_gradients(self._samples, kept, count)
+        self._note_rows(0, kept.shape[0])
+        return self._known[-1].top(kept, count)
 
     def at(self, positions: Topology) -> Tensor:
-        _note(self, positions.nnz)
-        return self.layer.gradients_at(self._samples, positions)
+        self._note(positions.nnz)
+        return self._known[-1].at(positions)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
-        return self.layer.gradient_bounds(self._samples)
+        return self._known[-1].bounds()
+
+    @property
+    def _known(self) -> Sequence[DenseGradient]:
+        """
+        Raises:
+            RuntimeError: if the layer took no part in any of the steps, or something was done to its gradient that cannot be told of
+                absent connections.
+        """
+        if all(step.empty for step in self.steps):
+            raise RuntimeError(
+                f"layer {self.name!r} took part in no backward pass since the last step(): call loss.backward() before step(), "
+                "and zero_grad() after it"
+            )
+        for step in self.steps:
+            if step.unknown:
+                raise RuntimeError(f"layer {self.name!r}: {step.unknown}")
+        return self.steps
+
+    def _note_rows(self, start: int, stop: int) -> None:
+        topology = self.steps[-1].layer.topology
+        self._note((stop - start) * topology.shape[1] - int(topology.indptr[stop]) + int(topology.indptr[start]))
+
+    def _note(self, positions: int) -> None:
+        topology = self.steps[-1].layer.topology
+        self.reads.note(self.name, positions, topology.size - topology.nnz, self._steps_read)
+
+    @property
+    def _steps_read(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
@@ -130,62 +110,53 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
-class Momentum:
+class Momentum(Gradient):
     """What an optimizer would have made of the absent gradients of the recorded steps: `AbsentGradients`.
 
     Equal to the optimizer's own moments as long as no step before the window has counted; what is missing has weight first^window.
     """
 
-    layer: TopologyLayer
-    records: Records
-    name: str
-    smoothing: Smoothing
+    smoothing: Smoothing = Smoothing()
 
     def rows(self, start: int, stop: int) -> Tensor:
-        _note_rows(self, start, stop, len(self.records.steps))
-        return self._smoothed(lambda samples: self.layer.gradient_rows(samples, start, stop))
+        self._note_rows(start, stop)
+        return self._smoothed(lambda step: step.rows(start, stop))
 
     def at(self, positions: Topology) -> Tensor:
-        _note(self, positions.nnz, len(self.records.steps))
-        return self._smoothed(lambda samples: self.layer.gradients_at(samples, positions))
+        self._note(positions.nnz)
+        return self._smoothed(lambda step: step.at(positions))
 
     def top(self, kept: Topology, count: int) -> Tensor:
         if self.smoothing.second is None:
-            _note_rows(self, 0, kept.shape[0], len(self.records.steps))
-            return self.layer.top_gradients(self._weighted(), kept, count)
+            self._note_rows(0, kept.shape[0])
+            return self._first_moment().top(kept, count)
         vacant = torch.tensor([min(count, kept.size - kept.nnz)], device=kept.device)
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         if self.smoothing.second is None:
-            return self.layer.gradient_bounds(self._weighted())
-        rows, columns = self.layer.gradient_bounds(self.records.of(self.name)[-1])
-        return torch.full_like(rows, self.smoothing.most(len(self.records.of(self.name)))), torch.ones_like(columns)
+            return self._first_moment().bounds()
+        rows, columns = self._known[-1].bounds()
+        return torch.full_like(rows, self.smoothing.most(len(self.steps))), torch.ones_like(columns)
 
-    def _weighted(self) -> list[Sample]:
-        """One list of samples whose gradients add up to the first moment: the gradient is linear in dy."""
-        steps = self.records.of(self.name)[::-1]
-        weights = [self.smoothing.first**age for age in range(len(steps))]
-        return [(dy * weight, x) for weight, step in zip(weights, steps, strict=True) for dy, x in step if weight]
+    def _first_moment(self) -> DenseGradient:
+        """The gradient is linear: that of several steps is a sum of passes, too."""
+        weighted = [
+            step.scaled(self.smoothing.first**age) for age, step in enumerate(reversed(self._known)) if self.smoothing.first or not age
+        ]
+        return reduce(DenseGradient.plus, reversed(weighted))
 
-    def _smoothed(self, gradient: Callable[[list[Sample]], Tensor]) -> Tensor:
+    def _smoothed(self, gradient: Callable[[DenseGradient], Tensor]) -> Tensor:
         first, second, epsilon = self.smoothing.first, self.smoothing.second, self.smoothing.epsilon
         if second is None:
-            return gradient(self._weighted())
+            return gradient(self._first_moment())
         moment, square = torch.zeros(()), torch.zeros(())
-        for step in self.records.of(self.name):
-            g = gradient(step) if step else torch.zeros(())
+        for step in self._known:
+            g = gradient(step)
             moment = first * moment + (1 - first) * g
             square = second * square + (1 - second) * g * g
         return moment / (square.sqrt() + epsilon)
 
-
-def _note_rows(source: Gradient | Momentum, start: int, stop: int, steps: int = 1) -> None:
-    indptr = source.layer.topology.indptr
-    present = int(indptr[stop]) - int(indptr[start])
-    _note(source, (stop - start) * source.layer.topology.shape[1] - present, steps)
-
-
-def _note(source: Gradient | Momentum, positions: int, steps: int = 1) -> None:
-    topology = source.layer.topology
-    source.records.note_read(source.name, positions, topology.size - topology.nnz, steps)
+    @property
+    def _steps_read(self) -> int:
+        return len(self.steps)

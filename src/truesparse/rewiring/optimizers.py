@@ -1,44 +1,132 @@
-"""What does an optimizer keep for the connections, and what would it have kept for absent ones?"""
+"""What does an optimizer keep for the connections, and what would it have kept for absent ones? Also inside whatever wraps it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..nn import TopologyLayer
+from ..nn import SparseLayer, TopologyLayer
+from ..topology import Topology
 from .absent import Smoothing
 
-# A state entry is moved (True) or belongs to the parameter as a whole and stays (False).
-StateMoves = dict[str, tuple[bool, float]]
+
+@dataclass(frozen=True)
+class StateEntry:
+    """A tensor, shaped as a layer's parameter, that an optimizer keeps for it.
+
+    Args:
+        state: what the optimizer keeps for the parameter, by name.
+        name: of the tensor in it.
+        fill: what grown connections start at: what the optimizer itself starts it at.
+    """
+
+    state: dict[str, Any]
+    name: str
+    fill: float
 
 
-def state_moves(layer: TopologyLayer, optimizer: Optimizer | None) -> StateMoves:
-    """For each entry of the optimizer's state: does it follow the connections, and where do grown ones start?"""
+def optimizers_in(optimizer: Any) -> list[Optimizer]:
+    """An optimizer and the ones it wraps, the innermost, which takes the steps, last.
+
+    Accelerate's and Lightning's optimizers, `ZeroRedundancyOptimizer`, Lookahead and SAM keep the wrapped one as an attribute.
+
+    Raises:
+        TypeError: if there is no optimizer of torch in it, or several beside each other.
+    """
+    found: list[Optimizer] = []
+    while True:
+        if isinstance(optimizer, Optimizer):
+            found.append(optimizer)
+        inner = (
+            list({id(one): one for one in vars(optimizer).values() if isinstance(one, Optimizer)}.values())
+            if _has_attributes(optimizer)
+            else []
+        )
+        if not inner:
+            break
+        if len(inner) > 1:
+            raise TypeError(f"{type(optimizer).__name__} wraps {len(inner)} optimizers: make a Rewirer for each, with the layers' own one")
+        optimizer = inner[0]
+    if not found:
+        raise TypeError(f"expected an optimizer of torch, or an object that wraps one, got {type(optimizer).__name__}")
+    return found
+
+
+def following(layer: TopologyLayer, optimizer: Any, owner: Topology | None = None) -> list[StateEntry]:
+    """What an optimizer, and those it wraps, keep for the connections of `layer` and has to follow them. Nothing for None.
+
+    Args:
+        owner: the topology that the state belongs to, if not the present one.
+
+    Raises:
+        TypeError: if something is kept that cannot follow.
+    """
     if optimizer is None:
-        return {}
+        return []
+    shape = layer.parameter.shape
+    if owner is not None and isinstance(layer, SparseLayer):
+        shape = torch.Size([owner.nnz])
+    states: dict[int, StateEntry] = {}
+    chain = optimizers_in(optimizer)
+    for one in chain:
+        for entry in _following(layer, one, shape):
+            states.setdefault(id(entry.state[entry.name]), entry)
+    _refuse_own_tensors(layer, [optimizer, *chain[:-1]])
+    return list(states.values())
+
+
+def _following(layer: TopologyLayer, optimizer: Optimizer, shape: torch.Size) -> Iterator[StateEntry]:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError(
             "LBFGS keeps one history for all parameters together, which cannot follow the connections; use SGD, Adam, AdamW, ..."
         )
     parameter = layer.parameter
     group = group_of(optimizer, parameter)
-    moves: StateMoves = {}
-    for name, entry in optimizer.state.get(parameter, {}).items():
-        if isinstance(entry, Tensor) and entry.shape == parameter.shape and entry.ndim:
-            moves[name] = True, _fresh_state(optimizer, name, group)
-        elif entry is None or isinstance(entry, (bool, int, float)) or (isinstance(entry, Tensor) and entry.numel() == 1):
-            moves[name] = False, 0.0
-        else:
+    state = optimizer.state.get(parameter, {})
+    for name, entry in state.items():
+        if isinstance(entry, Tensor) and entry.shape == shape and entry.ndim:
+            yield StateEntry(state, name, _fresh_state(optimizer, name, group))
+        elif not (entry is None or isinstance(entry, (bool, int, float)) or (isinstance(entry, Tensor) and entry.numel() == 1)):
             what = f"a tensor of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else f"a {type(entry).__name__}"
             raise TypeError(
-                f"{type(optimizer).__name__} keeps {name!r}, {what}, for a parameter of shape {tuple(parameter.shape)}: it cannot follow "
+                f"{type(optimizer).__name__} keeps {name!r}, {what}, for a parameter of shape {tuple(shape)}: it cannot follow "
                 "the connections; use an optimizer whose state has the parameter's shape (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, ...)"
             )
-    return moves
+
+
+def _refuse_own_tensors(layer: TopologyLayer, wrappers: Iterable[Any]) -> None:
+    """
+    Raises:
+        TypeError: if a wrapper keeps tensors like the layer's parameter outside of an optimizer's `state`, where nobody moves them.
+    """
+    parameter = layer.parameter
+    for wrapper in wrappers:
+        for name, value in vars(wrapper).items() if _has_attributes(wrapper) else ():
+            if name in ("state", "param_groups", "defaults") or isinstance(value, Optimizer):
+                continue
+            if any(tensor.shape == parameter.shape and not isinstance(tensor, nn.Parameter) for tensor in _tensors(value, 3)):
+                raise TypeError(
+                    f"{type(wrapper).__name__} keeps tensors of shape {tuple(parameter.shape)} in {name!r}, which cannot follow the "
+                    "connections when they change: let it keep them in .state[parameter], as optimizers "
+                    "do, or pass the Rewirer the optimizer inside it"
+                )
+
+
+def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and isinstance(value, (Mapping, list, tuple, set)):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _tensors(one, depth - 1)
+
+
+def _has_attributes(value: Any) -> bool:
+    return hasattr(value, "__dict__")
 
 
 def _fresh_state(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> float:

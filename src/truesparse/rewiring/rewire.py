@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch.optim import Optimizer
 
 from ..nn import TopologyLayer
 from ..topology import Move, Topology
-from .optimizers import StateMoves, state_moves
+from .optimizers import StateEntry, following
 
 
 @torch.no_grad()
-def rewire(layer: TopologyLayer, optimizer: Optimizer | None, new: Topology | Move) -> Move:
+def rewire(layer: TopologyLayer, optimizer: Optimizer | Any | None, new: Topology | Move) -> Move:
     """Give `layer` a new topology: values, gradient and all optimizer state follow their connections.
 
     Grown connections start at zero (or at the values the `Move` names) with the state of a parameter never stepped.
 
     Args:
         layer: a sparse or masked layer.
-        optimizer: any optimizer whose state tensors have the parameter's shape; None if there is none.
+        optimizer: any optimizer whose state tensors have the parameter's shape, or what wraps one; None if there is none.
         new: the topology, or a `Move` from the layer's present topology to it.
 
     Returns:
@@ -30,7 +33,8 @@ def rewire(layer: TopologyLayer, optimizer: Optimizer | None, new: Topology | Mo
     """
     move = move_of(layer, new)
     check_move(layer, move)
-    apply(layer, move, optimizer, state_moves(layer, optimizer))
+    apply(layer, move, following(layer, optimizer))
+    layer.changed_alone += optimizer is None
     return move
 
 
@@ -52,12 +56,13 @@ def check_move(layer: TopologyLayer, move: Move) -> None:
         )
 
 
-def apply(layer: TopologyLayer, move: Move, optimizer: Optimizer | None, state_moves: StateMoves) -> None:
+def apply(layer: TopologyLayer, move: Move, entries: Sequence[StateEntry]) -> None:
+    """Make a checked move: `entries` are what `following` found."""
     # Everything is computed before anything is put in place: running out of memory here loses nothing.
-    parameter = layer.parameter
-    gradient = None if parameter.grad is None else layer.moved(move, parameter.grad)
-    state = optimizer.state[parameter] if optimizer is not None and state_moves else {}
-    moved = {name: layer.moved(move, state[name], fill) for name, (follows, fill) in state_moves.items() if follows}
+    gradient = layer.parameter.grad
+    gradient = None if gradient is None else layer.moved(move, gradient)
+    moved = [layer.moved(move, entry.state[entry.name], entry.fill) for entry in entries]
     layer.install(move)
     layer.parameter.grad = gradient
-    state.update(moved)
+    for entry, tensor in zip(entries, moved, strict=True):
+        entry.state[entry.name] = tensor

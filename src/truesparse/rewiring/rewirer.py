@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,9 +19,15 @@ from ..nn import TopologyLayer, topology_layers
 from ..topology import Move
 from ..topology.patterns import Pattern
 from ..topology.schedules import Periodic
-from .absent import Gradient, Momentum, Records
-from .optimizers import group_of, momentum_of, smoothing_of, state_moves
+from .absent import Gradient, Momentum, Reads
+from .dense_gradient import DenseGradient
+from .optimizers import following, group_of, momentum_of, optimizers_in, smoothing_of
+from .owners import StateOwners
+from .processes import check_processes
+from .recorder import Recorder, exactly
 from .rewire import apply, check_move, move_of
+
+NOT_SEEN = "its algorithm says sees_absent = False, so gradients of absent connections were not recorded: leave that out"
 
 
 class Rewirer:
@@ -33,11 +40,15 @@ class Rewirer:
             optimizer.step()
         optimizer.zero_grad()
 
-    Where a framework owns the loop, call `attach()` once instead.
+    Where a framework owns the loop, or the optimizer's step is given a closure, call `attach()` once instead.
+
+    An algorithm sees the dense gradient whose entries at the connections are those of each layer's `values.grad` at that moment,
+    whatever has led to it. Where that cannot be told, an error says so. A layer that took no part in the step keeps its topology, if
+    the algorithm grows by gradients; so does one that is frozen or whose parameter the optimizer does not hold.
 
     Args:
         model: holds the sparse (or masked) layers.
-        optimizer: holds their parameters.
+        optimizer: holds their parameters; or an object that wraps it, as Accelerate's and Lightning's do.
         algorithm: `RigL()`, `SET()`, or any object with `update(topology, signals)` or `update_network(layers, memory)`.
         every: steps between two rewirings.
         until: the step at which rewiring ends, usually three quarters of the training; None never ends (and algorithms
@@ -45,19 +56,21 @@ class Rewirer:
         generator: CPU generator for every random choice; None is torch's global one.
 
     Attributes:
+        optimizer: the innermost one, which takes the steps.
         absent_read: by layer, at how many absent positions the last rewiring computed the gradient, times the steps looked at.
         seconds: spent in rewiring so far, without what hooks do after it.
 
     Raises:
-        ValueError: if the model has no sparse layer, the optimizer lacks the parameter of one, the algorithm cannot keep
+        ValueError: if the model has no sparse layer, the optimizer holds the parameter of none, the algorithm cannot keep
             the pattern of one, or it needs an end and there is none.
         TypeError: if the algorithm has no `update`, or the optimizer keeps state that cannot follow the connections.
+        RuntimeError: if several processes train together, but for algorithms that come to the same on all of them.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Any,
         algorithm: AnyAlgorithm,
         every: int = 100,
         until: float | None = None,
@@ -68,7 +81,7 @@ class Rewirer:
                 f"expected an algorithm, an object with update(topology, signals) or update_network(layers, memory), got {algorithm!r}"
             )
         self.layers = topology_layers(model)
-        self.optimizer = optimizer
+        self.optimizer = optimizers_in(optimizer)[-1]
         self.algorithm = algorithm
         self.schedule = Periodic(every, until)
         self.generator = generator
@@ -80,63 +93,70 @@ class Rewirer:
         self.budgets = {name: layer.topology.nnz for name, layer in self.layers.items()}
         if getattr(algorithm, "needs_end", False) and (until is None or not every < until):
             raise ValueError(f"{algorithm} reaches its aim at the last rewiring: pass until=, more than every={every} steps, got {until}")
-        _check_held(self.layers, optimizer)
+        self._held = _held(self.layers, self.optimizer)
         _check_patterns(self.layers, algorithm)
+        check_processes(algorithm, self.layers, generator)
+        self._wrapped = optimizer
         for layer in self.layers.values():
-            state_moves(layer, optimizer)
+            following(layer, optimizer)
+        self._sees_absent: bool = getattr(algorithm, "sees_absent", True)
         self._window: int = getattr(algorithm, "window", 1)
-        self._records = Records(self._window)
+        self._recorder = Recorder({name: self.layers[name] for name in self._held}, self._window)
+        self._reads = Reads()
         self._previous: dict[str, Tensor] = {}
         self._hooks: OrderedDict[int, Callable[[Mapping[str, Move]], None]] = OrderedDict()
-        self._handles = [layer.register_forward_hook(_Recorder(self, name), with_kwargs=True) for name, layer in self.layers.items()]
-        self._after_step = optimizer.register_step_post_hook(self._after_optimizer_step)
-        self._pending = False
+        self._owners = StateOwners(self.layers, optimizer)
+        self._attachments: OrderedDict[int, None] = OrderedDict()  # by the handles that `attach` has given
+        self._pending = False  # the optimizer's step under way has a rewiring after it
+        self._overdue = False  # a rewiring that was due could not be made yet
+        self._left_out: Tensor | None = None  # a gradient whose step the rewiring has taken the place of
+        self._handles = [
+            self.optimizer.register_step_pre_hook(self._before_optimizer_step),
+            self.optimizer.register_load_state_dict_post_hook(lambda optimizer: self._owners.state_loaded()),
+        ]
+        self._after_step = self.optimizer.register_step_post_hook(self._after_optimizer_step)
+        self._begin_step()
 
     def step(self) -> bool:
         """Count one iteration; rewire if it is due.
 
         Returns:
             True if the optimizer shall step now. False on an iteration where the algorithm's topology update takes the place
-            of the weight update (RigL). Algorithms without that trait rewire right after the optimizer's step.
+            of the weight update (RigL); the optimizer's step would do nothing then, and under autocast in float16 True is returned all
+            the same, for a gradient scaler wants to see every step. Algorithms without that trait rewire right after the optimizer's step.
 
         Raises:
-            RuntimeError: if the algorithm asks for gradients and there was no backward pass since the last call.
+            RuntimeError: if the algorithm asks for gradients and there was no backward pass since the last call, or something was done
+                to them that cannot be told of absent connections; if the topology of a layer has changed and the optimizer's state has
+                not; or after `attach()`.
         """
-        self.steps += 1
-        self._pending = False  # a step that the optimizer was never asked to take has no rewiring after it
-        due = self.schedule.due(self.steps)
-        if due and getattr(self.algorithm, "replaces_step", False):
-            self._rewire()
-            return False
-        if hasattr(self.algorithm, "penalty"):
-            self._add_penalties()
-        if due and getattr(self.algorithm, "sees_previous", False):
-            self._previous = {name: layer.of_connections(layer.parameter.detach()).clone() for name, layer in self._trained().items()}
-        self._pending = due
-        if not due:
-            self._records.begin_step() if self._recording() else self._records.clear()
-        return True
+        if self._attachments:
+            raise RuntimeError("attach() counts each optimizer.step(): do not call step() as well")
+        return self._step()
 
     def attach(self) -> RemovableHandle:
         """Do what `step()` does at every `optimizer.step()`, for frameworks that own the loop. Do not call `step()` as well.
 
+        A closure that is given to the optimizer's step is followed by it.
+
         Returns:
             A handle whose `remove()` undoes this.
         """
-
-        def before(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-            if not self.step():
-                # An optimizer passes over parameters without a gradient: that is how a step is left out from inside.
-                for group in optimizer.param_groups:
-                    for parameter in group["params"]:
-                        parameter.grad = None
-
-        handle = self.optimizer.register_step_pre_hook(before)
-        self._handles.append(handle)
+        handle = RemovableHandle(self._attachments)
+        self._attachments[handle.id] = None
         return handle
+
+    def follow(self) -> None:
+        """Let the optimizer's state follow topologies that `load_state_dict` has changed, where its own state was not loaded too.
+
+        What it keeps of a connection goes with the connection; those that were not there start as if never stepped.
+        """
+        self._owners.follow()
 
     def detach(self) -> None:
         """Remove every hook this object has put on the model and the optimizer."""
+        self._recorder.clear()
+        self._attachments.clear()
         for handle in (*self._handles, self._after_step):
             handle.remove()
 
@@ -144,14 +164,6 @@ class Rewirer:
         """Rewire after all that now hooks the end of the optimizer's step: hooks that put back what they changed for the step."""
         self._after_step.remove()
         self._after_step = self.optimizer.register_step_post_hook(self._after_optimizer_step)
-
-    def scale_gradients(self, factor: float) -> None:
-        """Say that the gradients of the last backward passes have been multiplied by `factor` (clipped) before `step()`.
-
-        Gradients of absent connections are then multiplied too: an algorithm compares the two.
-        """
-        if factor != 1.0:
-            self._records.scale(factor)
 
     def register_hook(self, hook: Callable[[Mapping[str, Move]], None]) -> RemovableHandle:
         """Have `hook` called after each rewiring with the move of each layer, for whatever else follows connections.
@@ -171,7 +183,7 @@ class Rewirer:
             "rewirings": self.rewirings,
             "memory": dict(self.memory),
             "budgets": dict(self.budgets),
-            "records": self._records.state(),
+            "records": self._recorder.state(),
             "generator": None if self.generator is None else self.generator.get_state(),
         }
 
@@ -192,20 +204,110 @@ class Rewirer:
             self.generator.set_state(state["generator"])
         self.steps, self.rewirings = state["steps"], state["rewirings"]
         self.memory, self.budgets = dict(state["memory"]), dict(state["budgets"])
+        self._pending = self._overdue = False
+        self._left_out = None
+        self._recorder.load(state["records"])
+        self._begin_step()
+
+    def _step(self) -> bool:
+        self._owners.check()
+        self.steps += 1
+        self._left_out = None
+        self._overdue |= self._pending  # the optimizer was never asked to take the step before it
         self._pending = False
-        self._records.load(state["records"])
+        self._recorder.look()
+        due = self.schedule.due(self.steps) or self._overdue
+        if due and self._sees_absent and not self._finite():
+            # Overflow, or a batch that is no number: a scaler skips the step, and no topology is made of it.
+            self._overdue, due = True, False
+        if due and getattr(self.algorithm, "replaces_step", False):
+            self._rewire()
+            self._left_out = next((grad for layer in self.layers.values() if (grad := layer.parameter.grad) is not None), None)
+            return any(layer.met_float16 for layer in self.layers.values())
+        if hasattr(self.algorithm, "penalty"):
+            self._add_penalties()
+        if due and getattr(self.algorithm, "sees_previous", False):
+            self._previous = {name: layer.of_connections(layer.parameter.detach()).clone() for name, layer in self._trained().items()}
+        self._pending = due
+        if not due:
+            self._recorder.end()
+            self._begin_step()
+        return True
 
-    def _recording(self) -> bool:
-        """Whether the step under way is one of those that the next rewiring looks at."""
-        return self.schedule.due_within(self.steps + 1, self._window)
+    def _begin_step(self) -> None:
+        """Record the step that begins, if it is one of those that the next rewiring looks at."""
+        if self._sees_absent and (self._overdue or self.schedule.due_within(self.steps + 1, self._window)):
+            self._recorder.begin()
+        else:
+            self._recorder.clear()
 
-    def _trained(self) -> dict[str, TopologyLayer]:
-        """Layers that may change; frozen ones stay as they are."""
-        return {name: layer for name, layer in self.layers.items() if layer.parameter.requires_grad}
+    def _before_optimizer_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
+        if closure is None:
+            if self._attachments:
+                self._step()
+            self._owners.check()
+            self._leave_out()
+            return None
+        if not self._attachments:
+            if self._sees_absent or hasattr(self.algorithm, "penalty"):
+                raise RuntimeError(
+                    "optimizer.step(closure) computes gradients after rewirer.step() has looked at them: call rewirer.attach() once, "
+                    "and not step(); or run the closure before both, and optimizer.step() without it"
+                )
+            return None
+        return self._with_step_after(closure, args, kwargs)
+
+    def _with_step_after(self, closure: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The arguments of the optimizer's step with a closure that counts the iteration as soon as it has the gradients."""
+        calls = 0
+
+        def counted() -> Any:
+            nonlocal calls
+            calls += 1
+            if calls > 1:
+                raise RuntimeError(
+                    f"{type(self.optimizer).__name__} runs the closure several times in a step, with gradients of its own each time: there "
+                    "is no one gradient to grow by. Use an optimizer that runs it once (SGD, Adam, AdamW, ...)"
+                )
+            loss = closure()
+            with torch.no_grad():
+                self._step()
+                self._leave_out()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": counted}
+        return (args[0], counted, *args[2:]), kwargs
+
+    def _leave_out(self) -> None:
+        """Keep the optimizer from a step that a rewiring has taken the place of."""
+        left_out, self._left_out = self._left_out, None
+        if left_out is None or not any(layer.parameter.grad is left_out for layer in self.layers.values()):
+            return
+        # An optimizer passes over parameters without a gradient: that is how a step is left out from inside.
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _after_optimizer_step(self, *_: Any) -> None:
+        self._owners.stepped()
         if self._pending:
             self._rewire()
+
+    def _trained(self) -> dict[str, TopologyLayer]:
+        """Layers that may change; frozen ones, and those that the optimizer does not hold, stay as they are."""
+        return {name: self.layers[name] for name in self._held if self.layers[name].parameter.requires_grad}
+
+    def _rewired(self) -> dict[str, TopologyLayer]:
+        """Those of them that this rewiring is for: where gradients decide, the ones that have a gradient."""
+        trained = self._trained()
+        taking_part = {name: layer for name, layer in trained.items() if not self._recorder.of(name)[-1].empty}
+        return taking_part if self._sees_absent and taking_part else trained
+
+    def _finite(self) -> bool:
+        gradients = [layer.parameter.grad for layer in self._trained().values()]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
 
     @torch.no_grad()
     def _add_penalties(self) -> None:
@@ -216,12 +318,11 @@ class Rewirer:
     @torch.no_grad()
     def _rewire(self) -> None:
         began = time.perf_counter()
-        self._pending = False
+        self._pending = self._overdue = False
         # Two passes: whatever can be refused is refused before any layer changes.
-        layers = self._trained()
-        plans = {name: state_moves(layer, self.optimizer) for name, layer in layers.items()}
-        # Where step() runs under autocast too, gradients of absent connections would be rounded again, before they are added up.
-        with torch.autocast(next(iter(self.layers.values())).parameter.device.type, enabled=False):
+        layers = self._rewired()
+        plans = {name: following(layer, self._wrapped) for name, layer in layers.items()}
+        with exactly(next(iter(self.layers.values()))):
             new, memory = updated(self.algorithm, {name: self._signals(name, layer) for name, layer in layers.items()}, self.memory)
         moves = {name: move_of(layer, new[name]) for name, layer in layers.items()}
         for name, layer in layers.items():
@@ -229,33 +330,38 @@ class Rewirer:
         for name, layer in layers.items():
             move = moves[name]
             if move.new is not layer.topology or bool(move.grown.any()) or move.acting is not layer.acting:
-                apply(layer, move, self.optimizer, plans[name])
+                apply(layer, move, plans[name])
         self.memory = memory
-        self.absent_read = self._records.take_read()
+        self.absent_read, self._reads = self._reads.positions, Reads()
         self.rewirings += 1
-        self._records.clear()
+        self._recorder.clear()
+        self._owners.update()
         self._previous = {}
+        self._begin_step()
         self.seconds += time.perf_counter() - began
         for hook in list(self._hooks.values()):
             hook(moves)
 
     def _signals(self, name: str, layer: TopologyLayer) -> Signals:
         def gradients() -> Tensor:
-            if layer.parameter.grad is None:
+            if layer.parameter.grad is not None:
+                return layer.of_connections(layer.parameter.grad)
+            if all(one.parameter.grad is None for one in self._trained().values()):
                 raise RuntimeError(f"layer {name!r} has no gradient: call loss.backward() before step(), and zero_grad() after it")
-            return layer.of_connections(layer.parameter.grad)
+            return layer.of_connections(torch.zeros_like(layer.parameter))  # it took no part in this step
 
         def momentum() -> Tensor:
             found = momentum_of(self.optimizer, layer.parameter)
             return gradients() if found is None else layer.of_connections(found)
 
         group = group_of(self.optimizer, layer.parameter)
+        steps = self._recorder.of(name) if self._sees_absent else [DenseGradient(layer, unknown=NOT_SEEN)]
         return Signals(
             topology=layer.topology,
             values=layer.of_connections(layer.parameter.detach()),
             pattern=layer.pattern,
-            absent=Gradient(layer, self._records, name),
-            absent_momentum=Momentum(layer, self._records, name, smoothing_of(self.optimizer, group)),
+            absent=Gradient(name, steps[-1:], self._reads),
+            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group)),
             progress=self.schedule.progress(self.steps),
             last=self.schedule.last(self.steps),
             generator=self.generator,
@@ -270,26 +376,6 @@ class Rewirer:
         )
 
 
-class _Recorder:
-    """The forward hook that notes (dy, x) on the iterations that rewire.
-
-    A copy or a pickle of the model must not report to this Rewirer, so the hook's own copies do nothing.
-    """
-
-    def __init__(self, rewirer: Rewirer | None = None, name: str = "") -> None:
-        self.rewirer, self.name = rewirer, name
-
-    def __call__(self, layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
-        rewirer, name = self.rewirer, self.name
-        if rewirer is not None and output.requires_grad and rewirer._recording():
-            (x,) = (*args, *named.values())
-            x = x.detach()
-            output.register_hook(lambda dy: rewirer._records.add(name, dy.detach(), x))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Recorder, ()
-
-
 def _check_patterns(layers: Mapping[str, TopologyLayer], algorithm: AnyAlgorithm) -> None:
     check: Callable[[Pattern], None] = getattr(algorithm, "check_pattern", lambda pattern: None)
     for name, layer in layers.items():
@@ -299,11 +385,25 @@ def _check_patterns(layers: Mapping[str, TopologyLayer], algorithm: AnyAlgorithm
             raise ValueError(f"layer {name!r}: {error}") from error
 
 
-def _check_held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> None:
+def _held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> list[str]:
+    """The layers whose parameter the optimizer holds. Others stay as they are; those that are not frozen are named.
+
+    Raises:
+        ValueError: if there is none.
+    """
     if not layers:
         raise ValueError("the model has no sparse layer: call truesparse.sparsify(model) first")
-    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    missing = [name for name, layer in layers.items() if id(layer.parameter) not in held]
+    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    held = [name for name, layer in layers.items() if id(layer.parameter) in ids]
+    missing = ", ".join(repr(name) for name, layer in layers.items() if name not in held and layer.parameter.requires_grad)
+    if not held:
+        raise ValueError(
+            f"the optimizer does not hold the parameters of {', '.join(map(repr, layers))}: build it from model.parameters() after sparsify"
+        )
     if missing:
-        names = ", ".join(map(repr, missing))
-        raise ValueError(f"the optimizer does not hold the parameters of {names}: build it from model.parameters() after sparsify")
+        warnings.warn(
+            f"the optimizer does not hold the parameters of {missing}: they are neither trained nor rewired. Build it from "
+            "model.parameters() after sparsify, or freeze them with requires_grad_(False)",
+            stacklevel=3,
+        )
+    return held

@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
 from ..nn import sparsify
 from ..rewiring import Rewirer
-from ..stability import ActivationPenalty, Average, DecayGrace, clip_gradients
+from ..stability import ActivationPenalty, Average, DecayGrace
 from ..stability.activations import hidden_layers
 from ..topology.schedules import cosine, warmup
 from .batches import Batches, derived_seed
@@ -181,7 +181,7 @@ class Variant:
         self.phases.lap("other")
         rewiring, measuring = self._seconds_inside()
         if self.config.clip is not None:
-            clip_gradients(self.model, self.config.clip, self.rewirer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if self.rewirer is None or self.rewirer.step():
             self.optimizer.step()
             if self.average is not None:

@@ -42,7 +42,7 @@ class DecayGrace:
     connections start at zero and are the first to be dropped by magnitude, unless they get the time to become large.
 
     Args:
-        rewirer: grows the connections; its optimizer decays them. Make this object after `rewirer.attach()`, if that is used.
+        rewirer: grows the connections; its optimizer decays them.
         steps: of the optimizer, at least 1.
 
     Raises:
@@ -104,9 +104,7 @@ class DecayGrace:
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.rewirer.steps == self._rewirer_steps:
-            raise RuntimeError(
-                "the rewirer has not stepped: call rewirer.step() before optimizer.step(), and make DecayGrace after rewirer.attach()"
-            )
+            raise RuntimeError("the rewirer has not stepped: call rewirer.step() before optimizer.step(), or rewirer.attach() once")
         if any(argument is not None for argument in (*args[1:], *kwargs.values())):
             raise RuntimeError("weight decay cannot spare connections where the optimizer calls a closure: call backward() before step()")
         self._rewirer_steps = self.rewirer.steps

@@ -1,0 +1,223 @@
+"""What is a layer's `.grad` made of, at every moment? Followed from the start of a step to `Rewirer.step()`, whatever happens to it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from math import isnan, nan
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from ..nn import TopologyLayer
+from ..nn.base import Part
+from .dense_gradient import DenseGradient
+
+FROM_BEFORE = (
+    "its .grad still held the gradient of earlier steps, which is not recorded: call zero_grad() in every iteration, "
+    "before backward() or after optimizer.step()"
+)
+CHANGED = (
+    "its .grad was changed after backward() in a way that cannot be told of absent connections (element by element, as clip_grad_value_ "
+    "does, or set by hand): call rewirer.step() before that; multiplying all of it, as clip_grad_norm_ and GradScaler do, is followed"
+)
+HOOKED = (
+    "a hook on its values changes their gradient in a way that cannot be told of absent connections: remove the hook, or let it only "
+    "multiply the gradient by a number"
+)
+
+
+class Follower:
+    """Follows the gradient of one layer through a step.
+
+    A backward pass tells of its parts before it knows whether they reach `.grad`; they count once autograd has accumulated the
+    gradient in that very pass, and are forgotten when the pass ends without it (`torch.autograd.grad`, an attack on the inputs).
+    What is done to `.grad` between two passes is read off it: nothing, multiplied by a number, or discarded.
+
+    Args:
+        layer: whose gradient it is.
+        before: called when a backward pass first tells of something, before it accumulates anything.
+
+    Attributes:
+        gradient: what `.grad` was made of when it was last looked at.
+    """
+
+    def __init__(self, layer: TopologyLayer, before: Callable[[int], None]) -> None:
+        self.layer, self.before = layer, before
+        self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
+        self._passes: dict[int, DenseGradient] = {}  # by the number of the backward pass under way
+        self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
+        self._at = _identity(layer.parameter.grad)
+        self._handles: list[RemovableHandle] = [layer.register_gradient_hook(self._told)]
+        self._on_values = False
+        self._listen_to_values()
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._passes.clear()
+
+    def change(self) -> float | None:
+        """The number by which `.grad` was multiplied since it was last seen, 0 if it was discarded, NaN if it was changed otherwise.
+
+        None where it cannot be read off: it was zero and is, but was written in between.
+        """
+        now = self.layer.parameter.grad
+        if _vanished(now):
+            return 0.0 if self._seen is not None or self.gradient.unknown else 1.0 if _identity(now) == self._at else None
+        if self.gradient.unknown:
+            return 1.0
+        return nan if now is None or self._seen is None else _factor(now, self._seen)
+
+    def take(self, factor: float) -> None:
+        """Let the gradient be what `change()` says."""
+        now = self.layer.parameter.grad
+        if factor == 0.0 or now is None:
+            self.gradient = DenseGradient(self.layer)
+        elif isnan(factor):
+            self.gradient = DenseGradient(self.layer, unknown=CHANGED)
+        elif factor != 1.0:
+            self.gradient = self.gradient.scaled(factor)
+        if factor != 1.0:
+            self._seen = None if now is None or _vanished(now) else now.clone()
+        self._at = _identity(now)
+
+    def _listen_to_values(self) -> None:
+        """Hooks on the parameter need it to be trained: a layer may be unfrozen in the middle of a step."""
+        values = self.layer.parameter
+        if values.requires_grad and not self._on_values:
+            self._on_values = True
+            self._handles += [
+                values.register_hook(lambda gradient: self.before(torch._C._current_graph_task_id())),
+                values.register_post_accumulate_grad_hook(self._accumulated),
+            ]
+
+    def _told(self, part: Part) -> None:
+        number = torch._C._current_graph_task_id()
+        self.before(number)
+        self._listen_to_values()
+        if number not in self._passes:
+            self._passes[number] = DenseGradient(self.layer)
+            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._forget(number))
+        with exactly(self.layer):
+            self._passes[number] = self._passes[number].plus(DenseGradient.of(self.layer, part))
+
+    def _forget(self, number: int) -> None:
+        self._passes.pop(number, None)
+
+    @torch.no_grad()
+    def _accumulated(self, values: Tensor) -> None:
+        added = self._passes.pop(torch._C._current_graph_task_id(), DenseGradient(self.layer))
+        now = values.grad
+        assert now is not None
+        with exactly(self.layer):
+            if _is_hooked(values):
+                total = now if self._seen is None else now - self._seen
+                factor = _factor(self.layer.of_connections(total), added.at(self.layer.topology))
+                added = DenseGradient(self.layer, unknown=HOOKED) if isnan(factor) else added.scaled(factor)
+            self.gradient = self.gradient.plus(added)
+        self._seen, self._at = None if _vanished(now) else now.clone(), _identity(now)
+
+
+class Recorder:
+    """Follows all layers of a model through the steps that the next rewiring looks at.
+
+    Args:
+        layers: by name.
+        window: steps to keep.
+
+    Raises:
+        ValueError: if `window` is not a number of steps.
+    """
+
+    def __init__(self, layers: Mapping[str, TopologyLayer], window: int) -> None:
+        if not isinstance(window, int) or window < 1:
+            raise ValueError(f"window is a number of steps, at least 1, got {window!r}")
+        self.layers = layers
+        self._followers: dict[str, Follower] = {}
+        self._pass = -1
+        self._past: deque[dict[str, DenseGradient]] = deque(maxlen=window - 1)
+
+    def begin(self) -> None:
+        """A step begins that the next rewiring looks at."""
+        self.stop()
+        self._followers = {name: Follower(layer, self._before) for name, layer in self.layers.items()}
+
+    def end(self) -> None:
+        """It is over; the window keeps what it was made of."""
+        if self._followers:
+            self._past.append({name: follower.gradient for name, follower in self._followers.items()})
+            self.stop()
+
+    @torch.no_grad()
+    def look(self) -> None:
+        """Take in what has been done to the gradients since the last backward pass."""
+        followers = self._followers.values()
+        changes = {follower: follower.change() for follower in followers}
+        # A gradient of zeros does not show what was done to it; loops do the same to all.
+        certain = {change for change in changes.values() if change is not None}
+        usual = certain.pop() if len(certain) == 1 else 1.0
+        for follower, change in changes.items():
+            follower.take(usual if change is None else change)
+
+    def stop(self) -> None:
+        """Listen no longer."""
+        for follower in self._followers.values():
+            follower.remove()
+        self._followers = {}
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.stop()
+        self._past.clear()
+
+    def of(self, name: str) -> list[DenseGradient]:
+        """What the gradients of a layer are made of, step by step, the one under way last."""
+        none = DenseGradient(self.layers[name])
+        now = self._followers[name].gradient if name in self._followers else none
+        return [*(step.get(name, none) for step in self._past), now]
+
+    def state(self) -> list[dict[str, dict[str, Any]]]:
+        """What a checkpoint between two steps must hold: nothing, unless it falls into a window of several steps."""
+        return [{name: gradient.state() for name, gradient in step.items()} for step in self._past]
+
+    def load(self, state: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+        self.clear()
+        for step in state:
+            self._past.append({name: DenseGradient.load(self.layers[name], one) for name, one in step.items()})
+
+    def _before(self, number: int) -> None:
+        if number != self._pass:
+            self._pass = number
+            self.look()
+
+
+def exactly(layer: TopologyLayer) -> torch.autocast:
+    """Inside, nothing is rounded to a narrower dtype: gradients of absent connections would be, before they are added up."""
+    return torch.autocast(layer.parameter.device.type, enabled=False)
+
+
+def _vanished(gradient: Tensor | None) -> bool:
+    return gradient is None or not bool(gradient.any())
+
+
+def _identity(gradient: Tensor | None) -> tuple[int, int] | None:
+    return None if gradient is None else (id(gradient), gradient._version)
+
+
+def _is_hooked(values: Tensor) -> bool:
+    """Whether others than a `Follower` have hooks on the parameter, which may change its gradient."""
+    return len(values._backward_hooks or ()) + len(values._post_accumulate_grad_hooks or ()) > 2  # type: ignore[attr-defined]
+
+
+def _factor(now: Tensor, before: Tensor) -> float:
+    """By which number `before` was multiplied to give `now`; NaN if it was not."""
+    now, before = now.detach(), before.detach().to(now.dtype)
+    if torch.equal(now, before) or (torch.equal(now.isnan(), before.isnan()) and torch.equal(now.nan_to_num(), before.nan_to_num())):
+        return 1.0
+    one, other = now.double().flatten(), before.double().flatten()
+    factor = float(one @ other / (other @ other))
+    error, largest = float((one - factor * other).abs().max()), float(one.abs().max())
+    return factor if error <= 8 * torch.finfo(now.dtype).eps * largest else nan
