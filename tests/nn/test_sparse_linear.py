@@ -7,7 +7,6 @@ from oracles import drawn
 from torch import nn
 
 from truesparse import NM, Block, FanIn, MaskedLinear, SparseLinear, Topology
-from truesparse.nn.base import Whole
 from truesparse.rewiring.dense_gradient import DenseGradient
 
 SIZES = [(7, 5, 0.6), (1, 1, 0.0), (33, 17, 0.9), (12, 9, 1.0), (6, 8, 0.0), (5, 0, 0.5), (0, 5, 0.5), (64, 3, 0.5)]
@@ -207,7 +206,7 @@ def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():
     # |dy x|: row 0 is . nan 2 2, row 1 is 5 nan 2 .
     for count, expected in ((1, [4]), (2, [2, 4]), (4, [2, 3, 4, 6]), (5, [1, 2, 3, 4, 6]), (9, [1, 2, 3, 4, 5, 6])):
         assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected
-        whole = DenseGradient.of(layer, Whole(dy.T @ x))
+        whole = DenseGradient(layer, whole=dy.T @ x)
         assert whole.top(layer.topology, count).tolist() == expected, "as in the masked twin, whose gradient is whole"
     half = [(dy / 2, x), (dy / 2, x)]
     assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]

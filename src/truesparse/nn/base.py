@@ -23,16 +23,22 @@ Sample = tuple[Tensor, Tensor]  # (gradient of the output, input) of one backwar
 Magnitudes = tuple[Tensor, Tensor]  # ([rows], [columns]): no entry of the gradient is larger than their product
 
 
-class Whole(NamedTuple):
-    """A dense gradient [rows, columns] as it is; None where nothing tells its magnitudes without looking at it."""
+class Part(NamedTuple):
+    """A part of a layer's dense gradient, as a backward pass has computed it.
 
-    gradient: Tensor
+    Args:
+        of: the tensor that the layer had for its parameter: this itself, or what stood in for it (`torch.func.functional_call`).
+        present: [nnz], the part at the connections.
+        pair: (dy, x), whose dy^T x it is everywhere; or None,
+        whole: and it is this, [rows, columns].
+        magnitudes: of `whole`; None where nothing tells them without looking at it.
+    """
+
+    of: Tensor
+    present: Tensor
+    pair: Sample | None = None
+    whole: Tensor | None = None
     magnitudes: Magnitudes | None = None
-
-
-Part = Sample | Whole
-"""A part of a layer's dense gradient: (dy, x), whose dy^T x it is, or all of it. Summed over one backward pass, the parts have the
-gradient of the layer's values at its connections."""
 
 
 class TopologyLayer(nn.Module):
@@ -233,11 +239,19 @@ class TopologyLayer(nn.Module):
 
         return tell
 
-    def _heard(self, dense: Tensor) -> Tensor:
-        """`dense`, the weight made of the values: whatever its gradient will be, the hooks hear of it."""
+    def _heard(self, dense: Tensor, bounds: list[Magnitudes] | None = None) -> Tensor:
+        """`dense`, the weight made of the parameter: whatever its gradient will be, the hooks hear of it."""
         if dense.requires_grad:
-            tell = self._hears()
-            dense.register_hook(lambda gradient: tell(Whole(gradient.detach().flatten(1))))
+            tell, of, topology = self._hears(), self.parameter, self.topology
+            keys = topology.keys
+
+            def hook(gradient: Tensor) -> None:
+                if self.topology is not topology:
+                    raise RuntimeError(ops.CHANGED)
+                whole = gradient.detach().flatten(1)
+                tell(Part(of, whole.flatten()[keys], whole=whole, magnitudes=bounds.pop() if bounds else None))
+
+            dense.register_hook(hook)
         return dense
 
     def __getstate__(self) -> dict[str, Any]:

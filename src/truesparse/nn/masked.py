@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
-from .base import TopologyLayer, Whole, identity_of
+from .base import Magnitudes, TopologyLayer, identity_of
 from .conv import ConvolutionInterface
 from .linear import LinearInterface
 
@@ -74,7 +74,11 @@ class MaskedLayer(TopologyLayer):
         weight = self._weight_of_connections()
         output = self.geometry.dense(x, weight, self.bias)
         if self._gradient_hooks and weight.requires_grad:
-            self._listen(weight, output, x.detach())
+            # The magnitudes that the sparse twin has of its gradient, for algorithms that draw by them.
+            bounds: list[Magnitudes] = []
+            flat = self._flat(x.detach())
+            output.register_hook(lambda dy: bounds.append(self.gradient_bounds([(self._flat(dy.detach()), flat)])))
+            self._heard(weight, bounds)
         return output
 
     def to_dense(self) -> Tensor:
@@ -82,12 +86,6 @@ class MaskedLayer(TopologyLayer):
 
     def _weight_of_connections(self) -> Tensor:
         return self._acting(self.weight * self.mask)
-
-    def _listen(self, weight: Tensor, output: Tensor, x: Tensor) -> None:
-        """Tell the hooks of the dense gradient, with the magnitudes that its sparse twin has them from."""
-        tell, bounds = self._hears(), []
-        output.register_hook(lambda dy: bounds.append(self.gradient_bounds([(self._flat(dy.detach()), self._flat(x))])))
-        weight.register_hook(lambda gradient: tell(Whole(gradient.detach().flatten(1), bounds.pop() if bounds else None)))
 
     def of_connections(self, array: Tensor) -> Tensor:
         return array.flatten()[self.topology.keys]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..topology import Move, Topology
-from .base import Sample, TopologyLayer, identity_of
+from .base import Part, Sample, TopologyLayer, identity_of
 
 
 class SparseLayer(TopologyLayer):
@@ -87,8 +87,8 @@ class SparseLayer(TopologyLayer):
             raise TypeError(
                 f"expected an input of {held}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
             )
-        tell = self._hears()
-        y = ops.product(values, self._flat(x), self.bias, self._verbs(held), lambda dy, x: tell((dy, x)))
+        tell, of = self._hears(), self.values
+        y = ops.product(values, self._flat(x), self.bias, self._verbs(held), lambda dvalues, dy, x: tell(Part(of, dvalues, (dy, x))))
         y = y if held == output else y.to(output)
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])

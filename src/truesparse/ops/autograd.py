@@ -18,7 +18,11 @@ from torch.autograd import Function
 
 from .verbs import Verbs, values_dtype, widened
 
-Heard = Callable[[Tensor, Tensor], None]
+CHANGED = (
+    "a sparse layer changed between a forward pass and its backward pass (it was rewired, loaded or stepped by an optimizer): "
+    "call backward() before rewirer.step() and optimizer.step(), or run the forward pass again"
+)
+Heard = Callable[[Tensor, Tensor, Tensor], None]
 
 
 def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard: Heard | None = None) -> Tensor:
@@ -27,8 +31,8 @@ def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard:
     Beside x in a 16-bit dtype, values and bias may be of that dtype too: they are widened for the call and their gradients rounded.
 
     Args:
-        heard: called with each (dy, x), detached, whose dy^T x a backward pass takes for the gradient of `values`: that of `values` is
-            the sum of these at the connections, whatever the order of differentiation, and the dense gradient is their sum everywhere.
+        heard: called with (dvalues, dy, x), detached, whenever a backward pass takes dy^T x for a gradient of `values`: dvalues is what
+            it is at the connections. The dense gradient is the sum of dy^T x everywhere, whatever the order of differentiation.
     """
     result: Tensor = _Product.apply(widened(values), x, None if bias is None else widened(bias), verbs, heard)  # type: ignore[assignment]
     return result
@@ -48,13 +52,13 @@ class _Product(Function):
         need = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
             gradients = ctx.verbs.backward(values, x, dy, need)
-            _tell(ctx, dy, x)
+            _tell(ctx, gradients[0], dy, x)
             return *gradients, None, None
         # Someone asked for create_graph: go through the differentiable verbs.
         dvalues = _Sampled.apply(dy, x, ctx.verbs, ctx.heard) if need[0] else None
         dx = _Transposed.apply(values, dy, x.shape, ctx.verbs, ctx.heard) if need[1] else None
         dbias = dy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] else None
-        _tell(ctx, dy, x)
+        _tell(ctx, dvalues, dy, x)
         return dvalues, dx, dbias, None, None  # type: ignore[return-value]
 
 
@@ -71,7 +75,7 @@ class _Transposed(Function):
         values, dy = _saved(ctx)
         dvalues = _Sampled.apply(dy, g, ctx.verbs, ctx.heard) if ctx.needs_input_grad[0] else None
         ddy = _Product.apply(values, g, None, ctx.verbs, ctx.heard) if ctx.needs_input_grad[1] else None
-        _tell(ctx, dy, g)
+        _tell(ctx, dvalues, dy, g)
         return dvalues, ddy, None, None, None
 
 
@@ -92,9 +96,9 @@ class _Sampled(Function):
         return ddy, dx, None, None
 
 
-def _tell(ctx: Any, dy: Tensor, x: Tensor) -> None:
-    if ctx.heard is not None and ctx.needs_input_grad[0]:
-        ctx.heard(dy.detach(), x.detach())
+def _tell(ctx: Any, dvalues: Tensor | None, dy: Tensor, x: Tensor) -> None:
+    if ctx.heard is not None and dvalues is not None:
+        ctx.heard(dvalues.detach(), dy.detach(), x.detach())
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Tensor]:
@@ -108,7 +112,4 @@ def _saved(ctx: Any) -> tuple[Tensor, Tensor]:
     except RuntimeError as error:
         if "modified by an inplace operation" not in str(error):
             raise
-        raise RuntimeError(
-            "a sparse layer changed between a forward pass and its backward pass (it was rewired, loaded or stepped by an optimizer): "
-            f"call backward() before rewirer.step() and optimizer.step(), or run the forward pass again; torch says: {error}"
-        ) from error
+        raise RuntimeError(f"{CHANGED}; torch says: {error}") from error

@@ -42,11 +42,7 @@ def optimizers_in(optimizer: Any) -> list[Optimizer]:
     while True:
         if isinstance(optimizer, Optimizer):
             found.append(optimizer)
-        inner = (
-            list({id(one): one for one in vars(optimizer).values() if isinstance(one, Optimizer)}.values())
-            if _has_attributes(optimizer)
-            else []
-        )
+        inner = list({id(one): one for one in vars(optimizer).values() if _steps(one)}.values()) if _has_attributes(optimizer) else []
         if not inner:
             break
         if len(inner) > 1:
@@ -123,6 +119,11 @@ def _tensors(value: Any, depth: int) -> Iterator[Tensor]:
     elif depth and isinstance(value, (Mapping, list, tuple, set)):
         for one in value.values() if isinstance(value, Mapping) else value:
             yield from _tensors(one, depth - 1)
+
+
+def _steps(value: Any) -> bool:
+    """Whether it is an optimizer, or behaves as one."""
+    return isinstance(value, Optimizer) or (callable(getattr(value, "step", None)) and callable(getattr(value, "zero_grad", None)))
 
 
 def _has_attributes(value: Any) -> bool:

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..nn import TopologyLayer
 from ..nn.base import Part
+from ..ops import values_dtype
 from .dense_gradient import DenseGradient
 
 FROM_BEFORE = (
@@ -26,6 +27,12 @@ CHANGED = (
 HOOKED = (
     "a hook on its values changes their gradient in a way that cannot be told of absent connections: remove the hook, or let it only "
     "multiply the gradient by a number"
+)
+
+
+COMPUTED = (
+    "its values were computed from others in the forward pass (torch.func.functional_call, a parametrization), so the gradients of absent "
+    "connections cannot be told: call the layer with its own values in the steps that rewire"
 )
 
 
@@ -47,7 +54,7 @@ class Follower:
     def __init__(self, layer: TopologyLayer, before: Callable[[int], None]) -> None:
         self.layer, self.before = layer, before
         self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
-        self._passes: dict[int, DenseGradient] = {}  # by the number of the backward pass under way
+        self._passes: dict[int, tuple[DenseGradient, Tensor]] = {}  # by the number of the backward pass, with what it is at connections
         self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
         self._at = _identity(layer.parameter.grad)
         self._handles: list[RemovableHandle] = [layer.register_gradient_hook(self._told)]
@@ -98,27 +105,45 @@ class Follower:
         number = torch._C._current_graph_task_id()
         self.before(number)
         self._listen_to_values()
+        if part.of is not self.layer.parameter and part.of.is_leaf:
+            return  # another tensor stood in for the values, and has the gradient
         if number not in self._passes:
-            self._passes[number] = DenseGradient(self.layer)
+            self._passes[number] = DenseGradient(self.layer), self._zeros()
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._forget(number))
+        gradient, present = self._passes[number]
+        known = part.of is self.layer.parameter
         with exactly(self.layer):
-            self._passes[number] = self._passes[number].plus(DenseGradient.of(self.layer, part))
+            added = DenseGradient.of(self.layer, part) if known else DenseGradient(self.layer, unknown=COMPUTED)
+            self._passes[number] = gradient.plus(added), present + part.present
 
     def _forget(self, number: int) -> None:
         self._passes.pop(number, None)
 
     @torch.no_grad()
     def _accumulated(self, values: Tensor) -> None:
-        added = self._passes.pop(torch._C._current_graph_task_id(), DenseGradient(self.layer))
+        added, present = self._passes.pop(torch._C._current_graph_task_id(), (DenseGradient(self.layer), self._zeros()))
         now = values.grad
-        assert now is not None
+        if now is None:
+            self.take(0.0)  # a hook has stepped an optimizer and discarded it
+            return
         with exactly(self.layer):
-            if _is_hooked(values):
-                total = now if self._seen is None else now - self._seen
-                factor = _factor(self.layer.of_connections(total), added.at(self.layer.topology))
-                added = DenseGradient(self.layer, unknown=HOOKED) if isnan(factor) else added.scaled(factor)
-            self.gradient = self.gradient.plus(added)
+            self.gradient = self._after(now, added, present)
         self._seen, self._at = None if _vanished(now) else now.clone(), _identity(now)
+
+    def _after(self, now: Tensor, added: DenseGradient, present: Tensor) -> DenseGradient:
+        """What `.grad` is made of once the parts of a backward pass, with `present` at the connections, have made it `now`."""
+        before = torch.zeros_like(now) if self._seen is None else self._seen
+        if not _is_hooked(self.layer.parameter):
+            direct = self.layer.of_connections(now - before) - present
+            if not _negligible(direct, now):
+                added = added.plus(DenseGradient(self.layer, direct=direct))
+            return self.gradient.plus(added)
+        for kept, times in _multiples(self.layer.of_connections(now), self.layer.of_connections(before), present):
+            return self.gradient.scaled(kept).plus(added.scaled(times))
+        return DenseGradient(self.layer, unknown=HOOKED)
+
+    def _zeros(self) -> Tensor:
+        return torch.zeros(self.layer.topology.nnz, dtype=values_dtype(self.layer.parameter.dtype), device=self.layer.parameter.device)
 
 
 class Recorder:
@@ -213,11 +238,33 @@ def _is_hooked(values: Tensor) -> bool:
 
 
 def _factor(now: Tensor, before: Tensor) -> float:
-    """By which number `before` was multiplied to give `now`; NaN if it was not."""
-    now, before = now.detach(), before.detach().to(now.dtype)
-    if torch.equal(now, before) or (torch.equal(now.isnan(), before.isnan()) and torch.equal(now.nan_to_num(), before.nan_to_num())):
+    """By which number `before`, not zero, was multiplied to give `now`; NaN if it was not."""
+    if _equal(now, before):
         return 1.0
     one, other = now.double().flatten(), before.double().flatten()
     factor = float(one @ other / (other @ other))
-    error, largest = float((one - factor * other).abs().max()), float(one.abs().max())
-    return factor if error <= 8 * torch.finfo(now.dtype).eps * largest else nan
+    return factor if _negligible(one - factor * other, now) else nan
+
+
+def _multiples(now: Tensor, before: Tensor, added: Tensor) -> list[tuple[float, float]]:
+    """(a, b) such that `now` is a x before + b x added: at most one pair, none if there is no such."""
+    if _equal(now, before + added):
+        return [(1.0, 1.0)]
+    columns = torch.stack([before.double(), added.double()], 1)
+    if not columns.isfinite().all():
+        return []
+    solution = torch.linalg.lstsq(columns, now.double()[:, None], driver="gelsd").solution.squeeze(1)
+    return [(float(solution[0]), float(solution[1]))] if _negligible(now.double() - columns @ solution, now) else []
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Entry by entry, NaN equal to NaN."""
+    other = other.to(one.dtype)
+    return torch.equal(one, other) or (torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
+
+
+def _negligible(rest: Tensor, beside: Tensor) -> bool:
+    """Whether `rest` is what rounding leaves of numbers like those in `beside`."""
+    if not rest.numel():
+        return True
+    return float(rest.abs().max()) <= 8 * torch.finfo(beside.dtype).eps * float(beside.abs().max())
