@@ -73,12 +73,12 @@ class MaskedLayer(TopologyLayer):
         self.met_float16 |= torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
         weight = self._weight_of_connections()
         output = self.geometry.dense(x, weight, self.bias)
+        bounds: list[Magnitudes] = []
         if self._gradient_hooks and weight.requires_grad:
             # The magnitudes that the sparse twin has of its gradient, for algorithms that draw by them.
-            bounds: list[Magnitudes] = []
             flat = self._flat(x.detach())
             output.register_hook(lambda dy: bounds.append(self.gradient_bounds([(self._flat(dy.detach()), flat)])))
-            self._heard(weight, bounds)
+        self._heard(weight, bounds)
         return output
 
     def to_dense(self) -> Tensor:
