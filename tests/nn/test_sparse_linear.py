@@ -129,10 +129,6 @@ def test_errors(family):
         TypeError, match=r"expected an input of torch\.float32, the dtype of the values, got torch\.float64; convert the input"
     ):
         layer(torch.zeros(3, 5, dtype=torch.float64))
-    with pytest.raises(
-        AttributeError, match=r"SparseLinear has no dense weight: its connections are \.values and \.topology; \.to_dense\(\)"
-    ):
-        _ = layer.weight
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = layer.nonsense
 
@@ -198,7 +194,7 @@ def test_what_a_layer_says_of_itself():
     assert (layer.in_features, layer.out_features) == (7, 5)
     assert "connections=14, sparsity=0.6000, pattern=Unstructured()" in repr(layer)
     assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == {"values": (14,), "bias": (5,)}
-    assert set(layer.state_dict()) == {"values", "bias", "indptr", "indices"}
+    assert set(layer.state_dict()) == {"values", "bias", "indptr", "indices", "fingerprint"}
 
 
 def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():

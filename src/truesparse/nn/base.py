@@ -186,6 +186,42 @@ class TopologyLayer(nn.Module):
         """`values`, shaped as `parameter`, with what does not act at zero; gradients flow through as if it did."""
         return values if self.acting is None else values - values.detach().masked_fill(self.acting, 0)
 
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw values and bias anew, as the constructor does; the topology stays.
+
+        Args:
+            generator: CPU generator; None is torch's global one.
+        """
+        topology, dtype = self.topology.to("cpu"), self.parameter.dtype
+        with torch.no_grad(), torch.device("cpu"):
+            values = initial_values(topology, generator, dtype)
+            self.parameter.copy_(self.spread(values.to(self.parameter.device)))
+            if self.bias is not None:
+                self.bias.copy_(initial_bias(topology, generator, dtype))
+
+    def initialise(self, fill: Callable[[Tensor], Any]) -> None:
+        """Give the values what `fill` writes at their places of the dense weight; topology and bias stay.
+
+            layer.initialise(nn.init.xavier_uniform_)
+            layer.initialise(lambda weight: nn.init.normal_(weight, std=0.02))
+
+        The variance that `fill` gives suits the dense fan-in; a row that keeps k of n inputs has k / n of its output variance.
+
+        Args:
+            fill: writes into the dense weight that it is given, all of it, as the functions of torch.nn.init do.
+
+        Raises:
+            ValueError: if it leaves entries unwritten or writes NaN. The layer is as it was then.
+        """
+        parameter = self.parameter
+        dense = torch.full(self.geometry.weight_shape, torch.nan, dtype=parameter.dtype, device=parameter.device)
+        with torch.no_grad():
+            fill(dense)
+            values = dense.flatten()[self.topology.keys]
+            if bool(values.isnan().any()):
+                raise ValueError("fill must write every entry of the weight it is given, in place, as torch.nn.init.normal_ does")
+            parameter.copy_(self.spread(values))
+
     @property
     def connections(self) -> int:
         """How many connections act."""
@@ -302,8 +338,3 @@ def _still_obeyed(pattern: Pattern, topology: Topology) -> Pattern:
     except ValueError:
         return Unstructured()
     return pattern
-
-
-def identity_of(*buffers: Tensor) -> tuple[tuple[int, int], ...]:
-    """What changes when a tensor is written in place or its memory moves."""
-    return tuple((0 if buffer.is_inference() else buffer._version, buffer.data_ptr()) for buffer in buffers)
