@@ -110,7 +110,7 @@ class SparseLayer(TopologyLayer):
         return self._product(input)
 
     def _product(self, input: Tensor) -> Tensor:
-        check_eager(type(self).__name__, input)
+        check_eager(self, input)
         x, values = self._prepared(input), self._acting(self.values)
         self.geometry.check_input(x)
         held = output = values.dtype

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 from torch.utils.flop_counter import register_flop_formula
 
 from .verbs import Verbs
@@ -64,6 +65,6 @@ class Counted:
 
 def counted(verbs: Verbs, connections: int) -> Verbs:
     """`verbs`, telling what they do if a mode that looks at operators is active and does not see it already (dense layers)."""
-    if not torch._C._len_torch_dispatch_stack() or verbs.name == "dense":
+    if not _len_torch_dispatch_stack() or verbs.name == "dense":
         return verbs
     return Counted(verbs, connections)  # type: ignore[return-value]
