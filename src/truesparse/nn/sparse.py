@@ -194,12 +194,18 @@ class SparseLayer(TopologyLayer):
             RuntimeError: if it is written to.
             AttributeError: if another one is assigned, as tying weights does.
         """
+        if torch.compiler.is_compiling():
+            outside: Any = torch.compiler.disable(self._weight)
+            return outside()
+        return self._weight()
+
+    def _weight(self) -> Tensor:
+        shape = self.geometry.weight_shape
 
         def gradient() -> Tensor | None:
             held = self.values.grad
             return None if held is None else self.topology.scatter(held).view(shape)
 
-        shape = self.geometry.weight_shape
         return DenseWeight(self.values, shape, self.to_dense, gradient)
 
     def __setattr__(self, name: str, value: Any) -> None:
