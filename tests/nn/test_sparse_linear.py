@@ -205,6 +205,11 @@ def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():
         assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected
         whole = DenseGradient.of(layer, Whole(dy.T @ x))
         assert whole.top(layer.topology, count).tolist() == expected, "as in the masked twin, whose gradient is whole"
+    # A NaN comes after every number, a gradient of 0 among them.
+    zeros = torch.tensor([[5.0, float("nan"), 0.0, 0.0]])
+    for count, expected in ((2, [2, 4]), (4, [2, 3, 4, 6]), (5, [1, 2, 3, 4, 6])):
+        assert layer.top_gradients([(dy, zeros)], layer.topology, count).tolist() == expected
+        assert DenseGradient.of(layer, Whole(dy.T @ zeros)).top(layer.topology, count).tolist() == expected
     half = [(dy / 2, x), (dy / 2, x)]
     assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]
     torch.testing.assert_close(layer.gradient_rows(half[:1], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)

@@ -290,3 +290,20 @@ def test_one_topology_in_two_layers():
     one.load_state_dict(SparseLinear(9, 6, sparsity=1 - topology.nnz / 54).state_dict())
     assert torch.equal(two.topology.keys, keys)
     assert torch.equal(topology.keys, keys)
+
+
+@makers
+def test_a_layer_with_other_connections_shares_nothing_with_what_it_was_given(make):
+    layer = make(1)
+    values, bias = torch.randn(layer.topology.nnz), torch.randn(layer.topology.shape[0])
+    kept = values.clone(), bias.clone()
+    other = layer.with_connections(layer.geometry, layer.topology, values, bias)
+    with torch.no_grad():
+        other.parameter.add_(1)
+        other.bias.add_(1)
+    assert torch.equal(values, kept[0])
+    assert torch.equal(bias, kept[1])
+    again = type(layer).from_dense(layer.dense_module(), layer.topology, values=values)
+    with torch.no_grad():
+        again.parameter.add_(1)
+    assert torch.equal(values, kept[0])

@@ -149,13 +149,14 @@ def test_each_position_of_a_convolution_is_counted(family):
 
 def test_second_derivatives_are_counted():
     layer, x = ts.SparseLinear(16, 12, sparsity=0.7), torch.randn(5, 16, requires_grad=True)
+    layer.values.requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         first = torch.autograd.grad(layer.forward(x).pow(2).sum(), x, create_graph=True)[0]
         before = counter.get_total_flops()
         first.pow(2).sum().backward()
     product = 2 * layer.topology.nnz * 5
     assert before == 2 * product
-    assert counter.get_total_flops() > 3 * product
+    assert counter.get_total_flops() >= 4 * product
 
 
 def test_a_network_counts_as_the_dense_one_does_times_its_density():

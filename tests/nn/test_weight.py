@@ -155,7 +155,7 @@ def test_reset_parameters_draws_as_the_constructor_does(kind):
     assert not torch.equal(layer.to_dense(), make().to_dense())
     assert torch.equal(layer.to_dense() != 0, topology.mask())
     for row, count in enumerate(topology.fan_in.tolist()):
-        assert abs(float(layer.bias[row])) <= count**-0.5
+        assert layer.bias[row].abs().item() <= count**-0.5
     torch.manual_seed(9)
     layer.reset_parameters()
     assert not torch.equal(layer.to_dense(), again.to_dense())

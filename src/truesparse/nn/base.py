@@ -99,7 +99,7 @@ class TopologyLayer(nn.Module):
         pattern = pattern or Unstructured()
         pattern.check(topology)
         topology = topology.to(weight.device)
-        values = weight.flatten()[topology.keys] if values is None else values.to(weight)
+        values = weight.flatten()[topology.keys] if values is None else values.to(weight, copy=True)
         bias: Tensor | None = module.bias  # type: ignore[assignment]
         layer = cls.__new__(cls)
         TopologyLayer.__init__(layer, geometry, topology, values, None if bias is None else bias.detach().clone(), pattern)
