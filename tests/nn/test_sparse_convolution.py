@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from truesparse import FanIn, MaskedConv2d, SparseConv2d, Topology
+from truesparse import FanIn, MaskedConv2d, SparseConv2d, Topology, ops
 
 # nn.Conv2d itself says this of padding that is one longer on one side; it is right all the same.
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
@@ -164,3 +164,36 @@ def test_other_connections_must_fit():
     layer = SparseConv2d(4, 6, 3)
     with pytest.raises(ValueError, match=r"expected a topology of shape \(6, 36\) and one value for each of its connections"):
         layer.with_connections(layer.geometry, layer.topology, layer.values[1:], None)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")  # of nn.Conv2d, which says what arguments may be
+@pytest.mark.parametrize("family", ["native", "reference"])
+@pytest.mark.parametrize("sparsity", [0.5, 0.0])
+@pytest.mark.parametrize(("inputs", "outputs"), [(4, 0), (0, 4), (0, 0)])
+@pytest.mark.parametrize("batch", [0, 2])
+def test_a_convolution_without_channels_keeps_its_shapes(family, sparsity, inputs, outputs, batch):
+    layer = SparseConv2d(inputs, outputs, 3, sparsity=sparsity)
+    x = torch.randn(batch, inputs, 6, 5, requires_grad=True)
+    with ops.use(family):
+        y = layer(x)
+        y.sum().backward()
+    assert y.shape == (batch, outputs, 4, 3)
+    torch.testing.assert_close(y.detach(), layer.bias.detach()[:, None, None].expand(batch, outputs, 4, 3))
+    assert x.grad.shape == x.shape
+    assert not x.grad.any()
+    assert layer.bias.grad.tolist() == [batch * 12.0] * outputs
+
+
+@pytest.mark.parametrize("kind", [SparseConv2d, MaskedConv2d])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_gradient_bounds_hold_in_every_group(kind, groups):
+    """The gradient at (row, column) is at most the product of the two sums, and the sums are those of |dy| and |x|."""
+    layer = kind(6, 12, 3, groups=groups, padding=1, sparsity=0.5)
+    samples = [(torch.randn(2, 12, 5, 5), torch.randn(2, 6, 5, 5) * torch.arange(1.0, 7)[:, None, None]) for _ in range(2)]
+    rows, columns = layer.gradient_bounds(samples)
+    torch.testing.assert_close(rows, sum(dy.abs().sum((0, 2, 3)) for dy, _ in samples))
+    inputs = sum(x.abs().sum((0, 2, 3)) for _, x in samples).view(groups, -1).sum(0)
+    torch.testing.assert_close(columns, inputs.repeat_interleave(9))
+    shape = layer.geometry.weight_shape
+    dense = sum(torch.nn.grad.conv2d_weight(x, shape, dy, padding=1, groups=groups) for dy, x in samples).flatten(1).abs()
+    assert bool((dense <= rows[:, None] * columns * (1 + 1e-5)).all())

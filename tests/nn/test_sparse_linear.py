@@ -128,10 +128,6 @@ def test_errors(family):
         TypeError, match=r"expected an input of torch\.float32, the dtype of the values, got torch\.float64; convert the input"
     ):
         layer(torch.zeros(3, 5, dtype=torch.float64))
-    with pytest.raises(
-        AttributeError, match=r"SparseLinear has no dense weight: its connections are \.values and \.topology; \.to_dense\(\)"
-    ):
-        _ = layer.weight
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = layer.nonsense
 
@@ -197,7 +193,7 @@ def test_what_a_layer_says_of_itself():
     assert (layer.in_features, layer.out_features) == (7, 5)
     assert "connections=14, sparsity=0.6000, pattern=Unstructured()" in repr(layer)
     assert {name: tuple(parameter.shape) for name, parameter in layer.named_parameters()} == {"values": (14,), "bias": (5,)}
-    assert set(layer.state_dict()) == {"values", "bias", "indptr", "indices"}
+    assert set(layer.state_dict()) == {"values", "bias", "indptr", "indices", "fingerprint"}
 
 
 def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():
@@ -208,6 +204,11 @@ def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():
         assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected
         whole = DenseGradient(layer, whole=dy.T @ x)
         assert whole.top(layer.topology, count).tolist() == expected, "as in the masked twin, whose gradient is whole"
+    # A NaN comes after every number, a gradient of 0 among them.
+    zeros = torch.tensor([[5.0, float("nan"), 0.0, 0.0]])
+    for count, expected in ((2, [2, 4]), (4, [2, 3, 4, 6]), (5, [1, 2, 3, 4, 6])):
+        assert layer.top_gradients([(dy, zeros)], layer.topology, count).tolist() == expected
+        assert DenseGradient(layer, whole=dy.T @ zeros).top(layer.topology, count).tolist() == expected
     half = [(dy / 2, x), (dy / 2, x)]
     assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]
     torch.testing.assert_close(layer.gradient_rows(half[:1], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)

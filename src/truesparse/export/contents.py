@@ -130,7 +130,8 @@ def _state_layers(description: Mapping[str, Any], tensors: Mapping[str, Stored])
         rows, nbytes = indptr.shape[0] - 1, sum(tensors[part].nbytes for part in parts)
         columns = _columns(shapes.get(name), rows) if type(shapes) is dict else None
         dtype = others[1].dtype if len(others) > 1 else ""
-        found.append((LayerContents(name, "", (rows, columns), connections, "", "int32", dtype, nbytes), parts))
+        row = LayerContents(name, "", (rows, columns), connections, "", "int32", dtype, nbytes)
+        found.append((row, [*parts, tensor_name(name, "fingerprint")]))
     return found
 
 

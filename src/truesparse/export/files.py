@@ -163,6 +163,7 @@ def _put_layer(state: dict[str, Tensor], name: str, layer: TopologyLayer, values
     for part in own:
         if state.pop(tensor_name(name, part), None) is None:
             raise TypeError(f"layer {name!r} has no {part!r} in its state_dict: it is parametrized; make that permanent first")
+    state.pop(tensor_name(name, "fingerprint"), None)  # the digest of the file sees more
     module, arguments = described(layer)
     if not module:
         raise TypeError(f"layer {name!r} ({type(layer).__name__}) stands for neither nn.Linear nor nn.Conv2d")
@@ -221,7 +222,8 @@ def _state_for(model: nn.Module, saved: SavedModel) -> dict[str, Tensor]:
     """
     modules, own = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
     state, of_any_length = dict(saved.tensors), set[str]()
-    may_lack = {tensor_name(name, "acting") for name, module in modules.items() if isinstance(module, TopologyLayer)}
+    layers = [name for name, module in modules.items() if isinstance(module, TopologyLayer)]
+    may_lack = {tensor_name(name, part) for name in layers for part in ("acting", "fingerprint")}
     for name, layer in saved.layers.items():
         if name not in modules:
             raise ValueError(f"it has no layer {name!r}")

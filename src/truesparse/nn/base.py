@@ -58,6 +58,7 @@ class TopologyLayer(nn.Module):
 
     bias: nn.Parameter | None
     acting: Tensor | None
+    _topology: Topology
 
     def __init__(self, geometry: Geometry, topology: Topology, values: Tensor, bias: Tensor | None, pattern: Pattern) -> None:
         super().__init__()
@@ -105,7 +106,7 @@ class TopologyLayer(nn.Module):
         pattern = pattern or Unstructured()
         pattern.check(topology)
         topology = topology.to(weight.device)
-        values = weight.flatten()[topology.keys] if values is None else values.to(weight)
+        values = weight.flatten()[topology.keys] if values is None else values.to(weight, copy=True)
         bias: Tensor | None = module.bias  # type: ignore[assignment]
         layer = cls.__new__(cls)
         TopologyLayer.__init__(layer, geometry, topology, values, None if bias is None else bias.detach().clone(), pattern)
@@ -192,6 +193,42 @@ class TopologyLayer(nn.Module):
         """`values`, shaped as `parameter`, with what does not act at zero; gradients flow through as if it did."""
         return values if self.acting is None else values - values.detach().masked_fill(self.acting, 0)
 
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        """Draw values and bias anew, as the constructor does; the topology stays.
+
+        Args:
+            generator: CPU generator; None is torch's global one.
+        """
+        topology, dtype = self.topology.to("cpu"), self.parameter.dtype
+        with torch.no_grad(), torch.device("cpu"):
+            values = initial_values(topology, generator, dtype)
+            self.parameter.copy_(self.spread(values.to(self.parameter.device)))
+            if self.bias is not None:
+                self.bias.copy_(initial_bias(topology, generator, dtype))
+
+    def initialise(self, fill: Callable[[Tensor], Any]) -> None:
+        """Give the values what `fill` writes at their places of the dense weight; topology and bias stay.
+
+            layer.initialise(nn.init.xavier_uniform_)
+            layer.initialise(lambda weight: nn.init.normal_(weight, std=0.02))
+
+        The variance that `fill` gives suits the dense fan-in; a row that keeps k of n inputs has k / n of its output variance.
+
+        Args:
+            fill: writes into the dense weight that it is given, all of it, as the functions of torch.nn.init do.
+
+        Raises:
+            ValueError: if it leaves entries unwritten or writes NaN. The layer is as it was then.
+        """
+        parameter = self.parameter
+        dense = torch.full(self.geometry.weight_shape, torch.nan, dtype=parameter.dtype, device=parameter.device)
+        with torch.no_grad():
+            fill(dense)
+            values = dense.flatten()[self.topology.keys]
+            if bool(values.isnan().any()):
+                raise ValueError("fill must write every entry of the weight it is given, in place, as torch.nn.init.normal_ does")
+            parameter.copy_(self.spread(values))
+
     @property
     def connections(self) -> int:
         """How many connections act."""
@@ -241,15 +278,14 @@ class TopologyLayer(nn.Module):
 
     def _heard(self, dense: Tensor, bounds: list[Magnitudes] | None = None) -> Tensor:
         """`dense`, the weight made of the parameter: whatever its gradient will be, the hooks hear of it."""
-        if dense.requires_grad:
-            tell, of, topology = self._hears(), self.parameter, self.topology
-            keys = topology.keys
+        if dense.requires_grad and not torch.compiler.is_compiling():
+            tell, of, topology = self._hears(), self.parameter, self._topology
 
             def hook(gradient: Tensor) -> None:
-                if self.topology is not topology:
+                if self._topology is not topology:
                     raise RuntimeError(ops.CHANGED)
                 whole = gradient.detach().flatten(1)
-                tell(Part(of, whole.flatten()[keys], whole=whole, magnitudes=bounds.pop() if bounds else None))
+                tell(Part(of, whole.flatten()[topology.keys], whole=whole, magnitudes=bounds.pop() if bounds else None))
 
             dense.register_hook(hook)
         return dense
@@ -316,8 +352,3 @@ def _still_obeyed(pattern: Pattern, topology: Topology) -> Pattern:
     except ValueError:
         return Unstructured()
     return pattern
-
-
-def identity_of(*buffers: Tensor) -> tuple[tuple[int, int], ...]:
-    """What changes when a tensor is written in place or its memory moves."""
-    return tuple((0 if buffer.is_inference() else buffer._version, buffer.data_ptr()) for buffer in buffers)

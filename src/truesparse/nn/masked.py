@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
-from .base import Magnitudes, TopologyLayer, identity_of
+from .base import Magnitudes, TopologyLayer
 from .conv import ConvolutionInterface
+from .identity import identity_of
 from .linear import LinearInterface
 
 
@@ -44,6 +45,11 @@ class MaskedLayer(TopologyLayer):
         if self._topology_mask is not self.mask or self._seen != seen:
             self._topology, self._topology_mask, self._seen = Topology.from_mask(self.mask), self.mask, seen
         return self._topology
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and isinstance(value, nn.Parameter) and "mask" in self._buffers:
+            _check_masked(value, self.mask)
+        super().__setattr__(name, value)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -119,11 +125,24 @@ class MaskedLayer(TopologyLayer):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
+        before = None if self.mask.is_meta else self.topology
         if prefix + "weight" in state_dict:
             self._expect_acting(state_dict, prefix)
-        before = self.topology
+            mask = state_dict.get(prefix + "mask")
+            if local_metadata.get("assign_to_params_buffers", False) and mask is not None and mask.shape == self.mask.shape:
+                self.mask = mask  # a weight is assigned before its mask otherwise
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
-        self.changed_alone += not before.equal(self.topology)
+        self.changed_alone += before is None or not (self.mask.is_meta or before.equal(self.topology))
+
+
+def _check_masked(weight: Tensor, mask: Tensor) -> None:
+    if weight.shape != mask.shape:
+        raise ValueError(f"expected a weight of shape {tuple(mask.shape)}, that of the mask, got {tuple(weight.shape)}")
+    if not (weight.is_meta or mask.is_meta) and bool(weight.detach()[~mask].any()):
+        raise ValueError(
+            "expected a weight that is zero where the mask is False, as each rewiring makes it: assign nn.Parameter(weight * layer.mask); "
+            "a weight that is tied to another module's stays dense with sparsify(..., exclude=...)"
+        )
 
 
 class MaskedLinear(LinearInterface, MaskedLayer):

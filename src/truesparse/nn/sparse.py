@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..ops.counted import counted
 from ..topology import Move, Topology
-from .base import Part, Sample, TopologyLayer, identity_of
+from .base import Part, Sample, TopologyLayer
+from .eager import check_eager, refusal
+from .identity import fingerprint, identity_of
+from .state import ARRAYS, stated_topology
+from .values import recognised, values_parameter
+from .weight import DenseWeight
 
 
 class SparseLayer(TopologyLayer):
     """A layer that stores, trains and runs only its connections.
 
     Attributes:
-        values: `nn.Parameter` [nnz], row by row, columns ascending.
+        values: `nn.Parameter` [nnz], row by row, columns ascending. Its `ndim` is that of the dense weight, so that scripts which spare
+            parameters of one dimension from weight decay do not spare it.
         indptr, indices: the topology as buffers, so that `state_dict` and `.to(device)` carry it.
+        fingerprint: buffer, a number made of both: it tells a state whose entries were averaged or exchanged one by one.
     """
 
     values: nn.Parameter
     indptr: Tensor
     indices: Tensor
+    fingerprint: Tensor
 
     def _hold(self, topology: Topology, values: Tensor) -> None:
-        self.values = nn.Parameter(values)
+        self.values = values_parameter(values, len(self.geometry.weight_shape))
         self._set_topology(topology)
 
     def _set_topology(self, topology: Topology) -> None:
+        self._installed: int | None = fingerprint(topology.indptr, topology.indices)
         self.register_buffer("indptr", topology.indptr)
         self.register_buffer("indices", topology.indices)
+        self.register_buffer("fingerprint", torch.tensor(self._installed, dtype=torch.int32, device=topology.device))
         self._topology, self._seen = topology, identity_of(topology.indptr, topology.indices)
 
     @property
     def topology(self) -> Topology:
-        """Which connections exist. Replaced by `truesparse.rewire` and `load_state_dict`, never changed in place."""
-        # Whatever swaps a buffer (.to(device), deepcopy, assign=True), writes into it (an average of models) or moves its memory
-        # (share_memory) is seen here: kernels have plans and addresses of the topology that they were made for.
+        """Which connections exist. Replaced by `truesparse.rewire` and `load_state_dict`, never changed in place.
+
+        Raises:
+            RuntimeError: if something else wrote another topology into the buffers: an average of models, a broadcast.
+            ValueError: if the buffers hold no topology, as after `to_empty`.
+        """
+        # Whatever swaps a buffer (.to(device), deepcopy, assign=True), writes into it or moves its memory (share_memory) is seen
+        # here: kernels have plans and addresses of the topology that they were made for.
         indptr, indices = self._buffers["indptr"], self._buffers["indices"]  # each look-up as an attribute costs a microsecond
         assert indptr is not None
         assert indices is not None
         seen, topology = identity_of(indptr, indices), self._topology
         if seen != self._seen or topology.indptr is not indptr or topology.indices is not indices:
-            make = Topology._trusted if indptr.is_meta else Topology
-            topology = make(self.geometry.shape, indptr, indices)
-            self._topology, self._seen = topology, seen
+            self._topology = topology = self._still(indptr, indices)
+            self._seen = seen
         return topology
+
+    def _still(self, indptr: Tensor, indices: Tensor) -> Topology:
+        """The topology that was installed, in buffers that may be others."""
+        if indptr.is_meta:
+            return Topology._trusted(self.geometry.shape, indptr, indices)
+        held = int(self.fingerprint) if self._installed is None else self._installed
+        if fingerprint(indptr, indices) != held:
+            kind = type(self).__name__
+            if self._installed is None:
+                raise ValueError(f"{kind} holds no topology since it was on the meta device: call load_state_dict before it is used")
+            raise RuntimeError(
+                f"something wrote another topology, or none, into the buffers of a {kind} (an average of models, a broadcast), whose "
+                "values belong to the connections that it had: load with load_state_dict, average with ts.stability.Average"
+            )
+        self._installed = held
+        return Topology._trusted(self.geometry.shape, indptr, indices)
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -67,16 +97,20 @@ class SparseLayer(TopologyLayer):
 
         Raises:
             ValueError: if the shape of `input` does not fit.
-            TypeError: if `input` and the values differ in dtype, outside of autocast.
+            TypeError: if `input` and the values differ in dtype, outside of autocast; if a program is being traced or transformed.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
         if torch.compiler.is_compiling():
+            if torch.compiler.is_exporting():
+                raise refusal(type(self).__name__, "torch.export")
             # Kernels want addresses and plans, which the tensors of a graph being traced have not: the graph ends before the layer.
-            outside: Callable[[Tensor], Tensor] = torch.compiler.disable(self._product)  # type: ignore[assignment]
+            # The compiler quotes the next line where it may not end (fullgraph=True).
+            outside: Any = torch.compiler.disable(self._product)  # truesparse: compile without fullgraph, or ts.densify(model) first
             return outside(input)
         return self._product(input)
 
     def _product(self, input: Tensor) -> Tensor:
+        check_eager(self, input)
         x, values = self._prepared(input), self._acting(self.values)
         self.geometry.check_input(x)
         held = output = values.dtype
@@ -138,7 +172,8 @@ class SparseLayer(TopologyLayer):
 
     def _verbs(self, dtype: torch.dtype | None = None) -> ops.Verbs:
         """Those for inputs of `dtype`; None is the dtype of the values."""
-        return ops.verbs_for(self.topology, self.geometry, dtype or self.values.dtype)
+        topology = self.topology
+        return counted(ops.verbs_for(topology, self.geometry, dtype or self.values.dtype), topology.nnz)
 
     def _replace_values(self, values: Tensor) -> None:
         """Give the parameter other data, possibly of another length, while optimizers keep holding the same parameter."""
@@ -151,12 +186,70 @@ class SparseLayer(TopologyLayer):
         self.values.data = values
         torch.autograd.graph.increment_version(self.values)  # what a graph has saved of them is not theirs any longer
 
-    def __getattr__(self, name: str) -> Any:
+    @property
+    def weight(self) -> Tensor:
+        """The dense weight, to be read: its dtype, device and shape are there at once, its values are made when asked for (`to_dense`).
+
+        Raises:
+            RuntimeError: if it is written to.
+            AttributeError: if another one is assigned, as tying weights does.
+        """
+        if torch.compiler.is_compiling():
+            outside: Any = torch.compiler.disable(self._weight)
+            return outside()
+        return self._weight()
+
+    def _weight(self) -> Tensor:
+        shape = self.geometry.weight_shape
+
+        def gradient() -> Tensor | None:
+            held = self.values.grad
+            return None if held is None else self.topology.scatter(held).view(shape)
+
+        return DenseWeight(self.values, shape, self.to_dense, gradient)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._refuse_weight(name)
+        super().__setattr__(name, value)
+        if name == "values":
+            self._recognise_values()
+
+    def __delattr__(self, name: str) -> None:
+        self._refuse_weight(name)
+        super().__delattr__(name)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        self._refuse_weight(name)
+        super().register_parameter(name, param)
+
+    def _refuse_weight(self, name: str) -> None:
         if name == "weight":
             raise AttributeError(
-                f"{type(self).__name__} has no dense weight: its connections are .values and .topology; .to_dense() makes the dense weight"
+                f"{type(self).__name__} holds no dense weight that could be replaced or tied to another: write to .values, load with "
+                "load_state_dict, or leave a layer whose weight is shared dense with sparsify(..., exclude=...)"
             )
-        return super().__getattr__(name)
+
+    def _recognise_values(self) -> None:
+        recognised(self._parameters.get("values"), len(self.geometry.weight_shape))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._recognise_values()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self._recognise_values()
+        if self.indices.is_meta:
+            self._installed = None
+        return self
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        raise refusal(type(self).__name__, "torch.jit.script")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        if self._installed is not None:
+            _ = self.topology  # values beside another topology are nobody's checkpoint
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self,
@@ -168,33 +261,35 @@ class SparseLayer(TopologyLayer):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        arrays = {name: state_dict[prefix + name] for name in ("indptr", "indices", "values") if prefix + name in state_dict}
+        given = [name for name in ARRAYS if prefix + name in state_dict]
         who = prefix.removesuffix(".") or type(self).__name__
-        if 0 < len(arrays) < 3:
+        if 0 < len(given) < len(ARRAYS):
             # Copied one by one, they would change a topology in place, or give values to the connections of another.
-            error_msgs.append(f"{who}: expected indptr, indices and values together, got only {', '.join(arrays)}")
+            error_msgs.append(f"{who}: expected indptr, indices and values together, got only {', '.join(given)}")
             return
-        if arrays:
+        assign = bool(local_metadata.get("assign_to_params_buffers", False))
+        if given and (assign or not self.values.is_meta):  # torch itself says that nothing is copied into a layer on meta
             try:
-                indptr, indices, values = (array.to(self.values.device) for array in arrays.values())
-                topology = Topology(self.geometry.shape, indptr.clone(), indices.clone())
-                self.pattern.check(topology)
-                if values.shape != (topology.nnz,):
-                    raise ValueError(f"expected {topology.nnz} values, one for each connection, got shape {tuple(values.shape)}")
-                acting = state_dict.get(prefix + "acting")
-                if acting is not None and (acting.shape != values.shape or acting.dtype != torch.bool):
-                    raise ValueError(
-                        f"acting must be bool, one for each of {topology.nnz} connections, got {acting.dtype} {tuple(acting.shape)}"
-                    )
+                topology = stated_topology(self, state_dict, prefix, None if assign else self.values.device)
             except (TypeError, ValueError) as error:
                 error_msgs.append(f"{who}: {error}")
                 return
-            if not topology.equal(self.topology):
+            if not self._holds(topology):
                 self.changed_alone += 1
                 self._replace_values(self.values.new_empty(topology.nnz))
                 self._set_topology(topology)
             self._expect_acting(state_dict, prefix)
+        state_dict = {**state_dict, prefix + "fingerprint": self.fingerprint}  # states from before there was one lack it
         own = self.indptr, self.indices
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if own[0] is self.indptr and own[1] is self.indices:
             self._seen = identity_of(*own)  # written with what they held
+
+    def _holds(self, topology: Topology) -> bool:
+        """Whether the buffers are those of this topology, and were installed so."""
+        return (
+            topology.device == self.indices.device
+            and self._installed == fingerprint(topology.indptr, topology.indices)
+            and torch.equal(self.indptr, topology.indptr)
+            and torch.equal(self.indices, topology.indices)
+        )

@@ -226,7 +226,7 @@ class ConvolutionKernels(_Kernels):
             x.shape[0],
             x.shape[2],
             x.shape[3],
-            self._threads(y[:, 0].numel()),
+            self._threads(_positions(shape)),
         )
         return y
 
@@ -259,7 +259,7 @@ class ConvolutionKernels(_Kernels):
             x.shape[0],
             x.shape[2],
             x.shape[3],
-            self._threads(2 * dy[:, 0].numel()),
+            self._threads(2 * _positions(dy.shape)),
         )
         return gradients
 
@@ -300,6 +300,11 @@ def _dtype(values: dict[str, Tensor | None], **samples: Tensor) -> torch.dtype:
             f"got {came}; convert with .to(torch.float32)"
         )
     return dtype
+
+
+def _positions(shape: Sequence[int]) -> int:
+    """Output positions of all samples, which one channel of an output has, also where there is no channel."""
+    return shape[0] * shape[2] * shape[3]
 
 
 def _address(tensor: Tensor | None) -> int:

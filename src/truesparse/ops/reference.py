@@ -101,7 +101,9 @@ class ConvolutionReference(Composed):
         return y.view(x.shape[0], height, width, self.geometry.out_channels).permute(0, 3, 1, 2).contiguous()
 
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        columns = self.matrix.spmm_t(values, self._flat(widened(dy)), torch.Size((dy[:, 0].numel(), self.matrix.geometry.columns)))
+        columns = self.matrix.spmm_t(
+            values, self._flat(widened(dy)), torch.Size((dy.shape[0] * dy.shape[2] * dy.shape[3], self.matrix.geometry.columns))
+        )
         g = self.geometry
         columns = columns.view(dy.shape[0], dy.shape[2] * dy.shape[3], self.matrix.geometry.columns).transpose(1, 2)
         return F.fold(columns, (like[2], like[3]), g.kernel, g.dilation, g.padding, g.stride).to(dy.dtype)
