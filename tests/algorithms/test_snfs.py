@@ -64,7 +64,7 @@ def momentum_of_survivors(monkeypatch):
 
 
 def each_layer_keeps_its_count(monkeypatch):
-    monkeypatch.setattr(module, "shared_out", lambda total, weights, least, most, steps: [4, 6])
+    monkeypatch.setattr(module, "shared_out", lambda total, weights, least, most, steps, spared: [4, 6])
 
 
 def by_gradient(monkeypatch):

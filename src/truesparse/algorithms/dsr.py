@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
+import torch
+
 from ..topology import Move, Topology
 from ..topology.patterns import Pattern
-from ..topology.select import shared_out
-from .base import Memory, Signals, check_count_may_change, check_fraction, register
+from ..topology.select import highest, shared_out
+from .base import Memory, Signals, check_count_may_change, check_fraction, due_together, held_at_least, register
 
 
 @register
@@ -47,17 +49,20 @@ class DSR:
         given = list(layers.values())
         threshold = float(memory.get("threshold", self.threshold))
         survivors = [_over(threshold, one) for one in given]
-        surviving, total = [kept.nnz for kept in survivors], sum(one.budget for one in given)
+        surviving, sizes = [kept.nnz for kept in survivors], [one.topology.size for one in given]
+        due = due_together(given, memory)
+        total = min(due, sum(sizes))
         counts = shared_out(
             total,
             surviving,
             surviving,
-            [one.topology.size for one in given],
+            sizes,
             [one.pattern.step(one.topology.shape) for one in given],
+            [held_at_least(one) for one in given],
         )
         dropped = sum(one.topology.nnz for one in given) - sum(surviving)
         moves = {name: _regrown(one, kept, count) for (name, one), kept, count in zip(layers.items(), survivors, counts, strict=True)}
-        return moves, {"threshold": self._next(threshold, dropped, total)}
+        return moves, {"threshold": self._next(threshold, dropped, total), "owed": due - sum(counts)}
 
     def _next(self, threshold: float, dropped: int, total: int) -> float:
         wanted = self.fraction * total
@@ -69,7 +74,10 @@ class DSR:
 def _over(threshold: float, layer: Signals) -> Topology:
     connections = prod(layer.pattern.unit(layer.topology.shape))
     magnitudes = layer.pattern.pool(layer.topology, layer.values.abs()) / connections
-    return layer.pattern.drop_units(layer.topology, (magnitudes < threshold).nonzero().squeeze(1))
+    under = magnitudes < threshold
+    if bool(under.all()):  # the last one stays: of nothing nothing would grow, ever again
+        under &= ~highest(magnitudes[None], torch.tensor([min(1, magnitudes.numel())], device=under.device))[0]
+    return layer.pattern.drop_units(layer.topology, under.nonzero().squeeze(1))
 
 
 def _regrown(layer: Signals, kept: Topology, count: int) -> Move:

@@ -10,7 +10,7 @@ from ..topology import Move, Topology
 from ..topology.patterns import Pattern
 from ..topology.schedules import cosine
 from ..topology.select import shared_out
-from .base import Memory, Signals, check_count_may_change, check_fraction, register
+from .base import Memory, Signals, check_count_may_change, check_fraction, due_together, held_at_least, register
 
 NEARLY_FULL = 0.2  # the sparsity under which the authors' code spares a layer that wants to grow
 
@@ -56,17 +56,20 @@ class SNFS:
         importance = [_importance(one) for one in given]
         average = sum(importance) / len(importance)
         survivors = [self._survivors(one, mine > average) for one, mine in zip(given, importance, strict=True)]
+        sizes = [one.topology.size for one in given]
+        due = due_together(given, memory)
         counts = shared_out(
-            sum(one.budget for one in given),
+            min(due, sum(sizes)),
             importance,
             [kept.nnz for kept in survivors],
-            [one.topology.size for one in given],
+            sizes,
             [one.pattern.step(one.topology.shape) for one in given],
+            [held_at_least(one) for one in given],
         )
         return {
             name: one.pattern.grow_highest(_trimmed(one, kept, count), count, one.absent_momentum)
             for (name, one), kept, count in zip(layers.items(), survivors, counts, strict=True)
-        }, memory
+        }, {"owed": due - sum(counts)}
 
     def _survivors(self, layer: Signals, important: bool) -> Topology:
         share, sparsity = cosine(self.fraction, layer.progress), layer.topology.sparsity
