@@ -94,6 +94,7 @@ class Algorithm(Protocol):
 
     An algorithm whose layers share one budget has `update_network` in its place, see `NetworkAlgorithm`. Optional, all of them:
 
+    * `rewires = False`: no topology ever changes (Static), so that a schedule without a rewiring is no mistake.
     * `replaces_step = True`: a topology update takes the place of the optimizer's step (RigL), otherwise it follows the step.
     * `each_epoch = True`: the paper rewires once an epoch (SET), which the command line then does by default.
     * `each_step = True`: the paper rewires after each step (Deep R), likewise.

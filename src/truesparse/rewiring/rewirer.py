@@ -62,7 +62,7 @@ class Rewirer:
 
     Raises:
         ValueError: if the model has no sparse layer, the optimizer holds the parameter of none, the algorithm cannot keep
-            the pattern of one, or it needs an end and there is none.
+            the pattern of one, it needs an end and there is none, or no rewiring (or no training step) could ever happen.
         TypeError: if the algorithm has no `update`, or the optimizer keeps state that cannot follow the connections.
         RuntimeError: if several processes train together, but for algorithms that come to the same on all of them.
     """
@@ -91,8 +91,10 @@ class Rewirer:
         self.seconds = 0.0
         self.memory: Memory = {}
         self.budgets = {name: layer.topology.nnz for name, layer in self.layers.items()}
-        if getattr(algorithm, "needs_end", False) and (until is None or not every < until):
-            raise ValueError(f"{algorithm} reaches its aim at the last rewiring: pass until=, more than every={every} steps, got {until}")
+        if getattr(algorithm, "rewires", True):
+            self.schedule.check_acts(getattr(algorithm, "replaces_step", False))
+        if getattr(algorithm, "needs_end", False) and until is None:
+            raise ValueError(f"{algorithm} reaches its aim at the last rewiring: pass until=, more than every={every} steps, got None")
         self._held = _held(self.layers, self.optimizer)
         _check_patterns(self.layers, algorithm)
         check_processes(algorithm, self.layers, generator)
@@ -221,6 +223,12 @@ class Rewirer:
             # Overflow, or a batch that is no number: a scaler skips the step, and no topology is made of it.
             self._overdue, due = True, False
         if due and getattr(self.algorithm, "replaces_step", False):
+            if self.steps == 2 and self.rewirings == 1:
+                warnings.warn(
+                    "every step so far was a rewiring in the place of the optimizer's step, so no weight was trained: pass every=2 or "
+                    "more to the Rewirer (100 is usual)",
+                    stacklevel=3,
+                )
             self._rewire()
             self._left_out = next((grad for layer in self.layers.values() if (grad := layer.parameter.grad) is not None), None)
             return any(layer.met_float16 for layer in self.layers.values())
