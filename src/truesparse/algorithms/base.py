@@ -98,6 +98,7 @@ class Algorithm(Protocol):
     * `replaces_step = True`: a topology update takes the place of the optimizer's step (RigL), otherwise it follows the step.
     * `each_epoch = True`: the paper rewires once an epoch (SET), which the command line then does by default.
     * `each_step = True`: the paper rewires after each step (Deep R), likewise.
+    * `rewiring_ends = share`: of the training, where the paper's is not 0.75; the command line's default for `until`.
     * `sees_previous = True`: `signals.previous` is wanted.
     * `sees_absent = False`: `signals.absent` and `signals.absent_momentum` are not wanted, so that nothing needs to be recorded for them.
     * `keeps_count = False`: the number of connections changes. Otherwise it is kept, by each layer or, in a `NetworkAlgorithm`, by all

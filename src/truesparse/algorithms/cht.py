@@ -37,6 +37,7 @@ class CHT:
     stop_overlap: float = 0.9
 
     each_epoch: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
     sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -33,6 +33,7 @@ class DSR:
     tolerance: float = 0.1
     threshold: float = 1e-3
 
+    rewiring_ends: ClassVar[float] = 0.95
     sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class SNFS:
     window: int = 20
 
     each_epoch: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)

@@ -73,7 +73,7 @@ def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         scores: [n].
-        groups: [n] integers, ascending: the group of each score.
+        groups: [n] integers, the group of each score.
         counts: [number of groups] integers, at most the size of the group.
     """
     if counts.numel() == 1:
@@ -82,6 +82,7 @@ def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
     order = scores.argsort(stable=True)
     order = order[groups[order].argsort(stable=True)]
     sizes = torch.bincount(groups, minlength=counts.numel())
+    groups = groups[order]
     rank = torch.arange(order.numel(), device=order.device) - (sizes.cumsum(0) - sizes)[groups]
     return order[rank < counts[groups]].sort().values
 
