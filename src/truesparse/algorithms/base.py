@@ -44,7 +44,7 @@ class Signals:
         last: no rewiring follows this one.
         generator: CPU generator for every random choice; None is torch's global one.
         name: of the layer in the model.
-        output: whether it is the last sparse layer of the model, whose rows are the answers (classes).
+        output: whether its rows are the answers (classes): it is the model's last layer with weights. Nowhere, if that one is dense.
         budget: connections the layer had when training began.
         acting: [nnz] bool, which connections act in the forward pass; None: all of them. See `Move`.
         learning_rate: of the optimizer for this layer, at this step.

@@ -22,6 +22,7 @@ from ..topology.schedules import Periodic
 from .absent import Gradient, Momentum, Reads
 from .dense_gradient import DenseGradient
 from .optimizers import following, group_of, momentum_of, optimizers_in, smoothing_of
+from .outputs import output_layer
 from .owners import StateOwners
 from .processes import check_processes
 from .recorder import Recorder, exactly
@@ -101,6 +102,7 @@ class Rewirer:
         self._wrapped = optimizer
         for layer in self.layers.values():
             following(layer, optimizer)
+        self._output = output_layer(model)
         self._sees_absent: bool = getattr(algorithm, "sees_absent", True)
         self._window: int = getattr(algorithm, "window", 1)
         self._recorder = Recorder({name: self.layers[name] for name in self._held}, self._window)
@@ -374,7 +376,7 @@ class Rewirer:
             last=self.schedule.last(self.steps),
             generator=self.generator,
             name=name,
-            output=name == next(reversed(self.layers)),
+            output=name == self._output,
             budget=self.budgets[name],
             acting=None if layer.acting is None else layer.of_connections(layer.acting),
             learning_rate=float(group["lr"]),
