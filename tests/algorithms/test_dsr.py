@@ -7,7 +7,7 @@ from oracles import drawing, drawn
 from oracles.dsr import updated
 from oracles.networks import masks_of, moves_of, random_network, signals_of, weights_of
 
-from truesparse import NM, Block, FanIn, Move
+from truesparse import NM, Block, FanIn, Move, Neurons
 from truesparse.algorithms import DSR
 from truesparse.algorithms import dsr as module
 
@@ -138,6 +138,25 @@ def test_the_total_is_kept_over_many_updates(pattern):
         assert sum(move.new.nnz for move in moves) == 16
         seen.add(moves[0].new.nnz)
     assert len(seen) > 1, "connections move between the layers"
+
+
+def test_a_block_is_as_large_as_the_mean_of_its_weights():
+    # Blocks of 0.05 x 4 and of 0.15 x 4, under and over 0.1; the sum of the first is over it, and so is one weight of the third.
+    network = [layer("xxxxxx.. xxxxxx..", [0.05, -0.05, 0.15, -0.15, 0.2, 0.01, 0.05, 0.05, 0.15, 0.15, -0.01, 0.01])]
+    layers = signals_of(network, pattern=Block(2), generator=torch.Generator().manual_seed(0))
+    (move,) = moves_of(DSR(threshold=0.1).update_network(layers, {})[0], layers)
+    assert drawing(move.new.keep(~move.grown)) == ["..xx....", "..xx...."]
+
+
+@pytest.mark.parametrize("pattern", [FanIn(), Neurons()], ids=str)
+def test_of_units_of_several_connections_one_stays_too(pattern):
+    network = [layer("xx.. xx..", [0.01, 0.02, 0.03, 0.01])] if pattern == FanIn() else [layer("xxxx ....", [0.01] * 4)]
+    network.append(layer("xxxx xxxx", [0.9] * 8))
+    layers = signals_of(network, pattern=pattern, generator=torch.Generator().manual_seed(0))
+    moves = moves_of(DSR(threshold=0.1).update_network(layers, {})[0], layers)
+    survived = moves[0].new.keep(~moves[0].grown)
+    assert drawing(survived) == (["....", "x..."] if pattern == FanIn() else ["xxxx", "...."])
+    assert [move.new.nnz for move in moves] == [4, 8]
 
 
 def test_what_is_refused():

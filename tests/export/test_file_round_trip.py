@@ -68,7 +68,8 @@ def test_every_pattern(pattern, sparsity, path):
     equal(model, other, x)
     saved = ts.load(path)
     assert list(saved.layers) == ["0", "2", "5", "7"]
-    assert {layer.pattern for layer in saved.layers.values()} == {str(pattern)}
+    assert [layer.pattern for layer in saved.layers.values()] == [str(model[index].pattern) for index in (0, 2, 5, 7)]
+    assert saved.layers["7"].pattern == str(pattern)
     fresh = sparse(sparsity, pattern, regular, seed=2, budget="uniform")
     fresh.load_state_dict(saved.state_dict())
     equal(model, fresh, x)
