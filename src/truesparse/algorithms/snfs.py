@@ -26,9 +26,11 @@ class SNFS:
 
     The paper keeps a dense momentum. Here it is formed from the last `window` steps, whose inputs and output gradients are kept,
     and never held whole. It is the paper's as long as no more steps than that have passed. Later it lacks what is older: the
-    weight beta^window of all gradients, 0.12 with momentum 0.9 and 20 steps. (Of Adam's second moment, which only scales, more is missing;
-    the order within a layer is what counts.) Records begin anew at each rewiring, so a window longer than the steps between two
-    rewirings is no longer than these.
+    weight beta^window of all gradients, 0.12 with momentum 0.9 and 20 steps. Adam divides by the root of its second moment, nearly all of
+    which is older than a window. That part is taken from the connections there are, and spread over absent ones by a factor for each row
+    and one for each column. Of what a dense momentum of 200 steps would grow, the window then finds 69 to 100 % of each layer under Adam
+    (33 and 47 % of the first two without that part), and 84 to 100 % under SGD: a network for digits of 8 x 8 at 80 %, in the tests.
+    Records begin anew at each rewiring, so a window longer than the steps between two rewirings is no longer than these.
 
     Grown connections start with zero weight and zero state; the paper's dense momentum would let them start with theirs. A connection
     dropped and grown again keeps both, as in the authors' code, which rounds the dropped share up.

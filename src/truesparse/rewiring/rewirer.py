@@ -352,6 +352,10 @@ class Rewirer:
         for hook in list(self._hooks.values()):
             hook(moves)
 
+    def _second_moment(self, layer: TopologyLayer) -> Tensor | None:
+        held = self.optimizer.state.get(layer.parameter, {}).get("exp_avg_sq")
+        return None if held is None else layer.of_connections(held)
+
     def _signals(self, name: str, layer: TopologyLayer) -> Signals:
         def gradients() -> Tensor:
             if layer.parameter.grad is not None:
@@ -371,7 +375,7 @@ class Rewirer:
             values=layer.of_connections(layer.parameter.detach()),
             pattern=layer.pattern,
             absent=Gradient(name, steps[-1:], self._reads),
-            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group)),
+            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group), self._second_moment(layer)),
             progress=self.schedule.progress(self.steps),
             last=self.schedule.last(self.steps),
             generator=self.generator,
