@@ -192,3 +192,12 @@ def test_constant_fan_in_keeps_one_connection_in_each_row():
     network = full(FIRST, SECOND / 1000)
     # 14 x 3/7 = 6: the six largest are all of the first, which pays the two of the second.
     assert drawn(GMP(4 / 7), network, last=True, pattern=FanIn()) == [["x.x.", ".x.x"], ["x..", "x.."]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_is_nearly_gone_when_it_has_fewer_connections_than_outputs_and_inputs():
+    network = full(np.arange(1.0, 21.0).reshape(4, 5), np.full((3, 7), 0.5))
+    # 41 x 23/41 = 23: the first keeps its 20, the second 3; then 22 and 2.
+    GMP(18 / 41).update_network(signals_of(network, last=True), {})
+    with pytest.warns(UserWarning, match="layer '1' is nearly pruned away"):
+        GMP(19 / 41).update_network(signals_of(network, last=True), {})

@@ -10,7 +10,7 @@ from oracles.networks import masks_of, moves_of, random_network, signals_of, wei
 from oracles.snfs import DenseTraining, updated
 from torch import nn
 
-from truesparse import NM, Block, FanIn, Rewirer, sparsify
+from truesparse import NM, Block, FanIn, Rewirer, Topology, sparsify
 from truesparse.algorithms import SNFS
 from truesparse.algorithms import snfs as module
 from truesparse.nn import topology_layers
@@ -182,6 +182,9 @@ class Chooses:
     def update_network(self, layers, memory):
         for name, one in layers.items():
             self.chosen[name] = one.absent_momentum.top(one.topology, one.topology.nnz // 4)
+            there = Topology.from_keys(one.topology.shape, self.chosen[name])
+            whole = one.absent_momentum.rows(0, one.topology.shape[0])
+            torch.testing.assert_close(one.absent_momentum.at(there), whole.flatten()[there.keys], rtol=1e-3, atol=1e-6)
         return {name: one.topology for name, one in layers.items()}, memory
 
 

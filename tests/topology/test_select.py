@@ -141,6 +141,12 @@ def test_lowest_of_each(groups, data):
         expected += sorted(first + index for index in from_lowest(group)[:count])
         first += len(group)
     assert lowest_of_each(flat, of, torch.tensor(counts)).tolist() == expected
+    # Groups that lie among one another: reversed groups keep each one's order.
+    spread = torch.tensor(
+        sorted(range(len(of)), key=lambda index: (index - of.tolist().index(of[index]), int(of[index]))), dtype=torch.int64
+    )
+    found = spread[lowest_of_each(flat[spread], of[spread], torch.tensor(counts))].sort().values
+    assert found.tolist() == expected
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]), max_size=6), min_size=1, max_size=4), st.data())
