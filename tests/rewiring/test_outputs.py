@@ -45,6 +45,7 @@ def ablated(exclude):
     for _ in range(2):
         model(torch.randn(8, 16)).square().sum().backward()
         rewirer.step()
+        model.zero_grad()
     return [layer.topology.empty_rows for layer in layers]
 
 
