@@ -267,7 +267,8 @@ def _check_counts(
         if getattr(algorithm, "keeps_count", True):
             assert 0 <= old - new < rounding, f"{what} made {new} connections of {old}"
         elif hasattr(algorithm, "start_sparsity"):
-            left = round(size * (1 - algorithm.sparsity))  # type: ignore[union-attr]
+            least = sum(step(before[name].shape) for name in names)  # no layer goes altogether
+            left = max(round(size * (1 - algorithm.sparsity)), least)  # type: ignore[union-attr]
             assert new <= old, f"{what} made {new} connections of {old}, more than there were"
             assert not ended or 0 <= left - new < rounding, f"{what} ended with {new} connections where its sparsity leaves {left}"
 

@@ -203,3 +203,18 @@ def test_settings():
     for name in ("l1", "temperature"):
         with pytest.raises(ValueError, match=f"{name} is a number of at least 0, got -1"):
             DeepR(**{name: -1})
+
+
+def test_the_noise_ends_with_rewiring_and_l1_stays():
+    layer = SparseLinear(9, 6, sparsity=0.5)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    rewirer = Rewirer(layer, optimizer, DeepR(l1=0.01, temperature=0.1), every=1, until=4, generator=torch.Generator().manual_seed(0))
+    noisy = []
+    for _ in range(6):
+        layer.values.grad, layer.bias.grad = torch.zeros_like(layer.values), None
+        pull = torch.full_like(layer.values, 0.01).copysign(layer.values.detach())
+        rewirer.step()
+        noisy.append(not torch.equal(layer.values.grad, pull))
+        optimizer.step()
+    assert rewirer.rewirings == 3
+    assert noisy == [True, True, True, False, False, False]

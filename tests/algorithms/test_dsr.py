@@ -7,7 +7,7 @@ from oracles import drawing, drawn
 from oracles.dsr import updated
 from oracles.networks import masks_of, moves_of, random_network, signals_of, weights_of
 
-from truesparse import NM, Block, FanIn, Move
+from truesparse import NM, Block, FanIn, Move, Neurons
 from truesparse.algorithms import DSR
 from truesparse.algorithms import dsr as module
 
@@ -41,17 +41,17 @@ def hold_to_the_table(algorithm, **memory):
 
 def test_the_table():
     # One of ten should go, three went: more than 1.1.
-    assert hold_to_the_table(DSR(0.1, threshold=0.1)) == {"threshold": 0.05}
-    assert hold_to_the_table(DSR(0.5, threshold=0.1)) == {"threshold": 0.2}
-    assert hold_to_the_table(DSR(0.3, threshold=0.1)) == {"threshold": 0.1}
+    assert hold_to_the_table(DSR(0.1, threshold=0.1)) == {"threshold": 0.05, "owed": 0}
+    assert hold_to_the_table(DSR(0.5, threshold=0.1)) == {"threshold": 0.2, "owed": 0}
+    assert hold_to_the_table(DSR(0.3, threshold=0.1)) == {"threshold": 0.1, "owed": 0}
     # Between 2.7 and 3.3 all is well; the tolerance is of the count that should go.
-    assert hold_to_the_table(DSR(0.33, threshold=0.1)) == {"threshold": 0.1}
-    assert hold_to_the_table(DSR(0.34, threshold=0.1)) == {"threshold": 0.2}
-    assert hold_to_the_table(DSR(0.34, 0.2, threshold=0.1)) == {"threshold": 0.1}
+    assert hold_to_the_table(DSR(0.33, threshold=0.1)) == {"threshold": 0.1, "owed": 0}
+    assert hold_to_the_table(DSR(0.34, threshold=0.1)) == {"threshold": 0.2, "owed": 0}
+    assert hold_to_the_table(DSR(0.34, 0.2, threshold=0.1)) == {"threshold": 0.1, "owed": 0}
 
 
 def test_the_threshold_is_remembered():
-    assert hold_to_the_table(DSR(0.1, threshold=9.0), threshold=0.1) == {"threshold": 0.05}
+    assert hold_to_the_table(DSR(0.1, threshold=9.0), threshold=0.1) == {"threshold": 0.05, "owed": 0}
 
 
 def inclusive_threshold(monkeypatch):
@@ -60,7 +60,7 @@ def inclusive_threshold(monkeypatch):
 
 
 def each_layer_keeps_its_count(monkeypatch):
-    monkeypatch.setattr(module, "shared_out", lambda total, weights, least, most, steps: [6, 3])
+    monkeypatch.setattr(module, "shared_out", lambda total, weights, least, most, steps, spared: [6, 3])
 
 
 def regrown_keep_their_weight(monkeypatch):
@@ -100,7 +100,7 @@ def test_equals_the_dense_transcription(seed):
     new, memory = DSR(fraction, tolerance).update_network(layers, {"threshold": threshold})
     moves = moves_of(new, layers)
     survivors, counts, following = updated(network, budgets, threshold, fraction, tolerance)
-    assert memory == {"threshold": following}
+    assert memory == {"threshold": following, "owed": 0}
     assert [move.new.nnz for move in moves] == counts
     assert sum(counts) == sum(budgets)
     for move, mask, weight, survived, layer in zip(moves, masks_of(moves), weights_of(moves, layers), survivors, network, strict=True):
@@ -125,7 +125,7 @@ def test_the_total_is_kept_over_many_updates(pattern):
     draw = np.random.default_rng(0)
     shapes = [(4, 8), (4, 6)]
     network = [{"mask": pattern.random(shape, 8, torch.Generator().manual_seed(0)).mask().numpy(), "weight": 0} for shape in shapes]
-    memory, budgets, seen = {}, [8, 8], set()
+    memory, budgets, seen = {}, [8, 8], {8}
     for step in range(10):
         for one in network:
             one["weight"] = draw.normal(size=one["mask"].shape)
@@ -140,6 +140,25 @@ def test_the_total_is_kept_over_many_updates(pattern):
     assert len(seen) > 1, "connections move between the layers"
 
 
+def test_a_block_is_as_large_as_the_mean_of_its_weights():
+    # Blocks of 0.05 x 4 and of 0.15 x 4, under and over 0.1; the sum of the first is over it, and so is one weight of the third.
+    network = [layer("xxxxxx.. xxxxxx..", [0.05, -0.05, 0.15, -0.15, 0.2, 0.01, 0.05, 0.05, 0.15, 0.15, -0.01, 0.01])]
+    layers = signals_of(network, pattern=Block(2), generator=torch.Generator().manual_seed(0))
+    (move,) = moves_of(DSR(threshold=0.1).update_network(layers, {})[0], layers)
+    assert drawing(move.new.keep(~move.grown)) == ["..xx....", "..xx...."]
+
+
+@pytest.mark.parametrize("pattern", [FanIn(), Neurons()], ids=str)
+def test_of_units_of_several_connections_one_stays_too(pattern):
+    network = [layer("xx.. xx..", [0.01, 0.02, 0.03, 0.01])] if pattern == FanIn() else [layer("xxxx ....", [0.01] * 4)]
+    network.append(layer("xxxx xxxx", [0.9] * 8))
+    layers = signals_of(network, pattern=pattern, generator=torch.Generator().manual_seed(0))
+    moves = moves_of(DSR(threshold=0.1).update_network(layers, {})[0], layers)
+    survived = moves[0].new.keep(~moves[0].grown)
+    assert drawing(survived) == (["....", "x..."] if pattern == FanIn() else ["xxxx", "...."])
+    assert [move.new.nnz for move in moves] == [4, 8]
+
+
 def test_what_is_refused():
     with pytest.raises(ValueError, match="DSR changes how many connections a layer has, and NM"):
         DSR().check_pattern(NM(2, 4))
@@ -149,3 +168,16 @@ def test_what_is_refused():
         DSR(tolerance=-1)
     with pytest.raises(ValueError, match="threshold is a magnitude that doubling and halving change, more than 0, got 0"):
         DSR(threshold=0)
+
+
+def test_the_largest_of_a_layer_stays_though_all_are_under_the_threshold():
+    network = [layer("xx.. .xx. x..x", [0.9, -0.8, -0.5, 0.3, 0.4, 0.7]), layer("x.x. ..x.", [-0.01, 0.02, 0.02])]
+    layers = signals_of(network, generator=torch.Generator().manual_seed(0))
+    moves = moves_of(DSR(threshold=0.1).update_network(layers, {})[0], layers)
+    # Two go, shared out as 6 to 1: 1.71 and 0.29. The first of the two largest stays.
+    assert [move.new.nnz for move in moves] == [8, 1]
+    assert drawing(moves[1].new) == ["..x.", "...."]
+    # The next layer of one keeps it, and three are shared out as 3 to 1: 2.25 and 0.75.
+    network[1] = layer("x... ....", [0.5])
+    layers = signals_of(network, generator=torch.Generator().manual_seed(0))
+    assert [move.new.nnz for move in moves_of(DSR(threshold=0.6).update_network(layers, {})[0], layers)] == [5, 2]

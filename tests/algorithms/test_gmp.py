@@ -14,6 +14,9 @@ from truesparse.algorithms import GMP
 from truesparse.nn import topology_layers
 from truesparse.topology.schedules import remaining
 
+# Small layers: what is left of them is often less than they have rows.
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* is nearly pruned away")
+
 FIRST = np.array([[0.9, -0.1, 0.4, -0.3], [0.05, 0.8, -0.2, 0.6]])
 SECOND = np.array([[0.5, -0.15, 0.25], [-0.7, 0.1, 0.35]])
 
@@ -57,18 +60,18 @@ def along_a_line(monkeypatch):
     def linear(start, size, sparsity, progress, rounding):
         return round(size * (1 - sparsity * progress))
 
-    monkeypatch.setattr("truesparse.algorithms.gmp.remaining", linear)
+    monkeypatch.setattr("truesparse.algorithms.base.remaining", linear)
 
 
 def never_quite_there(monkeypatch):
     monkeypatch.setattr(
-        "truesparse.algorithms.gmp.remaining",
+        "truesparse.algorithms.base.remaining",
         lambda start, size, sparsity, progress, rounding: remaining(start, size, sparsity, min(progress, 0.5), rounding),
     )
 
 
 def each_layer_by_itself(monkeypatch):
-    monkeypatch.setattr("truesparse.algorithms.gmp.highest_of_all", lambda scores, count: [one.numel() for one in scores])
+    monkeypatch.setattr("truesparse.algorithms.base.highest_of_all", lambda scores, count, least: [one.numel() for one in scores])
 
 
 @pytest.mark.parametrize("mistake", [by_signed_weight, along_a_line, never_quite_there, each_layer_by_itself])
@@ -109,8 +112,9 @@ def test_patterns_round_down_by_less_than_a_step(pattern):
         moves = moves_of(GMP(sparsity).update_network(layers, {})[0], layers)
         for move in moves:
             pattern.check(move.new)
-        # Constant fan-in goes in steps of 6 and of 4 connections, one a row; blocks in steps of 4.
-        assert 0 <= round(72 * (1 - sparsity)) - sum(move.new.nnz for move in moves) < 6
+        # Constant fan-in goes in steps of 6 and of 4 connections, one a row; blocks in steps of 4. A step of each layer stays.
+        left = max(round(72 * (1 - sparsity)), sum(pattern.step(one["mask"].shape) for one in network))
+        assert 0 <= left - sum(move.new.nnz for move in moves) < 6
 
 
 def test_constant_fan_in_keeps_the_largest_of_each_row():
@@ -166,3 +170,34 @@ def test_what_is_refused():
         GMP(across="rows")
     with pytest.raises(ValueError, match=r"pruning goes from start_sparsity up to sparsity, got 0\.95 and 0\.9"):
         GMP(start_sparsity=0.95)
+
+
+@pytest.mark.parametrize("across", ["network", "layers"])
+def test_the_strongest_connection_of_each_layer_stays_and_the_others_pay_for_it(across):
+    network = full(FIRST, SECOND / 1000, np.zeros((1, 4)))
+    network[2]["mask"][:] = False  # had none, gets none
+    expected = {
+        # 18 x 2/9 = 4 stay. Across the network three are of the first, and the last is 0.0007 of the second.
+        "network": [["x...", ".x.x"], ["...", "x.."], ["...."]],
+        # One each for the two that live. The layers alone would have 0.78, 0.33 and 0.89 more, and the last cannot: 1.22 and 0.78.
+        "layers": [["x...", ".x.."], ["x..", "x.."], ["...."]],
+    }
+    assert drawn(GMP(7 / 9, across), network, last=True) == expected[across]
+    # One for each of two, though 18 x 1/18 = 1 should stay.
+    with pytest.warns(UserWarning, match="^layer '1' is nearly pruned away: fewer connections are left than it has outputs or inputs"):
+        assert drawn(GMP(17 / 18, across), network, last=True) == [["x...", "...."], ["...", "x.."], ["...."]]
+
+
+def test_constant_fan_in_keeps_one_connection_in_each_row():
+    network = full(FIRST, SECOND / 1000)
+    # 14 x 3/7 = 6: the six largest are all of the first, which pays the two of the second.
+    assert drawn(GMP(4 / 7), network, last=True, pattern=FanIn()) == [["x.x.", ".x.x"], ["x..", "x.."]]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_layer_is_nearly_gone_when_it_has_fewer_connections_than_outputs_and_inputs():
+    network = full(np.arange(1.0, 21.0).reshape(4, 5), np.full((3, 7), 0.5))
+    # 41 x 23/41 = 23: the first keeps its 20, the second 3; then 22 and 2.
+    GMP(18 / 41).update_network(signals_of(network, last=True), {})
+    with pytest.warns(UserWarning, match="layer '1' is nearly pruned away"):
+        GMP(19 / 41).update_network(signals_of(network, last=True), {})

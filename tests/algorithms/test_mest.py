@@ -107,7 +107,7 @@ def test_equal_to_the_dense_transcription():
             random.choice([0, 0.2, 0.5, 1]),
             random.choice([0, 0.5]),
             random.choice([0, 0.5, 9]),
-            random.random(),
+            random.choice([random.random(), 0.75]),
         )
         last, budget = bool(random.random() < 0.2), int(mask.sum())
         if extra:
@@ -132,6 +132,13 @@ def test_patterns_hold_over_the_budget_too(pattern, halved):
         pattern.check(topology)
         assert topology.nnz == held
     check_update(algorithm, pattern)
+
+
+@pytest.mark.parametrize(("progress", "gone"), [(0.7499, 4), (0.75, 2), (0.7501, 2)])
+def test_the_mutation_is_halved_from_three_quarters_on(progress, gone):
+    topology = topology_of("xxxx xxxx .... ....")
+    move = MEST(0.5).update(topology, given(topology, [float(value) for value in range(1, 9)], [0.0] * 8, progress=progress))
+    assert int(move.grown.sum()) == gone
 
 
 def test_what_a_model_holds_while_it_trains():

@@ -10,10 +10,12 @@ from oracles.networks import masks_of, moves_of, random_network, signals_of, wei
 from oracles.snfs import DenseTraining, updated
 from torch import nn
 
-from truesparse import NM, Block, FanIn, Rewirer, sparsify
+from truesparse import NM, Block, FanIn, Rewirer, Topology, sparsify
 from truesparse.algorithms import SNFS
 from truesparse.algorithms import snfs as module
 from truesparse.nn import topology_layers
+from truesparse.rewiring.absent import Momentum
+from truesparse.tasks import digits_mlp
 
 NETWORK = [
     {
@@ -64,7 +66,7 @@ def momentum_of_survivors(monkeypatch):
 
 
 def each_layer_keeps_its_count(monkeypatch):
-    monkeypatch.setattr(module, "shared_out", lambda total, weights, least, most, steps: [4, 6])
+    monkeypatch.setattr(module, "shared_out", lambda total, weights, least, most, steps, spared: [4, 6])
 
 
 def by_gradient(monkeypatch):
@@ -167,6 +169,77 @@ def test_the_window_is_the_papers_dense_momentum_as_long_as_it_covers_all_steps(
 def test_a_short_window_is_not(optimizer):
     ours, paper = after_the_first_rewiring(optimizer, 1, False)
     assert not all(np.array_equal(mine, theirs) for mine, theirs in zip(ours[0], paper[0], strict=True))
+
+
+class Chooses:
+    """Rewires nothing, and notes what SNFS would grow: a quarter of each layer, by the window."""
+
+    window = 20
+
+    def __init__(self):
+        self.chosen = {}
+
+    def update_network(self, layers, memory):
+        for name, one in layers.items():
+            self.chosen[name] = one.absent_momentum.top(one.topology, one.topology.nnz // 4)
+            there = Topology.from_keys(one.topology.shape, self.chosen[name])
+            whole = one.absent_momentum.rows(0, one.topology.shape[0])
+            torch.testing.assert_close(one.absent_momentum.at(there), whole.flatten()[there.keys], rtol=1e-3, atol=1e-6)
+        return {name: one.topology for name, one in layers.items()}, memory
+
+
+def shared_with_dense_momentum(optimizer, steps=200):
+    """By layer: which part of what a dense momentum of all steps would grow the window of the last 20 grows too."""
+    torch.manual_seed(0)
+    model = sparsify(digits_mlp.model(), 0.8)
+    layers = topology_layers(model)
+    update = (torch.optim.SGD if optimizer == "momentum" else torch.optim.Adam)(model.parameters(), **DIGITS[optimizer])
+    algorithm = Chooses()
+    rewirer = Rewirer(model, update, algorithm, every=steps)
+    moments, squares = ({name: torch.zeros(layer.topology.shape) for name, layer in layers.items()} for _ in range(2))
+
+    def follow(name, layer):
+        def dense(module, inputs, output):
+            x = inputs[0].detach()
+
+            def back(dy):
+                g = dy.T @ x
+                moments[name].mul_(0.9).add_(g)
+                squares[name].mul_(0.999).addcmul_(g, g, value=0.001)
+
+            output.register_hook(back)
+
+        layer.register_forward_hook(dense)
+
+    for name, layer in layers.items():
+        follow(name, layer)
+    inputs, targets = digits_mlp.data()[0].tensors
+    for _ in range(steps):
+        some = torch.randint(len(inputs), (32,))
+        nn.functional.cross_entropy(model(inputs[some]), targets[some]).backward()
+        if rewirer.step():
+            update.step()
+        update.zero_grad()
+    shares = []
+    for name, layer in layers.items():
+        momentum = moments[name] if optimizer == "momentum" else 0.1 * moments[name] / (squares[name].sqrt() + 1e-8)
+        wanted = momentum.abs().masked_fill(layer.topology.mask(), -1).flatten().topk(len(algorithm.chosen[name])).indices
+        shares.append(len(set(wanted.tolist()) & set(algorithm.chosen[name].tolist())) / len(wanted))
+    return shares
+
+
+DIGITS = {"momentum": {"lr": 0.05, "momentum": 0.9}, "Adam": {"lr": 3e-3}}
+
+
+@pytest.mark.parametrize(("optimizer", "least"), [("momentum", 0.8), ("Adam", 0.6)])
+def test_the_window_finds_most_of_what_a_dense_momentum_of_all_steps_would_grow(optimizer, least):
+    shares = shared_with_dense_momentum(optimizer)
+    assert min(shares) >= least, shares
+
+
+def test_without_the_second_moment_of_the_connections_the_window_of_adam_finds_little(monkeypatch):
+    monkeypatch.setattr(Momentum, "_older", None)
+    assert min(shared_with_dense_momentum("Adam")) < 0.45
 
 
 @pytest.mark.parametrize("pattern", [FanIn(), Block(2)], ids=str)

@@ -53,7 +53,7 @@ def folder(tmp_path_factory):
     """A folder with a recipe, `mine.py`, and a run of it, `run`."""
     path = tmp_path_factory.mktemp("runs")
     (path / "mine.py").write_text(RECIPE)
-    assert run(["train", str(path / "mine.py"), "--compare", "dense,masked,sparse", "--out", str(path / "run")]) == 0
+    assert run(["train", str(path / "mine.py"), "--every", "2", "--compare", "dense,masked,sparse", "--out", str(path / "run")]) == 0
     return path
 
 

@@ -208,7 +208,7 @@ def test_an_own_algorithm_that_changed_is_refused(made, capsys, own):
 def test_ctrl_c_and_a_kill_lose_nothing(tmp_path, own):
     out = tmp_path / "out"
     few = ["--sparsity", "0.9", "--seeds", "1", "--epochs", "6", "--no-dense", "--every", "1", "--out", str(out)]
-    arguments = ["compare", "digits-mlp", "--algorithms", f"{own['slow']},rigl", *few]
+    arguments = ["compare", "digits-mlp", "--algorithms", f"{own['slow']},gse", *few]
     checkpoint = out / "runs" / "slow-0.9-seed0" / "sparse" / "checkpoint.pt"
 
     def begin():

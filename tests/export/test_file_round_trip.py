@@ -30,9 +30,9 @@ def regular(channels=2):
     """A network whose extents every pattern fits."""
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(channels, 6, (2, 3), padding="same", padding_mode="reflect"),
-        nn.BatchNorm2d(6),
-        nn.Conv2d(6, 8, 2, stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2, bias=False),
+        nn.Conv2d(channels, 8, (2, 3), padding="same", padding_mode="reflect"),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 2, stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2, bias=False),
         nn.ReLU(),
         nn.Flatten(),
         nn.Linear(128, 20),
@@ -68,7 +68,8 @@ def test_every_pattern(pattern, sparsity, path):
     equal(model, other, x)
     saved = ts.load(path)
     assert list(saved.layers) == ["0", "2", "5", "7"]
-    assert {layer.pattern for layer in saved.layers.values()} == {str(pattern)}
+    assert [layer.pattern for layer in saved.layers.values()] == [str(model[index].pattern) for index in (0, 2, 5, 7)]
+    assert saved.layers["7"].pattern == str(pattern)
     fresh = sparse(sparsity, pattern, regular, seed=2, budget="uniform")
     fresh.load_state_dict(saved.state_dict())
     equal(model, fresh, x)

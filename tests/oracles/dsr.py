@@ -13,6 +13,9 @@ def updated(network, budgets, threshold, fraction, tolerance):
         for place in np.argwhere(kept):
             if abs(layer["weight"][tuple(place)]) < threshold:
                 kept[tuple(place)] = False
+        if layer["mask"].any() and not kept.any():  # all were under it: the largest stays, the first of equals
+            magnitudes = np.where(layer["mask"], np.abs(layer["weight"]), -1.0)
+            kept.flat[magnitudes.argmax()] = True
         survivors.append(kept)
     surviving = [int(kept.sum()) for kept in survivors]
     dropped = sum(int(layer["mask"].sum()) for layer in network) - sum(surviving)

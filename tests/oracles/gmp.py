@@ -16,18 +16,22 @@ def left_of_all(network, budgets, sparsity, progress):
     positions = sum(layer["mask"].size for layer in network)
     start = 1 - sum(budgets) / positions
     now = sum(int(layer["mask"].sum()) for layer in network)
-    return min(now, round(positions * (1 - sparsity_at(start, sparsity, progress))))
+    alive = sum(bool(layer["mask"].any()) for layer in network)
+    return max(alive, min(now, round(positions * (1 - sparsity_at(start, sparsity, progress)))))
 
 
 def pruned_across_network(network, count):
-    """Masks that keep the `count` largest weights of all; of equal ones the first go."""
+    """Masks that keep the `count` largest weights of all; of equal ones the first go, and the last of a layer never does."""
     ranked = []
     for index, layer in enumerate(network):
         for place in np.argwhere(layer["mask"]):
             ranked.append((abs(layer["weight"][tuple(place)]), index, tuple(place)))
     masks = [layer["mask"].copy() for layer in network]
-    for _, index, place in sorted(ranked)[: len(ranked) - count]:
-        masks[index][place] = False
+    surplus = len(ranked) - count
+    for _, index, place in sorted(ranked):
+        if surplus and masks[index].sum() > 1:
+            masks[index][place] = False
+            surplus -= 1
     return masks
 
 
@@ -54,5 +58,9 @@ def pruned_layer_by_layer(network, budgets, sparsity, progress, count):
     """Masks that keep the largest weights of each layer, as many as its own schedule leaves."""
     sizes = [layer["mask"].size for layer in network]
     wishes = [size * (1 - sparsity_at(1 - budget / size, sparsity, progress)) for size, budget in zip(sizes, budgets, strict=True)]
-    counts = apportioned(count, wishes, [int(layer["mask"].sum()) for layer in network])
+    present = [int(layer["mask"].sum()) for layer in network]
+    first = [min(held, 1) for held in present]  # one for each, then the rest
+    above = [max(wish - held, 0) for wish, held in zip(wishes, first, strict=True)]
+    rest = apportioned(count - sum(first), above, [most - held for most, held in zip(present, first, strict=True)])
+    counts = [held + more for held, more in zip(first, rest, strict=True)]
     return [pruned_across_network([layer], count)[0] for layer, count in zip(network, counts, strict=True)]

@@ -6,7 +6,7 @@ import torch
 from oracles import made
 from truesparse import NM, Block, FanIn, Neurons, Unstructured
 
-PATTERNS = [Unstructured(), FanIn(), NM(1, 4), NM(2, 4), NM(3, 3), Block(2), Block(3), Neurons()]
+PATTERNS = [Unstructured(), FanIn(), NM(1, 4), NM(2, 4), NM(3, 3), NM(1, 2, apart=3), NM(2, 3, apart=2), Block(2), Block(3), Neurons()]
 
 
 def unit_of(pattern, row, column):
@@ -20,7 +20,11 @@ def unit_of(pattern, row, column):
 def group_of(pattern, unit):
     """Which units compete: those of the same group."""
     row, column = unit
-    return row if isinstance(pattern, FanIn) else (row, column // pattern.m) if isinstance(pattern, NM) else 0
+    if isinstance(pattern, NM):
+        # A convolution's columns are (channel, tap): those of m channels at one tap.
+        channel, tap = divmod(column, pattern.apart)
+        return row, channel // pattern.m, tap
+    return row if isinstance(pattern, FanIn) else 0
 
 
 def members(pattern, shape):
@@ -39,7 +43,7 @@ def layers(draw):
     pattern = draw(st.sampled_from(PATTERNS))
     down, across = draw(st.integers(0, 3)), draw(st.integers(0, 3))
     height = pattern.size if isinstance(pattern, Block) else 1
-    width = pattern.m if isinstance(pattern, NM) else height
+    width = pattern.m * pattern.apart if isinstance(pattern, NM) else height
     shape = down * height, across * width
     groups = members(pattern, shape)
     most = len(next(iter(groups.values()))) if groups else 0

@@ -256,6 +256,7 @@ def test_autocast(masked):
 EVERY_KIND = [RigL(), SET(), GMP(0.9999), GraNet(0.9999), SNFS(window=2), DSR(threshold=0.01)]
 
 
+@pytest.mark.filterwarnings("ignore:layer .* is nearly pruned away")
 @pytest.mark.parametrize("algorithm", EVERY_KIND, ids=lambda algorithm: type(algorithm).__name__)
 def test_nothing_of_rows_times_columns_is_ever_made(algorithm):
     model = nn.Sequential(SparseLinear(3000, 3000, sparsity=0.999), nn.ReLU(), SparseLinear(3000, 10, sparsity=0.9))
@@ -298,7 +299,7 @@ def test_a_frozen_layer_stays_as_it_is(algorithm):
 
 def test_a_layer_may_be_called_with_its_input_by_name():
     layer = SparseLinear(8, 6, sparsity=0.5)
-    rewirer = Rewirer(layer, SGD(layer.parameters(), 0.1), RigL(), every=1, until=10)
+    rewirer = Rewirer(layer, SGD(layer.parameters(), 0.1), RigL(), every=1)
     layer(input=torch.randn(4, 8)).pow(2).sum().backward()
     assert not rewirer.step()
 
@@ -357,6 +358,20 @@ def test_hooks_hear_of_every_move():
     assert not rewirer._hooks
 
 
+def test_rewirings_that_leave_no_step_to_the_optimizer_are_told_once():
+    model = two_layers()
+    optimizer = SGD(model.parameters(), 0.1)
+    rewirer = Rewirer(model, optimizer, RigL(), every=1)
+    backward(model)
+    assert not rewirer.step()
+    backward(model)
+    with pytest.warns(UserWarning, match="every step so far was a rewiring in the place of the optimizer's step, so no weight was trained"):
+        assert not rewirer.step()
+    backward(model)
+    assert not rewirer.step()
+
+
+@pytest.mark.filterwarnings("ignore:every step so far was a rewiring")
 def test_a_hook_may_remove_itself():
     model = two_layers()
     rewirer = Rewirer(model, SGD(model.parameters(), 0.1), RigL(), every=1)

@@ -10,7 +10,7 @@ from torch.optim import SGD, Adam
 from training import Spy, backward, topologies, two_layers
 
 from truesparse import SET, Move, Rewirer, RigL
-from truesparse.algorithms import GMP
+from truesparse.algorithms import GMP, SRigL, Static
 
 
 def test_states_that_cannot_be_loaded():
@@ -43,9 +43,24 @@ def test_arguments_that_cannot_be():
         Rewirer(model, torch.optim.LBFGS(model.parameters()), RigL())
     with pytest.raises(ValueError, match="every must be a whole number of steps"):
         Rewirer(model, optimizer, RigL(), every=0)
-    for until in (None, 100):
-        with pytest.raises(ValueError, match=rf"GMP\(.*\) reaches its aim .*: pass until=, more than every=100 steps, got {until}"):
-            Rewirer(model, optimizer, GMP(), every=100, until=until)
+    with pytest.raises(ValueError, match=r"GMP\(.*\) reaches its aim .*: pass until=, more than every=100 steps, got None"):
+        Rewirer(model, optimizer, GMP(), every=100)
+    for algorithm, every, until, reason in (
+        (RigL(), 100, 0.75, r"until is a step, not a share of the training: pass until=0\.75 \* total_steps"),
+        (
+            SET(),
+            100,
+            100,
+            "no topology would ever change: the first rewiring is at step every=100, .* ends before step until=100",
+        ),
+        (GMP(), 1000, 750.0, "no topology would ever change: .* before step until=750. Pass a smaller every=, train longer, or use Static"),
+        (SRigL(), 1, 10, "no weight would be trained before step until=10: .* takes the place of the optimizer's step, and every=1 leaves"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            Rewirer(model, optimizer, algorithm, every=every, until=until)
+    for algorithm, every, until in ((Static(), 100, 10), (SET(), 1, 10), (SET(), 100, 101), (RigL(), 1, None), (RigL(), 2, 10)):
+        made = Rewirer(model, optimizer, algorithm, every=every, until=until)
+        made.detach()
     assert not any(module._forward_hooks for module in model.modules()), "what is refused leaves no hook"
     assert not optimizer._optimizer_step_post_hooks
 

@@ -11,7 +11,7 @@ from truesparse.algorithms import ALGORITHMS
 from truesparse.cli.main import run
 from truesparse.nn import topology_layers
 from truesparse.runs import ConfigError, RunConfig, RunError, make_config, resume
-from truesparse.runs.algorithm import algorithm_kind, algorithm_sha256, full_name, short_name
+from truesparse.runs.algorithm import algorithm_kind, algorithm_sha256, full_name, short_name, usual_terms
 from truesparse.runs.config import as_text, changed_options
 from truesparse.runs.presets import PRESETS
 from truesparse.runs.variant import made_variant
@@ -180,3 +180,14 @@ def test_algorithms_lists_presets_and_terms(capsys):
     shown = capsys.readouterr().out
     for expected in ("rigl-itop", "--every 4000", "set-itop", "--every 1500", "2102.02887", "each epoch", "every 100 steps", "decay=False"):
         assert expected in shown
+
+
+def test_each_algorithm_rewires_as_long_as_its_paper_unless_the_user_says_otherwise():
+    to_the_end = {"set", "snfs", "deepr", "cht", "chts"}
+    for name in ALGORITHMS:
+        expected = 1.0 if name in to_the_end else 0.95 if name == "dsr" else 0.75
+        assert make_config("t", {}, {"algorithm": name}).rewiring_ends == expected
+        assert make_config("t", {"until": 0.6}, {"algorithm": name}).rewiring_ends == 0.6
+        assert make_config("t", {"until": 0.6}, {"algorithm": name, "until": 0.3}).rewiring_ends == 0.3
+        assert (" to " in usual_terms(ALGORITHMS[name])[0]) == (expected != 0.75)
+    assert usual_terms(ALGORITHMS["dsr"])[0] == "every 100 steps, to 95% of the training"

@@ -336,7 +336,7 @@ def test_ratios_of_the_closing_table():
 def test_momentum_of_sgd_only(recipe):
     train, test = (Batches(part, 128) for part in recipe.make_data())
     for name, momentum in (("sgd", 0.9), ("rmsprop", 0)):
-        config = RunConfig(recipe.task, optimizer=name, weight_decay=0.1)
+        config = RunConfig(recipe.task, optimizer=name, weight_decay=0.1, every=10)
         group = Variant("sparse", config, recipe, train, test).optimizer.param_groups[0]
         assert group["momentum"] == momentum
         assert group["weight_decay"] == 0.1

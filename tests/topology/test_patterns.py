@@ -10,6 +10,7 @@ from hypothesis import given
 from oracles import Held, made, pairs_of
 from oracles.patterns import ablated_layers, connections_due, connections_of_a_unit, layers, members, of_fan_in, partly, unit_of
 
+import truesparse as ts
 from truesparse import NM, Block, FanIn, Neurons, SparseConv2d, Topology, Unstructured, sparsify
 from truesparse.topology.patterns import pattern as named_pattern
 
@@ -241,10 +242,82 @@ def test_growing_onto_too_much_is_refused():
 def test_convolutions(pattern):
     layer = SparseConv2d(6, 12, 3, groups=2, sparsity=2 / 3 if pattern != NM(2, 3) else 0, pattern=pattern)
     assert layer.topology.shape == (12, 27)
-    pattern.check(layer.topology)
+    layer.pattern.check(layer.topology)
+    assert layer.pattern == (NM(2, 3, apart=9) if pattern == NM(2, 3) else pattern)
     assert layer.topology.nnz == pattern.round((12, 27), 108)
     if pattern == Neurons():
         assert sorted(layer.topology.fan_in.tolist()) == [0] * 8 + [27] * 4
+
+
+def windows_of(weight, m):
+    """Connections of each window of `m` input channels at one position of the kernel, by loops over the dense weight."""
+    rows, channels, height, width = weight.shape
+    return [
+        sum(bool(weight[row, first + channel, down, across]) for channel in range(m))
+        for row in range(rows)
+        for first in range(0, channels, m)
+        for down in range(height)
+        for across in range(width)
+    ]
+
+
+@pytest.mark.parametrize(("kernel", "groups"), [((3, 2), 1), (1, 1), ((1, 3), 2)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_windows_of_a_convolution_are_input_channels_at_one_position_of_its_kernel(kernel, groups, masked):
+    torch.manual_seed(0)
+    dense = torch.nn.Conv2d(8 * groups, 4, kernel, groups=groups)
+    weight = dense.weight.detach().clone()
+    layer = sparsify(dense, pattern="nm:2:4", from_weights=True, masked=masked)
+    strongest = layer.to_dense().detach()
+    assert windows_of(strongest, 4) == [2] * (weight.numel() // 4)
+    largest = weight.view(4, 2, 4, *weight.shape[2:]).abs().topk(2, 2).indices
+    expected = torch.zeros_like(weight).view(4, 2, 4, *weight.shape[2:]).scatter(2, largest, 1.0).view_as(weight)
+    assert torch.equal(strongest, weight * expected)
+
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for algorithm in (ts.RigL(fraction=0.9), ts.SET(fraction=0.9), ts.algorithms.GSE(fraction=0.9)):
+        rewirer = ts.Rewirer(layer, optimizer, algorithm, every=1)
+        before = layer.topology
+        y = layer(torch.randn(4, 8 * groups, 5, 5))
+        (y * torch.randn_like(y)).sum().backward()
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        rewirer.detach()
+        assert not layer.topology.equal(before)
+        assert windows_of(layer.topology.mask().view_as(weight), 4) == [2] * (weight.numel() // 4)
+
+
+def test_growth_in_the_windows_of_a_convolution_takes_the_largest_gradient_of_each():
+    # Four channels, two taps: columns are a0 a1 b0 b1 c0 c1 d0 d1, and the windows a0 b0 c0 d0 and a1 b1 c1 d1.
+    pattern = NM(2, 4, apart=2)
+    gradient = torch.tensor([[1.0, 8.0, 3.0, 7.0, 4.0, 6.0, 2.0, 5.0]])
+    kept = made((1, 8), {(0, 4), (0, 7)})
+    assert pairs_of(pattern.grow_highest(kept, 4, Held(gradient))) == {(0, 4), (0, 2), (0, 7), (0, 1)}
+    assert pairs_of(pattern.strongest(gradient, 4)) == {(0, 2), (0, 4), (0, 1), (0, 3)}
+    with pytest.raises(ValueError, match=r"needs the same count in every group, .* has 1 to 3"):
+        pattern.check(made((1, 8), {(0, 0), (0, 2), (0, 4), (0, 1)}))
+    NM(2, 4).check(made((1, 8), {(0, 0), (0, 2), (0, 4), (0, 6)}))
+
+
+def test_a_convolution_whose_input_channels_the_window_does_not_divide_is_refused():
+    says = r"NM\(n=2, m=4, apart=4\) needs input channels \(columns / 4\) divisible by 4, got shape \(8, 24\); exclude this layer"
+    with pytest.raises(ValueError, match=says):
+        SparseConv2d(6, 8, 2, pattern=NM(2, 4))
+    with pytest.raises(ValueError, match=says):
+        sparsify(torch.nn.Sequential(torch.nn.Conv2d(12, 8, 2, groups=2)), pattern="nm:2:4")
+
+
+def test_the_distance_in_a_window_is_shown_where_it_matters_and_survives_files(tmp_path):
+    assert (str(NM(2, 4)), str(NM(2, 4, apart=9))) == ("NM(n=2, m=4)", "NM(n=2, m=4, apart=9)")
+    with pytest.raises(ValueError, match="the columns of a window stand at least 1 apart, got apart=0"):
+        NM(2, 4, apart=0)
+    model = sparsify(torch.nn.Sequential(torch.nn.Conv2d(8, 4, 3), torch.nn.Conv2d(4, 8, 1)), pattern="2:4")
+    assert [layer.pattern for layer in model] == [NM(2, 4, apart=9), NM(2, 4)]
+    ts.save(model, tmp_path / "net.safetensors")
+    again = sparsify(torch.nn.Sequential(torch.nn.Conv2d(8, 4, 3), torch.nn.Conv2d(4, 8, 1)), pattern="2:4")
+    ts.load(tmp_path / "net.safetensors", again)
+    assert all(new.topology.equal(old.topology) and new.pattern == old.pattern for new, old in zip(again, model, strict=True))
 
 
 @pytest.mark.parametrize(

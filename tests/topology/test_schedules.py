@@ -51,3 +51,22 @@ def test_errors():
     for until in (-1, float("nan")):
         with pytest.raises(ValueError, match="until must be a number of steps, at least 0, or None, got"):
             Periodic(1, until)
+    for until in (0.75, 1e-9):
+        with pytest.raises(ValueError, match=rf"until is a step, not a share of the training: pass until={until} \* total_steps"):
+            Periodic(1, until)
+
+
+@pytest.mark.parametrize("every", [1, 2, 7])
+@pytest.mark.parametrize("until", [None, 0, 1, 2, 6.5, 7, 7.5, 8])
+@pytest.mark.parametrize("replaces_step", [False, True])
+def test_a_schedule_without_an_action_or_without_a_training_step_before_the_last_is_refused(every, until, replaces_step):
+    schedule = Periodic(every, until)
+    actions = [step for step in range(1, 100) if schedule.due(step)]
+    if not actions:
+        with pytest.raises(ValueError, match=f"no topology would ever change: .* step every={every}, and .* until={until}"):
+            schedule.check_acts(replaces_step)
+    elif replaces_step and until is not None and actions == list(range(1, len(actions) + 1)) and every == 1:
+        with pytest.raises(ValueError, match=f"no weight would be trained before step until={until}: .* Pass every=2 or more"):
+            schedule.check_acts(replaces_step)
+    else:
+        schedule.check_acts(replaces_step)

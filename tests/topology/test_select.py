@@ -141,14 +141,24 @@ def test_lowest_of_each(groups, data):
         expected += sorted(first + index for index in from_lowest(group)[:count])
         first += len(group)
     assert lowest_of_each(flat, of, torch.tensor(counts)).tolist() == expected
+    # Groups that lie among one another: reversed groups keep each one's order.
+    spread = torch.tensor(
+        sorted(range(len(of)), key=lambda index: (index - of.tolist().index(of[index]), int(of[index]))), dtype=torch.int64
+    )
+    found = spread[lowest_of_each(flat[spread], of[spread], torch.tensor(counts))].sort().values
+    assert found.tolist() == expected
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0]), max_size=6), min_size=1, max_size=4), st.data())
 def test_highest_of_all(layers, data):
     flat = [(score, number) for number, layer in enumerate(layers) for score in layer]
-    count = data.draw(st.integers(0, len(flat)))
-    kept = [flat[index][1] for index in from_lowest([score for score, _ in flat])[len(flat) - count :]]
-    assert highest_of_all([torch.tensor(layer) for layer in layers], count) == [kept.count(number) for number in range(len(layers))]
+    least = [data.draw(st.integers(0, len(layer))) for layer in layers]
+    count = data.draw(st.integers(sum(least), len(flat)))
+    kept = [len(layer) for layer in layers]
+    for index in from_lowest([score for score, _ in flat]):
+        if sum(kept) > count and kept[flat[index][1]] > least[flat[index][1]]:
+            kept[flat[index][1]] -= 1
+    assert highest_of_all([torch.tensor(layer) for layer in layers], count, least) == kept
 
 
 @pytest.mark.parametrize(
@@ -172,6 +182,30 @@ def test_highest_of_all(layers, data):
 )
 def test_shared_out(total, weights, least, most, steps, expected):
     assert shared_out(total, weights, least, most, steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("total", "weights", "least", "most", "steps", "spared", "expected"),
+    [
+        (10, [9, 1], [0, 0], [99, 99], [1, 1], [1, 1], [9, 1]),  # nobody is under it: nothing changes
+        (10, [1, 0], [0, 0], [99, 99], [1, 1], [1, 1], [9, 1]),
+        (10, [1, 0, 0], [0, 0, 0], [99, 99, 0], [1, 1, 1], [1, 2, 0], [8, 2, 0]),
+        (12, [5, 1], [0, 0], [99, 99], [4, 4], [4, 4], [8, 4]),  # 10 and 2: 8 and 0, the step that is left goes to the second
+        (12, [11, 1], [2, 0], [99, 99], [4, 4], [4, 4], [8, 4]),  # 11.2 and 0.8: 8 and 0, the step goes to the first, and must not
+        (6, [1, 1, 4], [0, 0, 0], [9, 9, 9], [1, 1, 1], [2, 2, 2], [2, 2, 2]),  # 1, 1, 4
+        (
+            7,
+            [2, 3, 9],
+            [0, 0, 0],
+            [9, 9, 9],
+            [1, 1, 1],
+            [1, 2, 1],
+            [1, 2, 4],
+        ),  # 1, 1.5, 4.5: then 0.91 and 4.09
+    ],
+)
+def test_shared_out_spares(total, weights, least, most, steps, spared, expected):
+    assert shared_out(total, weights, least, most, steps, spared) == expected
 
 
 @given(st.data())

@@ -29,6 +29,18 @@ def test_from_keys_takes_any_order(example, random):
     Topology(topology.shape, topology.indptr, topology.indices)
 
 
+def test_the_positions_given_stay_as_they_are():
+    empty = Topology.from_keys((3, 4), torch.empty(0, dtype=torch.int64))
+    for dtype in (torch.int64, torch.int32):
+        keys = torch.tensor([7, 2, 11, 0], dtype=dtype)
+        before = keys.clone()
+        assert Topology.from_keys((3, 4), keys).keys.tolist() == empty.grow(keys).keys.tolist() == [0, 2, 7, 11]
+        assert torch.equal(keys, before)
+        dropped = torch.tensor([3, 0])
+        Topology.from_keys((3, 4), keys).drop(dropped)
+        assert dropped.tolist() == [3, 0]
+
+
 @given(connections())
 def test_what_a_topology_says_of_itself(example):
     (rows, columns), pairs = example

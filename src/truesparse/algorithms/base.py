@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from ..topology import Move, Topology
 from ..topology.patterns import AbsentGradients, Pattern
+from ..topology.schedules import remaining
+from ..topology.select import highest_of_all, shared_out
 
 ALGORITHMS: dict[str, type] = {}
 """Every registered algorithm by name: the name of its file."""
@@ -41,7 +44,7 @@ class Signals:
         last: no rewiring follows this one.
         generator: CPU generator for every random choice; None is torch's global one.
         name: of the layer in the model.
-        output: whether it is the last sparse layer of the model, whose rows are the answers (classes).
+        output: whether its rows are the answers (classes): it is the model's last layer with weights. Nowhere, if that one is dense.
         budget: connections the layer had when training began.
         acting: [nnz] bool, which connections act in the forward pass; None: all of them. See `Move`.
         learning_rate: of the optimizer for this layer, at this step.
@@ -91,9 +94,11 @@ class Algorithm(Protocol):
 
     An algorithm whose layers share one budget has `update_network` in its place, see `NetworkAlgorithm`. Optional, all of them:
 
+    * `rewires = False`: no topology ever changes (Static), so that a schedule without a rewiring is no mistake.
     * `replaces_step = True`: a topology update takes the place of the optimizer's step (RigL), otherwise it follows the step.
     * `each_epoch = True`: the paper rewires once an epoch (SET), which the command line then does by default.
     * `each_step = True`: the paper rewires after each step (Deep R), likewise.
+    * `rewiring_ends = share`: of the training, where the paper's is not 0.75; the command line's default for `until`.
     * `sees_previous = True`: `signals.previous` is wanted.
     * `sees_absent = False`: `signals.absent` and `signals.absent_momentum` are not wanted, so that nothing needs to be recorded for them.
     * `keeps_count = False`: the number of connections changes. Otherwise it is kept, by each layer or, in a `NetworkAlgorithm`, by all
@@ -174,6 +179,57 @@ def check_at_least_zero(name: str, value: float) -> None:
     """
     if not 0.0 <= value < float("inf"):
         raise ValueError(f"{name} is a number of at least 0, got {value}")
+
+
+def held_at_least(layer: Signals) -> int:
+    """Connections that a layer keeps when layers share one count: one unit in each group of its pattern, unless it has less.
+
+    A layer without any passes nothing on, and what shares out by what survives or by momentum would never give it one again.
+    """
+    return min(layer.pattern.step(layer.topology.shape), layer.topology.nnz)
+
+
+def due_together(layers: Iterable[Signals], memory: Memory) -> int:
+    """Connections that layers sharing one count have together: what they hold, and the `owed` that did not fit at the last update.
+
+    Not the sum of their budgets: a layer that was frozen for a while has come away with more than its own, or with less.
+    """
+    return sum(layer.topology.nnz for layer in layers) + int(memory.get("owed", 0))
+
+
+def pruned_so_far(layer: Signals) -> float:
+    """The progress of a pruning that is complete at the last rewiring."""
+    return 1.0 if layer.last else layer.progress
+
+
+def left_to_each(layers: Mapping[str, Signals], sparsity: float, shares: Sequence[float] | None = None) -> dict[str, int]:
+    """How many connections each layer keeps when all together go along the cubic to `sparsity`, and none goes altogether.
+
+    Warns of layers with fewer connections left than they have rows and than they have columns.
+
+    Args:
+        layers: what may be seen of each, by name.
+        sparsity: in the end, of all of them together.
+        shares: in what proportion; None: as the largest magnitudes of all are distributed.
+    """
+    given = list(layers.values())
+    steps, least = [one.pattern.step(one.topology.shape) for one in given], [held_at_least(one) for one in given]
+    present, size = [one.topology.nnz for one in given], sum(one.topology.size for one in given)
+    total = remaining(sum(one.budget for one in given), size, sparsity, pruned_so_far(given[0]), sum(steps))
+    total = max(min(total, sum(present)), sum(least))
+    if shares is None:
+        shares = highest_of_all([one.values.abs() for one in given], total, least)
+    above = [max(share - few, 0) for share, few in zip(shares, least, strict=True)]
+    counts = dict(zip(layers, shared_out(total, above, least, present, steps), strict=True))
+    for name, one in layers.items():
+        if counts[name] < min(one.topology.shape) and counts[name] < one.topology.nnz:
+            # The same words at each update: Python shows them once.
+            warnings.warn(
+                f"layer {name!r} is nearly pruned away: fewer connections are left than it has outputs or inputs. Its weights are small "
+                "beside those of other layers: exclude it, prune each layer by itself (GMP(across='layers')), or ask for less sparsity",
+                stacklevel=2,
+            )
+    return counts
 
 
 def check_count_may_change(algorithm: AnyAlgorithm, pattern: Pattern) -> None:

@@ -24,10 +24,10 @@ class CHT:
 
     The paper leaves the last layer dense (`sparsify(..., exclude=...)`): where hubs form, classes may lose their connections. Its
     correlated initial topology (CSTI) needs the data and is not here; start from any topology. The authors' first code drops the
-    smallest of each sign, grows all that tie at the threshold and loses what finds no path.
+    smallest of each sign, grows all that tie at the threshold and loses what finds no path; its zeta decays over the training.
 
     Args:
-        fraction: zeta, the share of the connections replaced; it does not decay.
+        fraction: zeta, the share of the connections replaced; here it does not decay, as the paper writes (`CHTs(decay=True)` does).
         chain: which layers read one another, for the removal of neurons: see `percolation.CHAINS`.
         stop_overlap: a layer stops changing for good once this share of what it grew is what it had just dropped; 0 never stops one.
     """
@@ -37,6 +37,7 @@ class CHT:
     stop_overlap: float = 0.9
 
     each_epoch: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
     sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

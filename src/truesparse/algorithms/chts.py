@@ -48,6 +48,7 @@ class CHTs:
     chain: str = "sequential"
 
     each_epoch: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
     sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -24,7 +24,8 @@ class DeepR:
     every optimizer of torch leaves the sign of a zero alone that it does not move. A theta of exactly zero is active.
 
     L1 and noise enter as part of the gradient, scaled by the learning rate so that one step of plain SGD is the step above. Other
-    optimizers smooth and scale them as they do gradients, and then sample from no distribution that the paper knows.
+    optimizers smooth and scale them as they do gradients, and then sample from no distribution that the paper knows. The paper rewires
+    to the end. With an `until` before it, the noise ends there too; L1 stays.
     The paper gives each position one sign for ever, which would be a dense array; here, as in the authors' script
     for sparse matrices, a connection draws one whenever it starts. With `every` above 1 a weight that crosses zero in between
     goes unnoticed, and has the other sign from then on.
@@ -38,6 +39,7 @@ class DeepR:
     temperature: float = 2.5e-11
 
     each_step: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
     sees_previous: ClassVar[bool] = True
     sees_absent: ClassVar[bool] = False
 
@@ -50,9 +52,9 @@ class DeepR:
             raise ValueError(f"DeepR drops a connection when its weight crosses zero; with {pattern} they go together, but do not cross so")
 
     def penalty(self, signals: Signals) -> Tensor:
-        """[nnz] alpha s - sqrt(2 T / eta) noise."""
+        """[nnz] alpha s - sqrt(2 T / eta) noise; without the noise once rewiring has ended."""
         pull = torch.full_like(signals.values, self.l1).copysign(signals.values)
-        if not self.temperature or not signals.learning_rate > 0:
+        if not self.temperature or not signals.learning_rate > 0 or signals.progress >= 1:
             return pull
         noise = torch.randn(pull.numel(), generator=signals.generator).to(pull)
         return pull - (2 * self.temperature / signals.learning_rate) ** 0.5 * noise

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from ..topology import Topology
 from ..topology.patterns import Pattern
-from ..topology.schedules import cubic, remaining
-from ..topology.select import highest_of_all, shared_out
-from .base import Memory, Signals, check_count_may_change, check_fraction, register
+from ..topology.schedules import cubic
+from .base import Memory, Signals, check_count_may_change, check_fraction, left_to_each, pruned_so_far, register
 
 
 @register
@@ -17,7 +16,9 @@ class GMP:
     """Gradual magnitude pruning: the layers lose connections along the cubic of equation 1, from what they begin with to `sparsity`.
 
     The last rewiring reaches it exactly, over all layers together; with patterns that round, to less than the largest step of
-    a layer. What is gone does not come back.
+    a layer. What is gone does not come back. No layer is pruned away: each keeps its strongest connection (with a pattern, its
+    strongest unit in each group), which the others pay for, and a warning says which layer is nearly gone. The sparsity is that of
+    the layers that train: a frozen one keeps what it has and counts for nothing.
 
     Args:
         sparsity: in the end, of all layers together.
@@ -46,17 +47,8 @@ class GMP:
         check_count_may_change(self, pattern)
 
     def update_network(self, layers: Mapping[str, Signals], memory: Memory) -> tuple[Mapping[str, Topology], Memory]:
-        given = list(layers.values())
-        progress = 1.0 if given[0].last else given[0].progress
-        steps = [one.pattern.step(one.topology.shape) for one in given]
-        sizes, present = [one.topology.size for one in given], [one.topology.nnz for one in given]
-        total = remaining(sum(one.budget for one in given), sum(sizes), self.sparsity, progress, sum(steps))
-        total = min(total, sum(present))
-        if self.across == "network":
-            shares = highest_of_all([one.values.abs() for one in given], total)
-        else:
-            shares = [cubic(one.budget, one.topology.size * (1 - self.sparsity), progress) for one in given]
-        counts = shared_out(total, shares, [0] * len(given), present, steps)
-        return {
-            name: one.pattern.trim(one.topology, one.values.abs(), count) for (name, one), count in zip(layers.items(), counts, strict=True)
-        }, memory
+        shares = None
+        if self.across == "layers":
+            shares = [cubic(one.budget, one.topology.size * (1 - self.sparsity), pruned_so_far(one)) for one in layers.values()]
+        counts = left_to_each(layers, self.sparsity, shares)
+        return {name: one.pattern.trim(one.topology, one.values.abs(), counts[name]) for name, one in layers.items()}, memory

@@ -7,9 +7,8 @@ from typing import ClassVar
 
 from ..topology import Move
 from ..topology.patterns import Pattern
-from ..topology.schedules import cosine, remaining
-from ..topology.select import highest_of_all, shared_out
-from .base import Memory, Signals, check_count_may_change, check_fraction, register
+from ..topology.schedules import cosine
+from .base import Memory, Signals, check_count_may_change, check_fraction, left_to_each, register
 
 
 @register
@@ -17,12 +16,13 @@ class GraNet:
     """Gradual pruning with zero-cost neuroregeneration.
 
     First the smallest weights of all layers together go, along the cubic of equation 2 from what the layers begin with to
-    `sparsity`, which the last rewiring reaches exactly (with patterns that round, to less than the largest step of a layer).
-    Then each layer drops a share of its smallest weights and grows as many where the gradient is largest.
+    `sparsity`, which the last rewiring reaches exactly (with patterns that round, to less than the largest step of a layer); no layer
+    is pruned away, see `GMP`. Then each layer drops a share of its smallest weights and grows as many where the gradient is largest.
 
     What the second step drops and grows again keeps its weight and optimizer state; what the first step pruned and the second
     grows starts at zero. So it is in the authors' code, which differs in small things: it rounds the dropped share up, loses all
-    weights that tie with the largest pruned one, and goes on renewing after pruning has ended.
+    weights that tie with the largest pruned one, and goes on renewing after pruning has ended: its share decays over the whole
+    training, which is known to nobody here. Here pruning and renewing end together, at `until`.
 
     Args:
         sparsity: in the end, of all layers together.
@@ -48,14 +48,8 @@ class GraNet:
         check_count_may_change(self, pattern)
 
     def update_network(self, layers: Mapping[str, Signals], memory: Memory) -> tuple[Mapping[str, Move], Memory]:
-        given = list(layers.values())
-        progress = 1.0 if given[0].last else given[0].progress
-        steps = [one.pattern.step(one.topology.shape) for one in given]
-        size, present = sum(one.topology.size for one in given), [one.topology.nnz for one in given]
-        total = min(remaining(sum(one.budget for one in given), size, self.sparsity, progress, sum(steps)), sum(present))
-        shares = highest_of_all([one.values.abs() for one in given], total)
-        counts = shared_out(total, shares, [0] * len(given), present, steps)
-        return {name: self._renewed(one, count) for (name, one), count in zip(layers.items(), counts, strict=True)}, memory
+        counts = left_to_each(layers, self.sparsity)
+        return {name: self._renewed(one, counts[name]) for name, one in layers.items()}, memory
 
     def _renewed(self, layer: Signals, count: int) -> Move:
         magnitudes = layer.values.abs()

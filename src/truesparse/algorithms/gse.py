@@ -29,7 +29,8 @@ class GSE:
     The paper's third distribution, GraEst, sums dy and x under random signs. It is linear too, but needs inputs and output gradients
     sample by sample, which an algorithm does not see.
 
-    The authors' code draws fresh samples for its gradients; here they are those of the last backward pass.
+    The authors' code draws fresh samples for its gradients; here they are those of the last backward pass. It lets the layers of the
+    network compete for connections; here each layer keeps its count.
 
     Args:
         fraction: alpha, the share of the connections replaced at first; it decays to 0 along a cosine.

@@ -24,8 +24,8 @@ class MEST:
     prunes back to the budget first, mutates, and grows `extra` on top. After the last rewiring the layer holds exactly its budget;
     a `Rewirer` without `until` never gets there.
 
-    The authors' scripts for 90 % sparsity are `MEST(fraction=0.2)` for EM, `MEST(fraction=0, extra=0.5)` for EM&S. Published
-    code sets lambda to values from 0.01 to 0.5.
+    The authors' scripts for 90 % sparsity are `MEST(fraction=0.2, gradient_weight=0)` for EM, `MEST(fraction=0, gradient_weight=0,
+    extra=0.5)` for EM&S: their lambda is 0, which leaves |w| alone, though the paper has it above.
 
     Args:
         fraction: share of the budget that is dropped and grown.

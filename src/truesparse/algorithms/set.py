@@ -28,6 +28,7 @@ class SET:
     decay: bool = False
 
     each_epoch: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
     sees_absent: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from ..topology import Move, Topology
 from ..topology.patterns import Pattern
 from ..topology.schedules import cosine
 from ..topology.select import shared_out
-from .base import Memory, Signals, check_count_may_change, check_fraction, register
+from .base import Memory, Signals, check_count_may_change, check_fraction, due_together, held_at_least, register
 
 NEARLY_FULL = 0.2  # the sparsity under which the authors' code spares a layer that wants to grow
 
@@ -26,9 +26,11 @@ class SNFS:
 
     The paper keeps a dense momentum. Here it is formed from the last `window` steps, whose inputs and output gradients are kept,
     and never held whole. It is the paper's as long as no more steps than that have passed. Later it lacks what is older: the
-    weight beta^window of all gradients, 0.12 with momentum 0.9 and 20 steps. (Of Adam's second moment, which only scales, more is missing;
-    the order within a layer is what counts.) Records begin anew at each rewiring, so a window longer than the steps between two
-    rewirings is no longer than these.
+    weight beta^window of all gradients, 0.12 with momentum 0.9 and 20 steps. Adam divides by the root of its second moment, nearly all of
+    which is older than a window. That part is taken from the connections there are, and spread over absent ones by a factor for each row
+    and one for each column. Of what a dense momentum of 200 steps would grow, the window then finds 69 to 100 % of each layer under Adam
+    (33 and 47 % of the first two without that part), and 84 to 100 % under SGD: a network for digits of 8 x 8 at 80 %, in the tests.
+    Records begin anew at each rewiring, so a window longer than the steps between two rewirings is no longer than these.
 
     Grown connections start with zero weight and zero state; the paper's dense momentum would let them start with theirs. A connection
     dropped and grown again keeps both, as in the authors' code, which rounds the dropped share up.
@@ -42,6 +44,7 @@ class SNFS:
     window: int = 20
 
     each_epoch: ClassVar[bool] = True
+    rewiring_ends: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_fraction("fraction", self.fraction)
@@ -56,17 +59,20 @@ class SNFS:
         importance = [_importance(one) for one in given]
         average = sum(importance) / len(importance)
         survivors = [self._survivors(one, mine > average) for one, mine in zip(given, importance, strict=True)]
+        sizes = [one.topology.size for one in given]
+        due = due_together(given, memory)
         counts = shared_out(
-            sum(one.budget for one in given),
+            min(due, sum(sizes)),
             importance,
             [kept.nnz for kept in survivors],
-            [one.topology.size for one in given],
+            sizes,
             [one.pattern.step(one.topology.shape) for one in given],
+            [held_at_least(one) for one in given],
         )
         return {
             name: one.pattern.grow_highest(_trimmed(one, kept, count), count, one.absent_momentum)
             for (name, one), kept, count in zip(layers.items(), survivors, counts, strict=True)
-        }, memory
+        }, {"owed": due - sum(counts)}
 
     def _survivors(self, layer: Signals, important: bool) -> Topology:
         share, sparsity = cosine(self.fraction, layer.progress), layer.topology.sparsity

@@ -21,7 +21,8 @@ class SRigL:
     A connection is salient if RigL's two rankings over the whole layer want it: it is among the weights of largest magnitude that
     stay, or among the gradients of largest magnitude, as many as go. A neuron with too few salient connections is ablated, its row is
     empty, and the others share its connections; the layer keeps its count. Each update decides anew, so a neuron returns as
-    soon as its gradients are large. The output layer (`Signals.output`) is never ablated: a class would vanish.
+    soon as its gradients are large. The output layer (`Signals.output`) is never ablated: a class would vanish. Where it is dense
+    (`sparsify(..., exclude=...)`) all sparse layers may be, the last hidden one too.
 
     Neurons that stay have equally many connections. Where the count does not divide, those with the most salient ones have one more.
     A neuron with more weights left than that keeps its largest; one with fewer grows where its gradient is largest.

@@ -12,6 +12,7 @@ from .base import Signals, register
 class Static:
     """Keeps the topology it is given."""
 
+    rewires: ClassVar[bool] = False
     sees_absent: ClassVar[bool] = False
 
     def update(self, topology: Topology, signals: Signals) -> Topology:

@@ -39,7 +39,9 @@ def compare(
         str | None, typer.Option(help="unstructured, fan-in, nm:2:4, block:4, neurons.", show_default="each algorithm's own")
     ] = None,
     every: Annotated[int | None, typer.Option(help="Steps between two rewirings.", show_default="each algorithm's own")] = None,
-    until: Annotated[float | None, typer.Option(help="Share of the training after which topologies stay.", show_default="0.75")] = None,
+    until: Annotated[
+        float | None, typer.Option(help="Share of the training after which topologies stay.", show_default="0.75, or as the paper says")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the comparison.", show_default="runs/compare-TASK")] = None,
 ) -> int:
     """Train algorithms at several sparsities with several seeds; a table, and a picture of accuracy against sparsity.

@@ -41,7 +41,11 @@ def train(
     ] = None,
     until: Annotated[
         float | None,
-        typer.Option(help="Share of the training after which the topology stays.", show_default="0.75", rich_help_panel=Sparsity),
+        typer.Option(
+            help="Share of the training after which the topology stays.",
+            show_default="0.75, or as the paper says",
+            rich_help_panel=Sparsity,
+        ),
     ] = None,
     sparsity: Annotated[
         float | None,

@@ -82,7 +82,7 @@ class TopologyLayer(nn.Module):
         dtype: torch.dtype | None,
     ) -> None:
         """Start as a random layer. Drawn on the CPU, so that one seed gives one layer on every device."""
-        pattern = pattern or Unstructured()
+        pattern = (pattern or Unstructured()).fitted(geometry)
         device = torch.device(device) if device is not None else torch.get_default_device()
         if device.type == "meta":
             raise ValueError("a sparse layer needs real arrays for its topology: build it on a real device, not on 'meta'")
@@ -103,7 +103,7 @@ class TopologyLayer(nn.Module):
             topology = Topology.from_mask(weight.flatten(1) != 0)
         elif topology.shape != geometry.shape:
             raise ValueError(f"expected a topology of shape {geometry.shape} for {module}, got {topology.shape}")
-        pattern = pattern or Unstructured()
+        pattern = (pattern or Unstructured()).fitted(geometry)
         pattern.check(topology)
         topology = topology.to(weight.device)
         values = weight.flatten()[topology.keys] if values is None else values.to(weight, copy=True)
@@ -136,7 +136,7 @@ class TopologyLayer(nn.Module):
             )
         layer = type(self).__new__(type(self))
         bias = None if bias is None else bias.clone()
-        TopologyLayer.__init__(layer, geometry, topology, values.clone(), bias, _still_obeyed(self.pattern, topology))
+        TopologyLayer.__init__(layer, geometry, topology, values.clone(), bias, _still_obeyed(self.pattern.fitted(geometry), topology))
         return layer.train(self.training)
 
     def _fill(self, dense: nn.Module) -> None:

@@ -186,6 +186,7 @@ def _sparse(
         kind, geometry = (MaskedLinear if masked else SparseLinear), LinearInterface.geometry_of(layer)
     else:
         kind, geometry = (MaskedConv2d if masked else SparseConv2d), ConvolutionInterface.geometry_of(layer)
+    pattern = pattern.fitted(geometry)
     count = pattern.round(geometry.shape, count)
     if from_weights:
         topology = pattern.strongest(layer.weight.detach().abs().flatten(1), count)

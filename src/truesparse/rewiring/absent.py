@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import reduce
+from functools import cached_property, reduce
 from math import inf, sqrt
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 
 from ..topology import Topology
 from ..topology.patterns import Unstructured
+from ..topology.spread import row_and_column_factors
 from .dense_gradient import DenseGradient
+
+ROUNDING = 1e-5  # share of a second moment that sums of single precision may be off
 
 
 @dataclass
@@ -113,18 +116,27 @@ class Smoothing:
 class Momentum(Gradient):
     """What an optimizer would have made of the absent gradients of the recorded steps: `AbsentGradients`.
 
-    Equal to the optimizer's own moments as long as no step before the window has counted; what is missing has weight first^window.
+    Equal to the optimizer's own moments as long as no step before the window has counted; what is missing of the first has weight
+    first^window. Of the second moment nearly all is older than a window: what the optimizer holds of it for the connections there are is
+    spread over the others, as a factor for each row and one for each column.
+
+    Args:
+        smoothing: of the optimizer.
+        second_moment: [nnz] of the connections, as the optimizer holds it; None: what is older than the window is left out.
     """
 
     smoothing: Smoothing = Smoothing()
+    second_moment: Tensor | None = None
 
     def rows(self, start: int, stop: int) -> Tensor:
         self._note_rows(start, stop)
-        return self._smoothed(lambda step: step.rows(start, stop))
+        older = [] if self._older is None else [self._older[0][start:stop, None] * self._older[1]]
+        return self._smoothed(lambda step: step.rows(start, stop), *older)
 
     def at(self, positions: Topology) -> Tensor:
         self._note(positions.nnz)
-        return self._smoothed(lambda step: step.at(positions))
+        older = [] if self._older is None else [self._older[0][positions.rows] * self._older[1][positions.indices]]
+        return self._smoothed(lambda step: step.at(positions), *older)
 
     def top(self, kept: Topology, count: int) -> Tensor:
         if self.smoothing.second is None:
@@ -146,7 +158,22 @@ class Momentum(Gradient):
         ]
         return reduce(DenseGradient.plus, reversed(weighted))
 
-    def _smoothed(self, gradient: Callable[[DenseGradient], Tensor]) -> Tensor:
+    @cached_property
+    def _older(self) -> tuple[Tensor, Tensor] | None:
+        """Factors of rows and columns of what the second moment holds from before the window."""
+        second = self.smoothing.second
+        if second is None or self.second_moment is None:
+            return None
+        topology = self._known[-1].layer.topology
+        recent = torch.zeros_like(self.second_moment)
+        for step in self._known:
+            g = step.at(topology)
+            recent = second * recent + (1 - second) * g * g
+        older = self.second_moment - recent
+        # What is no more than rounding is nothing: no step has counted before the window.
+        return row_and_column_factors(topology, older * (older > ROUNDING * self.second_moment))
+
+    def _smoothed(self, gradient: Callable[[DenseGradient], Tensor], older: Tensor | float = 0.0) -> Tensor:
         first, second, epsilon = self.smoothing.first, self.smoothing.second, self.smoothing.epsilon
         if second is None:
             return gradient(self._first_moment())
@@ -155,7 +182,7 @@ class Momentum(Gradient):
             g = gradient(step)
             moment = first * moment + (1 - first) * g
             square = second * square + (1 - second) * g * g
-        return moment / (square.sqrt() + epsilon)
+        return moment / ((square + older).sqrt() + epsilon)
 
     @property
     def _steps_read(self) -> int:

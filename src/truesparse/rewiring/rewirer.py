@@ -22,6 +22,7 @@ from ..topology.schedules import Periodic
 from .absent import Gradient, Momentum, Reads
 from .dense_gradient import DenseGradient
 from .optimizers import following, group_of, momentum_of, optimizers_in, smoothing_of
+from .outputs import output_layer
 from .owners import StateOwners
 from .processes import check_processes
 from .recorder import Recorder, exactly
@@ -62,7 +63,7 @@ class Rewirer:
 
     Raises:
         ValueError: if the model has no sparse layer, the optimizer holds the parameter of none, the algorithm cannot keep
-            the pattern of one, or it needs an end and there is none.
+            the pattern of one, it needs an end and there is none, or no rewiring (or no training step) could ever happen.
         TypeError: if the algorithm has no `update`, or the optimizer keeps state that cannot follow the connections.
         RuntimeError: if several processes train together, but for algorithms that come to the same on all of them.
     """
@@ -91,14 +92,17 @@ class Rewirer:
         self.seconds = 0.0
         self.memory: Memory = {}
         self.budgets = {name: layer.topology.nnz for name, layer in self.layers.items()}
-        if getattr(algorithm, "needs_end", False) and (until is None or not every < until):
-            raise ValueError(f"{algorithm} reaches its aim at the last rewiring: pass until=, more than every={every} steps, got {until}")
+        if getattr(algorithm, "rewires", True):
+            self.schedule.check_acts(getattr(algorithm, "replaces_step", False))
+        if getattr(algorithm, "needs_end", False) and until is None:
+            raise ValueError(f"{algorithm} reaches its aim at the last rewiring: pass until=, more than every={every} steps, got None")
         self._held = _held(self.layers, self.optimizer)
         _check_patterns(self.layers, algorithm)
         check_processes(algorithm, self.layers, generator)
         self._wrapped = optimizer
         for layer in self.layers.values():
             following(layer, optimizer)
+        self._output = output_layer(model)
         self._sees_absent: bool = getattr(algorithm, "sees_absent", True)
         self._window: int = getattr(algorithm, "window", 1)
         self._recorder = Recorder({name: self.layers[name] for name in self._held}, self._window)
@@ -221,6 +225,12 @@ class Rewirer:
             # Overflow, or a batch that is no number: a scaler skips the step, and no topology is made of it.
             self._overdue, due = True, False
         if due and getattr(self.algorithm, "replaces_step", False):
+            if self.steps == 2 and self.rewirings == 1:
+                warnings.warn(
+                    "every step so far was a rewiring in the place of the optimizer's step, so no weight was trained: pass every=2 or "
+                    "more to the Rewirer (100 is usual)",
+                    stacklevel=3,
+                )
             self._rewire()
             self._left_out = next((grad for layer in self.layers.values() if (grad := layer.parameter.grad) is not None), None)
             return any(layer.met_float16 for layer in self.layers.values())
@@ -342,6 +352,10 @@ class Rewirer:
         for hook in list(self._hooks.values()):
             hook(moves)
 
+    def _second_moment(self, layer: TopologyLayer) -> Tensor | None:
+        held = self.optimizer.state.get(layer.parameter, {}).get("exp_avg_sq")
+        return None if held is None else layer.of_connections(held)
+
     def _signals(self, name: str, layer: TopologyLayer) -> Signals:
         def gradients() -> Tensor:
             if layer.parameter.grad is not None:
@@ -361,12 +375,12 @@ class Rewirer:
             values=layer.of_connections(layer.parameter.detach()),
             pattern=layer.pattern,
             absent=Gradient(name, steps[-1:], self._reads),
-            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group)),
+            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group), self._second_moment(layer)),
             progress=self.schedule.progress(self.steps),
             last=self.schedule.last(self.steps),
             generator=self.generator,
             name=name,
-            output=name == next(reversed(self.layers)),
+            output=name == self._output,
             budget=self.budgets[name],
             acting=None if layer.acting is None else layer.of_connections(layer.acting),
             learning_rate=float(group["lr"]),

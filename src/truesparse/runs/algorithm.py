@@ -13,6 +13,7 @@ from .presets import PRESETS
 from .user_file import executed, read_source
 
 WHAT = "algorithm"
+REWIRING_ENDS = 0.75  # of the training: RigL's, and what most papers after it have
 
 
 def is_file(name: str) -> bool:
@@ -56,12 +57,17 @@ def algorithm_sha256(name: str) -> str | None:
 def usual_terms(kind: type) -> list[str]:
     """Under which terms a run uses it where nothing else is said, a line for each."""
     often = "each step" if getattr(kind, "each_step", False) else "each epoch" if getattr(kind, "each_epoch", False) else "every 100 steps"
-    terms = [often]
+    terms = [often] if rewiring_ends(kind) == REWIRING_ENDS else [f"{often}, to {rewiring_ends(kind):.0%} of the training"]
     if hasattr(kind, "default_pattern"):
         terms.append(f"pattern {kind.default_pattern}")
     if hasattr(kind, "start_sparsity"):
         terms.append(f"from sparsity {kind.start_sparsity:g}")
     return terms
+
+
+def rewiring_ends(kind: type) -> float:
+    """The share of the training after which the topology stays, where nothing else is said."""
+    return getattr(kind, "rewiring_ends", REWIRING_ENDS)
 
 
 def _source(name: str) -> bytes:

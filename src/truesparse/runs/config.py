@@ -15,7 +15,7 @@ from ..algorithms import Algorithm
 from ..topology.budgets import BUDGETS, ER, ERK, Budget
 from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
-from .algorithm import algorithm_kind, full_name, short_name
+from .algorithm import algorithm_kind, full_name, rewiring_ends, short_name
 from .errors import ConfigError
 from .presets import without_preset
 
@@ -49,7 +49,8 @@ class RunConfig:
         algorithm: name of a registered algorithm, or the path of a file that defines one, made absolute.
         algorithm_settings: its settings; those left out keep their defaults. A setting `sparsity` is not among them: it is the run's.
         every: steps between two rewirings; None: one epoch, or one step, for algorithms whose paper says so (SET, Deep R), else 100.
-        until: share of the training after which the topology stays, in (0, 1].
+        until: share of the training after which the topology stays, in (0, 1]; None: the algorithm's own (1 where the paper goes on to
+            the end, 0.95 for DSR), else 0.75.
         sparsity: share of the weights to leave out, in [0, 1).
         budget: how the layers share what is kept.
         epsilon: for budgets er and erk, density by the paper's factor instead of by `sparsity`.
@@ -78,7 +79,7 @@ class RunConfig:
     algorithm: str = "rigl"
     algorithm_settings: Mapping[str, Setting] = field(default_factory=dict)
     every: int | None = None
-    until: float = 0.75
+    until: float | None = None
     sparsity: float = 0.9
     budget: str = "erk"
     epsilon: float | None = None
@@ -115,7 +116,7 @@ class RunConfig:
         if self.epsilon is not None and self.budget not in WITH_EPSILON:
             raise ConfigError(f"{option('epsilon')} goes with the budgets {' and '.join(WITH_EPSILON)}, not with {self.budget}")
         _require("every", self.every, self.every is None or self.every >= 1, "at least 1")
-        _require("until", self.until, 0 < self.until <= 1, "in (0, 1]")
+        _require("until", self.until, self.until is None or 0 < self.until <= 1, "in (0, 1]")
         _require("epochs", self.epochs, self.epochs >= 1, "at least 1")
         _require("batch_size", self.batch_size, self.batch_size >= 1, "at least 1")
         _require("learning_rate", self.learning_rate, 0 < self.learning_rate < float("inf"), "greater than 0")
@@ -180,6 +181,11 @@ class RunConfig:
         if getattr(kind, "each_step", False):
             return 1
         return steps_per_epoch if getattr(kind, "each_epoch", False) else STEPS_BETWEEN_REWIRINGS
+
+    @property
+    def rewiring_ends(self) -> float:
+        """`until`, or the share of the training it stands for when left out."""
+        return rewiring_ends(algorithm_kind(self.algorithm)) if self.until is None else self.until
 
     def to_json(self) -> dict[str, Any]:
         """As plain values."""

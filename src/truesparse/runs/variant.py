@@ -260,7 +260,7 @@ class Variant:
                 self.optimizer,
                 config.make_algorithm(),
                 every=config.steps_between_rewirings(self.train.steps),
-                until=config.until * self.total_steps,
+                until=config.rewiring_ends * self.total_steps,
                 generator=Generator().manual_seed(derived_seed(config.seed, "rewire")),
             )
         except (TypeError, ValueError) as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import floor, prod
 from typing import Protocol
+
+from .select import shared_out
 
 WeightShape = tuple[int, ...]
 
@@ -99,27 +101,29 @@ def kept(size: int, sparsity: float) -> int:
 
 
 def _erdos_renyi(layers: Mapping[str, tuple[int, float]], sparsity: float, epsilon: float | None) -> dict[str, int]:
-    """Counts for layers given as (size, probability at factor 1)."""
+    """Counts for layers given as (size, probability at factor 1).
+
+    Together they are what each layer would keep at `sparsity` by itself, to the connection: what does not divide goes to the largest
+    fractions. Only where that leaves a layer none, it has one all the same.
+    """
     if epsilon is not None:
         if not epsilon > 0:
             raise ValueError(f"epsilon must be positive, got {epsilon}")
         return {name: min(round(epsilon * p * size), size) for name, (size, p) in layers.items()}
     _check_sparsity(sparsity)
-    dense: set[str] = set()
-    factor = 0.0
-    while sparse := [name for name in layers if name not in dense]:
-        factor = _factor(layers, sparse, dense, sparsity)
-        highest = max(layers[name][1] for name in sparse)
+    dense: dict[str, int] = {}
+    while sparse := {name: layer for name, layer in layers.items() if name not in dense}:
+        left = sum(kept(size, sparsity) for size, _ in layers.values()) - sum(dense.values())
+        factor = left / sum(size * p for size, p in sparse.values())
+        highest = max(p for _, p in sparse.values())
         if factor * highest <= 1.0:
-            break
-        dense.update(name for name in sparse if layers[name][1] == highest)
-    return {name: size if name in dense else kept(size, 1.0 - factor * p) for name, (size, p) in layers.items()}
-
-
-def _factor(layers: Mapping[str, tuple[int, float]], sparse: Sequence[str], dense: set[str], sparsity: float) -> float:
-    to_keep = sum(kept(layers[name][0], sparsity) for name in sparse)
-    overdrawn = sum(layers[name][0] - kept(layers[name][0], sparsity) for name in dense)
-    return (to_keep - overdrawn) / sum(layers[name][0] * layers[name][1] for name in sparse)
+            sizes, weights = [size for size, _ in sparse.values()], [size * p for size, p in sparse.values()]
+            least = [min(size, 1) for size in sizes]
+            none = [0] * len(sizes)
+            counts = shared_out(max(left, sum(least)), weights, none, sizes, [1] * len(sizes), least)
+            return {name: dense.get(name, 0) for name in layers} | dict(zip(sparse, counts, strict=True))
+        dense |= {name: size for name, (size, p) in sparse.items() if p == highest}
+    return {name: dense[name] for name in layers}
 
 
 def _check_sparsity(sparsity: float) -> None:

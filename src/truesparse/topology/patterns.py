@@ -2,15 +2,16 @@
 
 A pattern is two numbers. Its *unit* is the block of connections that live and die together (one connection, b x b of
 them, or a whole row). Its *group* is a run of neighbouring units that holds the same number of connected ones as every other: the
-whole layer, a row, or a window of m columns. Everything else follows from the two, so no algorithm needs to know a
-pattern by name: it drops the weakest units of the layer, and each group grows back to its due.
+whole layer, a row, or a window of m inputs. Everything else follows from the two, so no algorithm needs to know a
+pattern by name: it drops the weakest units of the layer, and each group grows back to its due. What neighbours are is said in three
+places, `_group_of`, `_highest_of_groups` and `_random_absent`: units next to one another, but for the channels of a convolution (`NM`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Protocol
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from . import merge
+from .geometry import Geometry
 from .select import highest, lowest, lowest_of_each, random_absent
 from .topology import Topology
 
@@ -52,6 +54,10 @@ class Pattern(ABC):
     def unit(self, shape: Shape) -> Shape:
         """(rows, columns) of the block of connections that live and die together, in a layer of `shape`."""
         return 1, 1
+
+    def fitted(self, geometry: Geometry) -> Pattern:
+        """The pattern as a layer of this geometry has it: the same, unless it must know which columns are neighbours (`NM`)."""
+        return self
 
     @property
     def couples(self) -> bool:
@@ -136,9 +142,9 @@ class Pattern(ABC):
             ValueError: if the pattern does not fit the shape or cannot have that many connections.
         """
         shape = (scores.shape[0], scores.shape[1])
-        due, (groups, size), grid, (height, width) = self.due(shape, nnz), self._groups(shape), self._grid(shape), self.unit(shape)
+        due, grid, (height, width) = self.due(shape, nnz), self._grid(shape), self.unit(shape)
         pooled = scores.reshape(grid[0], height, grid[1], width).sum((1, 3))
-        chosen = highest(pooled.reshape(groups, size), due.to(scores.device))
+        chosen = self._highest_of_groups(pooled, due.to(scores.device), shape)
         return self._connections(Topology._from_sorted_keys(grid, chosen.flatten().nonzero().squeeze(1)), shape)
 
     def drop(self, topology: Topology, scores: Tensor, count: int, nnz: int | None = None) -> Topology:
@@ -195,8 +201,7 @@ class Pattern(ABC):
     def grow_random(self, kept: Topology, nnz: int, generator: torch.Generator | None) -> Topology:
         """`kept` and random new connections, `nnz` in all: each group is filled to its due (see `grow_highest`)."""
         grid, vacant = self._begin(kept, nnz)
-        grown = random_absent(grid.keys, self._groups(kept.shape)[1], vacant, generator)
-        return self._connections(grid.grow(grown), kept.shape)
+        return self._connections(grid.grow(self._random_absent(grid, kept.shape, vacant, generator)), kept.shape)
 
     def grow_highest(self, kept: Topology, nnz: int, gradients: AbsentGradients, due: Tensor | None = None) -> Topology:
         """`kept` and the connections of largest absolute gradient, `nnz` in all: each group is filled to its due.
@@ -220,7 +225,7 @@ class Pattern(ABC):
         """Random connections outside `kept`: in each group `factor` times the units it lacks of its due with `nnz`, or all there are."""
         grid, size = self.units(kept), self._groups(kept.shape)[1]
         vacant, free = self._begin(kept, nnz)[1], size - self._counts(grid, kept.shape)
-        drawn = random_absent(grid.keys, size, torch.minimum((vacant * factor).ceil().long(), free), generator)
+        drawn = self._random_absent(grid, kept.shape, torch.minimum((vacant * factor).ceil().long(), free), generator)
         return self._connections(Topology._from_sorted_keys(grid.shape, drawn), kept.shape)
 
     def grow_scored(
@@ -240,7 +245,7 @@ class Pattern(ABC):
         grown = grid.grow(best)
         missing = vacant - self._counts(Topology._from_sorted_keys(grid.shape, best), kept.shape)
         if bool(missing.any()):
-            grown = grown.grow(random_absent(grown.keys, self._groups(kept.shape)[1], missing, generator))
+            grown = grown.grow(self._random_absent(grown, kept.shape, missing, generator))
         return self._connections(grown, kept.shape)
 
     def absent_units(self, topology: Topology, keys: Tensor) -> Topology:
@@ -284,7 +289,7 @@ class Pattern(ABC):
             first = start * grid.shape[1]
             if not whole_layer:
                 groups = slice(first // size, stop * grid.shape[1] // size)
-                chosen = highest(scores.view(-1, size), vacant[groups])
+                chosen = self._highest_of_groups(scores, vacant[groups], shape)
                 grown.append(chosen.flatten().nonzero().squeeze(1) + first)
                 continue
             # A group that spans slabs: what is best so far competes with the best of the new slab.
@@ -334,7 +339,17 @@ class Pattern(ABC):
         return (grid[0] * grid[1] // size if size else 0), size
 
     def _group_of(self, keys: Tensor, shape: Shape) -> Tensor:
+        """The group of each of the units at `keys`."""
         return keys // max(self._groups(shape)[1], 1)
+
+    def _highest_of_groups(self, scores: Tensor, counts: Tensor, shape: Shape) -> Tensor:
+        """Where the `counts[g]` highest of each group stand in `scores` [unit rows, unit columns], whole rows of them and whole groups."""
+        groups = counts.numel()
+        return highest(scores.reshape(groups, scores.numel() // max(groups, 1)), counts).view_as(scores)
+
+    def _random_absent(self, grid: Topology, shape: Shape, counts: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Ascending keys of `counts[g]` units of each group, drawn among those that `grid` has not."""
+        return random_absent(grid.keys, self._groups(shape)[1], counts, generator)
 
     def _counts(self, grid: Topology, shape: Shape) -> Tensor:
         groups, size = self._groups(shape)
@@ -342,7 +357,7 @@ class Pattern(ABC):
             return torch.tensor([grid.nnz], device=grid.device)
         if groups and size == grid.shape[1]:
             return grid.fan_in.long()
-        return torch.bincount(grid.keys // max(size, 1), minlength=groups)
+        return torch.bincount(self._group_of(grid.keys, shape), minlength=groups)
 
     def _begin(self, kept: Topology, nnz: int, due: Tensor | None = None) -> tuple[Topology, Tensor]:
         """What growth starts from: the units of `kept`, no group above its due, and how many each group lacks of it."""
@@ -424,17 +439,33 @@ class FanIn(Pattern):
 
 @dataclass(frozen=True)
 class NM(Pattern):
-    """`n` connections in every window of `m` neighbouring columns. The pattern fixes the sparsity: 1 - n / m.
+    """`n` connections in every window of `m` neighbouring inputs. The pattern fixes the sparsity: 1 - n / m.
 
-    Zhou et al. 2021, https://arxiv.org/abs/2102.04010
+    In a matrix neighbours are columns next to one another. In a convolution they are neighbouring input channels at one position of the
+    kernel, as in the code of Zhou et al. 2021, https://arxiv.org/abs/2102.04010: their columns stand `apart` from one another. Layers
+    set that by themselves.
+
+    Args:
+        n: connections in a window.
+        m: inputs in a window; the inputs (of each group of a convolution) must be a multiple of it.
+        apart: columns from one of a window to the next, the positions of the kernel.
     """
 
     n: int
     m: int
+    apart: int = 1
 
     def __post_init__(self) -> None:
         if not 0 < self.n <= self.m:
             raise ValueError(f"NM needs 0 < n <= m, got n={self.n}, m={self.m}")
+        if self.apart < 1:
+            raise ValueError(f"the columns of a window stand at least 1 apart, got apart={self.apart}")
+
+    def __repr__(self) -> str:
+        return f"NM(n={self.n}, m={self.m}{'' if self.apart == 1 else f', apart={self.apart}'})"
+
+    def fitted(self, geometry: Geometry) -> NM:
+        return replace(self, apart=max(prod(geometry.weight_shape[2:]), 1))
 
     @property
     def fixes_count(self) -> bool:
@@ -444,9 +475,25 @@ class NM(Pattern):
         return self.m
 
     def _grid(self, shape: Shape) -> Shape:
-        if shape[1] % self.m:
-            raise ValueError(f"{self} needs columns divisible by {self.m}, got shape {shape}; exclude this layer or use another pattern")
+        inputs, rest = divmod(shape[1], self.apart)
+        if rest or inputs % self.m:
+            what = "columns" if self.apart == 1 else f"input channels (columns / {self.apart})"
+            raise ValueError(f"{self} needs {what} divisible by {self.m}, got shape {shape}; exclude this layer or use another pattern")
         return super()._grid(shape)
+
+    # Windows that overlap: of m * apart columns next to one another each position of the kernel has every apart-th.
+    def _group_of(self, keys: Tensor, shape: Shape) -> Tensor:
+        return keys // (self.m * self.apart) * self.apart + keys % self.apart
+
+    def _highest_of_groups(self, scores: Tensor, counts: Tensor, shape: Shape) -> Tensor:
+        overlapping = scores.view(-1, self.m, self.apart).transpose(1, 2)
+        return highest(overlapping.reshape(-1, self.m), counts).view(overlapping.shape).transpose(1, 2).reshape(scores.shape)
+
+    def _random_absent(self, grid: Topology, shape: Shape, counts: Tensor, generator: torch.Generator | None) -> Tensor:
+        group, place = self._group_of(grid.keys, shape), grid.keys // self.apart % self.m
+        drawn = random_absent((group * self.m + place).sort().values, self.m, counts, generator)
+        group, place = drawn // self.m, drawn % self.m
+        return ((group // self.apart * self.m + place) * self.apart + group % self.apart).sort().values
 
     def round(self, shape: Shape, nnz: int) -> int:
         groups, _ = self._groups(shape)

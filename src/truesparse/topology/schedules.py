@@ -56,7 +56,7 @@ class Periodic:
         until: steps; no action at this step or later. None: no end.
 
     Raises:
-        ValueError: if `every` is not a positive whole number, or `until` is negative.
+        ValueError: if `every` is not a positive whole number, or `until` is negative or a share of the training instead of a step.
     """
 
     every: int = 100
@@ -67,6 +67,27 @@ class Periodic:
             raise ValueError(f"every must be a whole number of steps, at least 1, got {self.every!r}")
         if self.until is not None and not self.until >= 0:
             raise ValueError(f"until must be a number of steps, at least 0, or None, got {self.until!r}")
+        if self.until is not None and 0 < self.until < 1:
+            raise ValueError(f"until is a step, not a share of the training: pass until={self.until} * total_steps, got {self.until!r}")
+
+    def check_acts(self, replaces_step: bool = False) -> None:
+        """
+        Args:
+            replaces_step: whether an action takes the place of a training step (RigL).
+
+        Raises:
+            ValueError: if no action would ever happen, or no training step before the last action.
+        """
+        if self.until is not None and not self.every < self.until:
+            raise ValueError(
+                f"no topology would ever change: the first rewiring is at step every={self.every}, and rewiring ends before step "
+                f"until={self.until:g}. Pass a smaller every=, train longer, or use Static()"
+            )
+        if replaces_step and self.every == 1 and self.until is not None:
+            raise ValueError(
+                f"no weight would be trained before step until={self.until:g}: with this algorithm a rewiring takes the place of the "
+                "optimizer's step, and every=1 leaves none. Pass every=2 or more (the paper: 100)"
+            )
 
     def due(self, step: int) -> bool:
         """Whether to act at `step`, counted from 1."""

@@ -73,7 +73,7 @@ def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         scores: [n].
-        groups: [n] integers, ascending: the group of each score.
+        groups: [n] integers, the group of each score.
         counts: [number of groups] integers, at most the size of the group.
     """
     if counts.numel() == 1:
@@ -82,20 +82,36 @@ def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
     order = scores.argsort(stable=True)
     order = order[groups[order].argsort(stable=True)]
     sizes = torch.bincount(groups, minlength=counts.numel())
+    groups = groups[order]
     rank = torch.arange(order.numel(), device=order.device) - (sizes.cumsum(0) - sizes)[groups]
     return order[rank < counts[groups]].sort().values
 
 
-def highest_of_all(scores: Sequence[Tensor], count: int) -> list[int]:
-    """How many of the `count` highest of all `scores` each of them holds. Of equal ones the earlier are lower, as in `lowest`."""
+def highest_of_all(scores: Sequence[Tensor], count: int, least: Sequence[int]) -> list[int]:
+    """How many of the `count` highest of all `scores` each of them holds. Of equal ones the earlier are lower, as in `lowest`.
+
+    Args:
+        scores: magnitudes, [n] each.
+        count: of all together, at least the sum of `least`.
+        least: how many of its own highest each holds, whatever the others have.
+    """
     sizes = [one.numel() for one in scores]
-    dropped = lowest(torch.cat(list(scores)), sum(sizes) - count)
+    own = [highest(one[None], torch.tensor([few], device=one.device))[0] for one, few in zip(scores, least, strict=True)]
+    ranked = torch.cat([one.masked_fill(held, torch.inf) for one, held in zip(scores, own, strict=True)])
+    dropped = lowest(ranked, sum(sizes) - count)
     ends = torch.tensor(sizes, device=dropped.device).cumsum(0)
     lost = torch.bincount(torch.bucketize(dropped, ends, right=True), minlength=len(sizes))
     return [size - less for size, less in zip(sizes, lost.tolist(), strict=True)]
 
 
-def shared_out(total: int, weights: Sequence[float], least: Sequence[int], most: Sequence[int], steps: Sequence[int]) -> list[int]:
+def shared_out(
+    total: int,
+    weights: Sequence[float],
+    least: Sequence[int],
+    most: Sequence[int],
+    steps: Sequence[int],
+    spared: Sequence[int] | None = None,
+) -> list[int]:
     """Whole numbers with a given sum: `least`, and what remains in proportion to `weights`.
 
     What an entry cannot take, because it reaches its `most`, passes to the others in equal parts. Then each is rounded down to a
@@ -108,6 +124,7 @@ def shared_out(total: int, weights: Sequence[float], least: Sequence[int], most:
         most: what each entry can hold, a multiple of its step.
         steps: whole numbers, at least 1. With steps of different sizes the sum may be smaller than `total`, by less than the
             smallest step of an entry that has room for it.
+        spared: what an entry has that would have less; the others share the rest. None: 0.
 
     Raises:
         ValueError: if `total` is less than the sum of `least` or more than that of `most`, or a weight is negative or not finite.
@@ -130,6 +147,9 @@ def shared_out(total: int, weights: Sequence[float], least: Sequence[int], most:
         for entry in fitting:
             if steps[entry] <= total - sum(counts):
                 counts[entry] += steps[entry]
+    if spared is not None and any(count < few for count, few in zip(counts, spared, strict=True)):
+        raised = [max(begin, few) if count < few else begin for begin, count, few in zip(least, counts, spared, strict=True)]
+        return shared_out(total, weights, raised, most, steps, spared)
     return counts
 
 
