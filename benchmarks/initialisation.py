@@ -132,8 +132,8 @@ NETWORKS = {
     "MNIST CNN": Network(mnist_cnn.model, partial(mnist, 12000), 3, torch.optim.Adam, 1e-3),
     "CIFAR MLP": Network(cifar_mlp, partial(cifar10, 20000), 8, sgd, 0.02),
     "ResNet-20": Network(resnet20, partial(cifar10, 5000), 3, sgd, 0.1),
-    "GPT": Network(lambda: GPT(2, 128, CONTEXT, 4, CHARACTERS), brown, 2, torch.optim.AdamW, 2e-3, batch=25),
-    "ViT": Network(ViT, partial(cifar10, 5000), 5, torch.optim.AdamW, 1e-3, batch=50),
+    "GPT": Network(lambda: GPT(2, 128, CONTEXT, 4, CHARACTERS), brown, 1, torch.optim.AdamW, 2e-3, batch=25),
+    "ViT": Network(ViT, partial(cifar10, 5000), 3, torch.optim.AdamW, 1e-3, batch=50),
 }
 STARTS = ("keep", "he")
 

@@ -177,12 +177,14 @@ def _warn_if_off(sparsity: float, budget: str, sizes: Mapping[str, int], counts:
 
 
 def _shared_by_weights(layers: Mapping[str, Dense], counts: Mapping[str, int], pattern: Pattern) -> dict[str, int]:
-    """`counts` moved between layers so that none keeps zeros while another has to drop what is not zero; their sum stays."""
+    """`counts` moved between layers so that none keeps zeros while another drops what is not zero; their sum stays, but for rounding."""
     names = list(layers)
     shapes, total = [_matrix(layers[name]) for name in names], sum(counts.values())
     steps = [pattern.step(shape) for shape in shapes]
     full = [pattern.round(shape, prod(shape)) for shape in shapes]
     useful = [_connections_of_weights(layers[name].weight.detach(), pattern) or most for name, most in zip(names, full, strict=True)]
+    if abs(total - sum(useful)) <= 2 * len(names):  # budgets round each layer: asked for the zeros there are they may miss that by a few
+        total = sum(useful)
     none = [0] * len(names)
     least, most = (none, useful) if total <= sum(useful) else (useful, full)
     return dict(zip(names, shared_out(total, [counts[name] for name in names], least, most, steps), strict=True))
