@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..topology import Topology
-from ..topology.budgets import Budget, Uniform, kept
+from ..topology.budgets import Budget, kept
 from ..topology.budgets import budget as named_budget
 from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
@@ -78,7 +78,8 @@ def sparsify(
 
     Warns:
         UserWarning: if more than a tenth of the matrix weights stays dense because modules of other kinds hold them (embeddings and
-            norms do not count), or if the sparsity that comes out is more than a point from what was asked of a budget given by name.
+            norms do not count), or if "uniform", which keeps the first layer dense, misses the sparsity by more than a point
+            (`Uniform()` itself, an object, says that this is meant).
     """
     _check_arguments(sparsity, from_weights, init, sparsities)
     selection, rule = select(model, exclude), named_pattern(pattern or Unstructured())
@@ -149,8 +150,8 @@ def _shared_counts(
     counts = {name: _rounded(name, layer, pattern, given.get(name, 0)) for name, layer in layers.items()}
     if pattern.fixes_count:
         return counts
-    if isinstance(budget, str):
-        _warn_if_off(sparsity, budget, {name: prod(shape) for name, shape in shapes.items()}, counts, pattern)
+    if budget == "uniform" and shapes:
+        _warn_of_a_dense_first_layer(sparsity, shapes, counts)
     return _shared_by_weights(layers, counts, pattern) if from_weights else counts
 
 
@@ -159,21 +160,20 @@ def _rounded(name: str, layer: Dense, pattern: Pattern, count: int) -> int:
         return pattern.round(_matrix(layer), count)
 
 
-def _warn_if_off(sparsity: float, budget: str, sizes: Mapping[str, int], counts: Mapping[str, int], pattern: Pattern) -> None:
-    """Say so if the layers together miss the sparsity that was asked for, why, and what to pass instead."""
-    size = sum(sizes.values())
-    found = 1 - sum(counts.values()) / size if size else sparsity
+def _warn_of_a_dense_first_layer(sparsity: float, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> None:
+    """Say so if the layers together miss the sparsity that was asked for, and what to pass instead."""
+    size, first = sum(map(prod, shapes.values())), next(iter(shapes))
+    found = 1 - sum(counts.values()) / size
     if abs(found - sparsity) <= POINT:
         return
-    rule, first = named_budget(budget), next(iter(sizes))
-    cause, instead = f"{pattern} rounds the count of each layer", f"sparsity={found:.3f} says that this is meant"
-    if isinstance(rule, Uniform) and rule.dense_first:
-        cause = f"budget={budget!r} keeps the first layer, {first!r}, dense"
-        instead = "budget=ts.Uniform(dense_first=False) makes it sparse too, budget=ts.Uniform() says that this is meant"
-        share = sparsity * size / (size - sizes[first])
-        if share < 1:
-            instead += f", sparsity={share:.3f} gives {sparsity:.1%} in all"
-    warnings.warn(f"sparsity {sparsity:.1%} was asked for and these layers have {found:.1%}: {cause}; {instead}", stacklevel=4)
+    share = sparsity * size / (size - prod(shapes[first])) if len(shapes) > 1 else 1.0
+    instead = f", sparsity={share:.3f} gives {sparsity:.1%} in all" if share < 1 else ""
+    warnings.warn(
+        f"sparsity {sparsity:.1%} was asked for and these layers have {found:.1%}: "
+        f"budget='uniform' keeps the first layer, {first!r}, dense; budget=ts.Uniform(dense_first=False) makes it sparse too, "
+        f"budget=ts.Uniform() says that this is meant{instead}",
+        stacklevel=4,
+    )
 
 
 def _shared_by_weights(layers: Mapping[str, Dense], counts: Mapping[str, int], pattern: Pattern) -> dict[str, int]:
