@@ -28,6 +28,7 @@ from torch.optim.lr_scheduler import LambdaLR
 import truesparse as ts
 from truesparse.bench.networks import GPT, resnet20
 from truesparse.data import NpmPackage, fetch
+from truesparse.nn.convert import Initialisation
 from truesparse.tasks import cifar10_mlp, mnist_cnn, mnist_mlp
 
 BROWN = {"brown.txt": "663bfd488a63c66f59ed2dc299d7bb5b"}  # MD5
@@ -40,7 +41,8 @@ Split = tuple[Tensor, Tensor, Tensor, Tensor]  # training inputs and targets, te
 @cache
 def mnist(images: int) -> Split:
     train, test = mnist_mlp.data()
-    return (*train[:images], *test[:])
+    (x, y), (test_x, test_y) = train[:images], test[:]
+    return x, y, test_x, test_y
 
 
 @cache
@@ -135,22 +137,23 @@ NETWORKS = {
     "GPT": Network(lambda: GPT(2, 128, CONTEXT, 4, CHARACTERS), brown, 1, torch.optim.AdamW, 2e-3, batch=25),
     "ViT": Network(ViT, partial(cifar10, 5000), 3, torch.optim.AdamW, 1e-3, batch=50),
 }
-STARTS = ("keep", "he")
+STARTS: tuple[Initialisation, ...] = ("keep", "he")
 
 
-def trained(network: Network, seed: int, sparsity: float, start: str) -> dict[str, float]:
-    """One run: the test score, and the deviation of the outputs before the first step."""
+def trained(network: Network, seed: int, sparsity: float, longer: int, start: Initialisation) -> dict[str, float]:
+    """One run: its steps, the test score (percent, or nats a character), and the deviation of the outputs before the first step."""
     train_x, train_y, test_x, test_y = network.data()
     torch.manual_seed(seed)
     model = ts.sparsify(network.make(), sparsity, init=start, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         deviation = float(model(train_x[: network.batch]).std())
     optimizer = network.optimizer(model.parameters(), lr=network.learning_rate)
-    steps = network.epochs * (len(train_x) // network.batch)
+    epochs = network.epochs * longer
+    steps = epochs * (len(train_x) // network.batch)
     scheduler = LambdaLR(optimizer, lambda step: min((step + 1) / (0.05 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
     algorithm = ts.RigL() if sparsity else ts.Static()
     rewirer = ts.Rewirer(model, optimizer, algorithm, every=max(steps // 20, 1), until=0.75 * steps)
-    for _ in range(network.epochs):
+    for _ in range(epochs):
         for places in torch.randperm(len(train_x)).split(network.batch)[: len(train_x) // network.batch]:
             F.cross_entropy(model(train_x[places]).movedim(-1, 1), train_y[places]).backward()
             if rewirer.step():
@@ -162,23 +165,31 @@ def trained(network: Network, seed: int, sparsity: float, start: str) -> dict[st
         answers = torch.cat([model(x) for x in test_x.split(250)]).movedim(-1, 1)
     text = test_y.ndim > 1
     score = float(F.cross_entropy(answers, test_y)) if text else 100 * float((answers.argmax(1) == test_y).float().mean())
-    return {"deviation": deviation, "score": score}
+    return {"steps": steps, "deviation": deviation, "score": score}
 
 
 def table(runs: list[dict]) -> str:
-    """Mean and deviation over the seeds, a row for each network and sparsity, a column for each start."""
-    lines = [f"| network | sparsity | {' | '.join(STARTS)} | deviation of outputs at the start |", "|---|---|" + "---|" * (len(STARTS) + 1)]
-    for name, sparsity in sorted({(run["network"], run["sparsity"]) for run in runs}, key=lambda key: ([*NETWORKS].index(key[0]), key[1])):
-        cells, deviations = [], []
-        for start in STARTS:
-            own = [run for run in runs if (run["network"], run["sparsity"], run["start"]) == (name, sparsity, start)]
-            scores = [run["score"] for run in own]
-            places = 3 if name == "GPT" else 1
-            spread = f" ± {statistics.stdev(scores):.{places}f}" if len(scores) > 1 else ""
-            cells.append(f"{statistics.mean(scores):.{places}f}{spread}" if scores else "")
-            deviations.append(f"{statistics.mean(run['deviation'] for run in own):.2f}" if own else "")
-        lines.append(f"| {name} | {f'{sparsity:.0%}' if sparsity else 'dense'} | {' | '.join(cells)} | {' / '.join(deviations)} |")
+    """Mean and deviation over the seeds, a row for each network, sparsity and length of training, a column for each start."""
+    lines = ["| network | sparsity | steps | seeds | keep | he | deviation of outputs at the start |", "|---|---|---|---|---|---|---|"]
+    order = list(NETWORKS)
+    for name, sparsity, steps in sorted({cell(run)[:3] for run in runs}, key=lambda key: (order.index(key[0]), *key[1:])):
+        own = [[run for run in runs if cell(run) == (name, sparsity, steps, start)] for start in STARTS]
+        seeds = min(map(len, own))
+        if seeds:
+            scores = [mean_said([run["score"] for run in one[:seeds]], 3 if name == "GPT" else 1) for one in own]
+            deviations = [f"{statistics.mean(run['deviation'] for run in one[:seeds]):.2f}" for one in own]
+            share = f"{sparsity:.0%}" if sparsity else "dense"
+            lines.append(f"| {name} | {share} | {steps:,} | {seeds} | {' | '.join(scores)} | {' / '.join(deviations)} |")
     return "\n".join(lines)
+
+
+def cell(run: dict) -> tuple[str, float, int, str]:
+    return run["network"], run["sparsity"], run["steps"], run["start"]
+
+
+def mean_said(scores: list[float], places: int) -> str:
+    spread = f" ± {statistics.stdev(scores):.{places}f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.{places}f}{spread}"
 
 
 def main() -> None:
@@ -186,16 +197,20 @@ def main() -> None:
     parser.add_argument("--network", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--sparsity", type=float, nargs="+", default=[0.0, 0.9, 0.98])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--longer", type=int, default=1, help="times the epochs")
     parser.add_argument("--results", type=Path, default=Path("initialisation.jsonl"))
     settings = parser.parse_args()
     torch.set_num_threads(1)
     runs = [json.loads(line) for line in settings.results.read_text().splitlines()] if settings.results.exists() else []
-    done = {(run["network"], run["seed"], run["sparsity"], run["start"]) for run in runs}
-    for seed, name, sparsity, start in product(range(settings.seeds), settings.network, settings.sparsity, STARTS):
-        if (name, seed, sparsity, start) in done:
+    done = {(run["network"], run["seed"], run["sparsity"], run["longer"], run["start"]) for run in runs}
+    networks: list[str] = settings.network
+    sparsities: list[float] = settings.sparsity
+    for seed, name, sparsity, start in product(range(settings.seeds), networks, sparsities, STARTS):
+        if (name, seed, sparsity, settings.longer, start) in done:
             continue
         began = perf_counter()
-        run = {"network": name, "seed": seed, "sparsity": sparsity, "start": start, **trained(NETWORKS[name], seed, sparsity, start)}
+        run = {"network": name, "seed": seed, "sparsity": sparsity, "longer": settings.longer, "start": start}
+        run |= trained(NETWORKS[name], seed, sparsity, settings.longer, start)
         runs.append(run)
         with settings.results.open("a") as file:
             print(json.dumps(run | {"seconds": round(perf_counter() - began, 1)}), file=file)
