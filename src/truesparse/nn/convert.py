@@ -150,7 +150,7 @@ def _shared_counts(
     counts = {name: _rounded(name, layer, pattern, given.get(name, 0)) for name, layer in layers.items()}
     if pattern.fixes_count:
         return counts
-    if budget == "uniform" and shapes:
+    if budget == "uniform" and len(shapes) > 1:
         _warn_of_a_dense_first_layer(sparsity, shapes, counts)
     return _shared_by_weights(layers, counts, pattern) if from_weights else counts
 
@@ -166,7 +166,7 @@ def _warn_of_a_dense_first_layer(sparsity: float, shapes: Mapping[str, tuple[int
     found = 1 - sum(counts.values()) / size
     if abs(found - sparsity) <= POINT:
         return
-    share = sparsity * size / (size - prod(shapes[first])) if len(shapes) > 1 else 1.0
+    share = sparsity * size / (size - prod(shapes[first]))
     instead = f", sparsity={share:.3f} gives {sparsity:.1%} in all" if share < 1 else ""
     warnings.warn(
         f"sparsity {sparsity:.1%} was asked for and these layers have {found:.1%}: "
