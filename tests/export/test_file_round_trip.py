@@ -58,19 +58,19 @@ def path(tmp_path):
 
 @pytest.mark.parametrize(("pattern", "sparsity"), PATTERNS.values(), ids=PATTERNS)
 def test_every_pattern(pattern, sparsity, path):
-    model, x = sparse(sparsity, pattern, regular, budget="uniform"), images()
+    model, x = sparse(sparsity, pattern, regular, budget=ts.Uniform()), images()
     if sparsity == 0.999:
         for layer in (model[0], model[5]):
             ts.rewire(layer, None, ts.Topology.from_keys(layer.topology.shape, torch.empty(0, dtype=torch.int64)))
     ts.save(model, path)
-    other = sparse(sparsity, pattern, regular, seed=2, budget="uniform")
+    other = sparse(sparsity, pattern, regular, seed=2, budget=ts.Uniform())
     assert ts.load(path, other) is other
     equal(model, other, x)
     saved = ts.load(path)
     assert list(saved.layers) == ["0", "2", "5", "7"]
     assert [layer.pattern for layer in saved.layers.values()] == [str(model[index].pattern) for index in (0, 2, 5, 7)]
     assert saved.layers["7"].pattern == str(pattern)
-    fresh = sparse(sparsity, pattern, regular, seed=2, budget="uniform")
+    fresh = sparse(sparsity, pattern, regular, seed=2, budget=ts.Uniform())
     fresh.load_state_dict(saved.state_dict())
     equal(model, fresh, x)
 

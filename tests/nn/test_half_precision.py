@@ -138,7 +138,7 @@ def network():
         nn.Conv2d(1, 6, 3, padding=1), nn.GELU(), nn.Conv2d(6, 12, 3, stride=2, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(192, 40),
         nn.GELU(), nn.Linear(40, 10),
     )  # fmt: skip
-    return sparsify(model, 0.6, generator=torch.Generator().manual_seed(1))
+    return sparsify(model, 0.6, init="he", generator=torch.Generator().manual_seed(1))
 
 
 def twin_of(model):

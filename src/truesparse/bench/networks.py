@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..nn import densify, sparsify
 from ..runs import ConfigError
 from ..tasks import cifar10_mlp, mnist_cnn
-from ..topology.budgets import ER
+from ..topology.budgets import ER, Budget, budget
 
 Example = tuple[Tensor, Tensor]  # (input, class of each output)
 SEED = 0
@@ -30,9 +30,9 @@ class Density:
     def __str__(self) -> str:
         return f"{100 * self.sparsity:g} %" if self.epsilon is None else f"epsilon {self.epsilon:g}"
 
-    def budget(self, usual: str) -> str | ER:
-        """What `sparsify` takes, `usual` unless there is an epsilon."""
-        return usual if self.epsilon is None else ER(self.epsilon)
+    def budget(self, usual: str) -> Budget:
+        """What `sparsify` takes, the budget called `usual` unless there is an epsilon."""
+        return budget(usual) if self.epsilon is None else ER(self.epsilon)
 
 
 @dataclass(frozen=True)

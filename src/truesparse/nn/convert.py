@@ -2,63 +2,67 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
-from typing import TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
+from torch import Tensor, nn
 
+from ..topology import Topology
 from ..topology.budgets import Budget, kept
 from ..topology.budgets import budget as named_budget
 from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
+from ..topology.select import shared_out
 from .base import TopologyLayer
 from .conv import ConvolutionInterface, SparseConv2d
-from .initial import initial_values
+from .initial import initial_values, kept_values
 from .linear import LinearInterface, SparseLinear
 from .masked import MaskedConv2d, MaskedLinear
+from .selection import Dense, Excluded, select
 
 Model = TypeVar("Model", bound=nn.Module)
-Dense = nn.Linear | nn.Conv2d
-Excluded = str | type[nn.Module] | nn.Module
+Initialisation = Literal["keep", "he"]
 
-# They read the weights of the linear layers inside them directly, so those cannot be replaced one by one.
-CLOSED = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-# They hold a matrix of weights for which there is no sparse layer.
-WITHOUT_SPARSE_LAYER = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
+POINT = 0.01  # of sparsity, by which what comes out may differ from what was asked
 
 
 def sparsify(
     model: Model,
-    sparsity: float = 0.9,
+    sparsity: float | None = 0.9,
     budget: str | Budget = "erk",
     pattern: str | Pattern | None = None,
     exclude: Iterable[Excluded] = (),
     from_weights: bool = False,
     *,
+    init: Initialisation = "keep",
     sparsities: Mapping[str, float] | None = None,
     masked: bool = False,
     generator: torch.Generator | None = None,
 ) -> Model:
     """Replace every `nn.Linear` and `nn.Conv2d` of `model` by a sparse layer, in place.
 
-    A layer to which the budget gives all its connections gets a full topology, and runs as dense PyTorch does.
+    A layer to which the budget gives all its connections gets a full topology, and runs as dense PyTorch does; at sparsity 0 the
+    model computes what it did.
 
     Args:
         model: any model. Build its optimizer after this call: the parameters are new ones.
-        sparsity: share of the weights of these layers to leave out, in [0, 1).
+        sparsity: share of the weights of these layers to leave out, in [0, 1). None, with `from_weights`: exactly the zeros that are
+            there, so that a network pruned elsewhere computes what it did.
         budget: how the layers share what is kept: "erk", "er", "uniform", or an object with `counts`.
         pattern: the rule every topology obeys: "fan-in", "nm:2:4", "block:4", "neurons", or a `Pattern`; None is `Unstructured()`.
         exclude: layers to leave alone, each given as a name ("classifier", "encoder.*"), a class or the module itself.
-            Whatever is inside an excluded module is excluded too.
-        from_weights: keep the weights of largest magnitude with their values. False draws random topologies and new
-            values, of variance 2 / fan-in of each row; biases stay.
+            Whatever is inside an excluded module is excluded too. A weight that a module of another kind holds itself is named
+            as `named_parameters` does.
+        from_weights: keep the weights of largest magnitude with their values, equal ones drawn at random. Zeros stay only when no
+            other weight is left: a layer that has fewer others than its budget gives the rest to the layers that have more. (A
+            layer of zeros only is not taken as pruned and keeps its budget.) False draws random topologies.
+        init: values at random topologies. "keep": the model's own, times sqrt(columns / fan-in) of the row, so that the variance of
+            its output stays. "he": new ones of variance 2 / fan-in of the row. Biases stay.
         sparsities: sparsity of single layers by name or name pattern; they leave the budget.
         masked: make the dense + mask twins instead (simulated sparsity, for comparison).
         generator: CPU generator of topologies and values; None is torch's global one.
@@ -67,23 +71,34 @@ def sparsify(
         The same model (or, if it is itself a layer to replace, the layer that replaces it).
 
     Raises:
-        ValueError: if there is nothing to replace, a name matches nothing, or a pattern does not fit a layer.
-        TypeError: if the model holds a layer that cannot be made sparse and is not excluded. In every case the model is
-            unchanged.
+        ValueError: if there is nothing to replace, a name matches nothing, a pattern does not fit a layer, or arguments
+            exclude one another.
+        TypeError: if the model holds layers that cannot be made sparse and are not excluded; the message names them all. In every
+            case the model is unchanged.
+
+    Warns:
+        UserWarning: if more than a tenth of the matrix weights stays dense because modules of other kinds hold them (embeddings and
+            norms do not count), or if "uniform", which keeps the first layer dense, misses the sparsity by more than a point
+            (`Uniform()` itself, an object, says that this is meant).
     """
-    layers = _convertible(model, list(exclude))
+    _check_arguments(sparsity, from_weights, init, sparsities)
+    selection, rule = select(model, exclude), named_pattern(pattern or Unstructured())
+    layers = selection.layers
     if not layers:
+        left = f" (its matrices are in {selection.kinds_left}: replace those by nn.Linear)" if selection.left else ""
         raise ValueError(
-            "found no nn.Linear or nn.Conv2d to make sparse: the model has none, they are all excluded, or it is sparse already"
+            f"found no nn.Linear or nn.Conv2d to make sparse: the model has none{left}, they are all excluded, or it is sparse already"
         )
-    counts = _counts(layers, sparsity, named_budget(budget), dict(sparsities or {}))
-    rule = named_pattern(pattern or Unstructured())
+    counts: Mapping[str, int] = {}
+    if sparsity is not None:
+        own = _own_counts(layers, sparsities or {}, rule)
+        shared = _shared_counts({name: layer for name, layer in layers.items() if name not in own}, sparsity, budget, rule, from_weights)
+        counts = own | shared
     replacements: dict[str, nn.Module] = {}
     for name, layer in layers.items():
-        try:
-            replacements[name] = _sparse(layer, counts[name], rule, from_weights, masked, generator)
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
+        with _named(name):
+            replacements[name] = _sparse(layer, counts.get(name), rule, from_weights, init, masked, generator)
+    selection.warn_of_what_is_left(model, stacklevel=2)
     return _replaced(model, replacements)
 
 
@@ -102,98 +117,153 @@ def topology_layers(model: nn.Module) -> dict[str, TopologyLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, TopologyLayer)}
 
 
-def _convertible(model: nn.Module, exclude: list[Excluded]) -> dict[str, Dense]:
-    layers: dict[str, Dense] = {}
-    unmatched = {entry for entry in exclude if isinstance(entry, str)}
-    for name, module in _walk(model, exclude, unmatched):
-        if isinstance(module, LazyModuleMixin):
-            raise TypeError(f"layer {name!r} ({type(module).__name__}) has no shape yet: run the model once on an example before sparsify")
-        if isinstance(module, CLOSED) or (isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, nn.Conv2d)):
-            raise TypeError(
-                _refusal(name, module, "reads its weights itself" if isinstance(module, CLOSED) else "has no sparse counterpart")
-            )
-        if not isinstance(module, Dense):
-            continue
-        if type(module) not in (nn.Linear, nn.Conv2d):
-            raise TypeError(
-                _refusal(name, module, f"is a subclass of {type(module).__mro__[1].__name__} whose own behaviour would be lost")
-            )
-        if is_parametrized(module) or not isinstance(getattr(module, "weight", None), nn.Parameter):
-            raise TypeError(_refusal(name, module, "has a parametrized or pruned weight (make it permanent first)"))
-        if any(getattr(module, hooks) for hooks in HOOKS):
-            raise TypeError(_refusal(name, module, "has hooks that would be lost (register them after sparsify)"))
-        if module.weight.is_meta:
-            raise TypeError(_refusal(name, module, "is on the meta device and has no values yet"))
-        layers[name] = module
-    if unmatched:
-        known = ", ".join(name for name, _ in model.named_modules() if name)
-        raise ValueError(f"exclude names {', '.join(map(repr, sorted(unmatched)))}, which match no module; there are: {known}")
-    _refuse_shared(model, layers)
-    return layers
+def _check_arguments(sparsity: float | None, from_weights: bool, init: str, sparsities: Mapping[str, float] | None) -> None:
+    if init not in get_args(Initialisation):
+        raise ValueError(f"init is 'keep' (the model's own values) or 'he' (new ones), got {init!r}")
+    if from_weights and init == "he":
+        raise ValueError("from_weights=True keeps the model's weights and init='he' draws new ones: leave one of them out")
+    if sparsity is None and not from_weights:
+        raise ValueError("sparsity=None takes over the zeros of the model's weights: pass from_weights=True with it, or a sparsity")
+    if sparsity is None and sparsities:
+        raise ValueError("sparsity=None takes over the zeros of every layer, so sparsities cannot be given with it")
 
 
-def _walk(model: nn.Module, exclude: list[Excluded], unmatched: set[str]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are not excluded and not inside an excluded one, each once, noting which names have matched."""
-    excluded: set[nn.Module] = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        hits = [entry for entry in exclude if _matches(entry, name, module)]
-        unmatched.difference_update(entry for entry in hits if isinstance(entry, str))
-        if hits:
-            excluded.update(module.modules())
-    for name, module in model.named_modules():
-        if module not in excluded:
-            yield name, module
-
-
-def _matches(entry: Excluded, name: str, module: nn.Module) -> bool:
-    if isinstance(entry, str):
-        return fnmatchcase(name, entry)
-    return isinstance(module, entry) if isinstance(entry, type) else module is entry
-
-
-def _refusal(name: str, module: nn.Module, reason: str) -> str:
-    return f"layer {name!r} ({type(module).__name__}) cannot be made sparse: it {reason}; pass exclude=({name!r},) to leave it dense"
-
-
-def _refuse_shared(model: nn.Module, layers: dict[str, Dense]) -> None:
-    owners: dict[torch.Tensor, set[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, set()).add(module)
-    for name, layer in layers.items():
-        if any(len(owners[parameter]) > 1 for parameter in layer.parameters(recurse=False)):
-            raise TypeError(_refusal(name, layer, "shares its weight or bias with another module (tied weights)"))
-
-
-def _counts(layers: dict[str, Dense], sparsity: float, budget: Budget, sparsities: dict[str, float]) -> dict[str, int]:
+def _own_counts(layers: Mapping[str, Dense], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, int]:
+    """Connections of the layers that have a sparsity of their own."""
     own: dict[str, int] = {}
-    for pattern, value in sparsities.items():
-        names = [name for name in layers if fnmatchcase(name, pattern)]
+    for glob, value in sparsities.items():
+        names = [name for name in layers if fnmatchcase(name, glob)]
         if not names:
-            raise ValueError(f"sparsities names {pattern!r}, which matches no layer; there are: {', '.join(layers)}")
+            raise ValueError(f"sparsities names {glob!r}, which matches no layer; there are: {', '.join(layers)}")
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"the sparsity of {pattern!r} lies in [0, 1], got {value}")
+            raise ValueError(f"the sparsity of {glob!r} lies in [0, 1], got {value}")
         own.update({name: kept(layers[name].weight.numel(), value) for name in names})
-    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items() if name not in own and prod(layer.weight.shape)}
-    return dict.fromkeys(layers, 0) | (budget.counts(shapes, sparsity) if shapes else {}) | own
+    return {name: _rounded(name, layers[name], pattern, count) for name, count in own.items()}
+
+
+def _shared_counts(
+    layers: Mapping[str, Dense], sparsity: float, budget: str | Budget, pattern: Pattern, from_weights: bool
+) -> dict[str, int]:
+    """Connections of the layers that share one budget."""
+    shapes = {name: tuple(layer.weight.shape) for name, layer in layers.items() if layer.weight.numel()}
+    given = named_budget(budget).counts(shapes, sparsity) if shapes else {}
+    counts = {name: _rounded(name, layer, pattern, given.get(name, 0)) for name, layer in layers.items()}
+    if pattern.fixes_count:
+        return counts
+    if budget == "uniform" and len(shapes) > 1:
+        _warn_of_a_dense_first_layer(sparsity, shapes, counts)
+    return _shared_by_weights(layers, counts, pattern) if from_weights else counts
+
+
+def _rounded(name: str, layer: Dense, pattern: Pattern, count: int) -> int:
+    with _named(name):
+        return _fitted(pattern, layer).round(_matrix(layer), count)
+
+
+def _warn_of_a_dense_first_layer(sparsity: float, shapes: Mapping[str, tuple[int, ...]], counts: Mapping[str, int]) -> None:
+    """Say so if the layers together miss the sparsity that was asked for, and what to pass instead."""
+    size, first = sum(map(prod, shapes.values())), next(iter(shapes))
+    found = 1 - sum(counts.values()) / size
+    if abs(found - sparsity) <= POINT:
+        return
+    share = sparsity * size / (size - prod(shapes[first]))
+    instead = f", sparsity={share:.3f} gives {sparsity:.1%} in all" if share < 1 else ""
+    warnings.warn(
+        f"sparsity {sparsity:.1%} was asked for and these layers have {found:.1%}: "
+        f"budget='uniform' keeps the first layer, {first!r}, dense; budget=ts.Uniform(dense_first=False) makes it sparse too, "
+        f"budget=ts.Uniform() says that this is meant{instead}",
+        stacklevel=4,
+    )
+
+
+def _shared_by_weights(layers: Mapping[str, Dense], counts: Mapping[str, int], pattern: Pattern) -> dict[str, int]:
+    """`counts` moved between layers so that none keeps zeros while another drops what is not zero; their sum stays, but for rounding."""
+    names = list(layers)
+    shapes, total = [_matrix(layers[name]) for name in names], sum(counts.values())
+    rules = [_fitted(pattern, layers[name]) for name in names]
+    steps = [rule.step(shape) for rule, shape in zip(rules, shapes, strict=True)]
+    full = [rule.round(shape, prod(shape)) for rule, shape in zip(rules, shapes, strict=True)]
+    held = [_connections_of_weights(layers[name].weight.detach(), rule) for name, rule in zip(names, rules, strict=True)]
+    useful = [some or most for some, most in zip(held, full, strict=True)]
+    if abs(total - sum(useful)) <= 2 * len(names):  # budgets round each layer: asked for the zeros there are they may miss that by a few
+        total = sum(useful)
+    none = [0] * len(names)
+    least, most = (none, useful) if total <= sum(useful) else (useful, full)
+    return dict(zip(names, shared_out(total, [counts[name] for name in names], least, most, steps), strict=True))
+
+
+def _connections_of_weights(weight: Tensor, pattern: Pattern) -> int:
+    """How many connections the fullest group needs for its weights that are not zero, times the groups: with more, zeros are kept."""
+    topology = Topology.from_mask(weight != 0)
+    if not topology.nnz:
+        return 0
+    units, step = pattern.units(topology), pattern.step(topology.shape)
+    groups = step // prod(pattern.unit(topology.shape))
+    return step * int(torch.bincount(units.keys // (units.size // groups)).max())
+
+
+def _fitted(pattern: Pattern, layer: Dense) -> Pattern:
+    interface = LinearInterface if isinstance(layer, nn.Linear) else ConvolutionInterface
+    return pattern.fitted(interface.geometry_of(layer))  # type: ignore[arg-type]
 
 
 def _sparse(
-    layer: Dense, count: int, pattern: Pattern, from_weights: bool, masked: bool, generator: torch.Generator | None
+    layer: Dense,
+    count: int | None,
+    pattern: Pattern,
+    from_weights: bool,
+    init: Initialisation,
+    masked: bool,
+    generator: torch.Generator | None,
 ) -> LinearInterface | ConvolutionInterface:
     kind: type[LinearInterface] | type[ConvolutionInterface]
     if isinstance(layer, nn.Linear):
-        kind, geometry = (MaskedLinear if masked else SparseLinear), LinearInterface.geometry_of(layer)
+        kind = MaskedLinear if masked else SparseLinear
     else:
-        kind, geometry = (MaskedConv2d if masked else SparseConv2d), ConvolutionInterface.geometry_of(layer)
-    pattern = pattern.fitted(geometry)
-    count = pattern.round(geometry.shape, count)
-    if from_weights:
-        topology = pattern.strongest(layer.weight.detach().abs().flatten(1), count)
-        return kind.from_dense(layer, topology, pattern=pattern)  # type: ignore[arg-type]
-    topology = pattern.random(geometry.shape, count, generator)
-    values = initial_values(topology, generator, layer.weight.dtype)
+        kind = MaskedConv2d if masked else SparseConv2d
+    pattern = _fitted(pattern, layer)
+    weight, values = layer.weight.detach(), None
+    if count is None:
+        topology = Topology.from_mask(weight != 0)
+    elif from_weights:
+        topology = pattern.strongest(_ranks(weight.abs().flatten(1), pattern, generator), count)
+    else:
+        topology = pattern.random(_matrix(layer), count, generator)
+        if init == "he":
+            values = initial_values(topology, generator, weight.dtype)
+        else:
+            values = kept_values(weight, topology.to(weight.device))
     return kind.from_dense(layer, topology, pattern=pattern, values=values)  # type: ignore[arg-type]
+
+
+def _ranks(scores: Tensor, pattern: Pattern, generator: torch.Generator | None) -> Tensor:
+    """The rank of each unit's sum of `scores` [rows, columns], at each of its entries; equal units are ranked in random order.
+
+    Ties would else go to the first rows, and a layer of zeros would leave all other neurons without an input.
+    """
+    rows, columns = scores.shape
+    pattern.step((rows, columns))  # refuses a shape that its units do not divide
+    height, width = pattern.unit((rows, columns))
+    pooled = scores.reshape(rows // height, height, columns // width, width).sum((1, 3)).flatten().nan_to_num(nan=-1.0, posinf=torch.inf)
+    shuffled = torch.randperm(pooled.numel(), generator=generator).to(scores.device)
+    ranks = torch.empty(pooled.numel(), dtype=torch.float64, device=scores.device)
+    ranks[shuffled[pooled[shuffled].argsort(stable=True)]] = torch.arange(pooled.numel(), dtype=torch.float64, device=scores.device)
+    grid = ranks.view(rows // height, columns // width)
+    return grid.repeat_interleave(height, 0).repeat_interleave(width, 1)
+
+
+def _matrix(layer: Dense) -> tuple[int, int]:
+    """(rows, columns) of the layer's weight."""
+    return layer.weight.shape[0], prod(layer.weight.shape[1:])
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Errors within name the layer."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"layer {layer!r}: {error}") from error
 
 
 def _replaced(model: Model, replacements: Mapping[str, nn.Module]) -> Model:
@@ -204,4 +274,23 @@ def _replaced(model: Model, replacements: Mapping[str, nn.Module]) -> Model:
         for child_name, child in list(module._modules.items()):
             if id(child) in same:
                 module._modules[child_name] = same[id(child)]
+    _leave_the_fast_path(model)
     return model
+
+
+def _leave_the_fast_path(model: nn.Module) -> None:
+    """Let torch's encoder layers call their linear layers where these are sparse.
+
+    In evaluation they would hand the weights of all their layers to one dense kernel. Both attributes are what torch sets itself for
+    layers which that kernel cannot run.
+    """
+    sparse = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(child, TopologyLayer) for child in module.children())
+    ]
+    for layer in sparse:
+        layer.activation_relu_or_gelu = 0
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder) and any(layer in sparse for layer in module.layers):
+            module.use_nested_tensor = False

@@ -1,4 +1,4 @@
-"""What does a new layer start from? A random topology, and values scaled to each row's own connections."""
+"""What does a layer start from? A random topology, and values scaled to each row's own connections: new ones, or a dense layer's own."""
 
 from __future__ import annotations
 
@@ -21,6 +21,21 @@ def random_topology(geometry: Geometry, sparsity: float, pattern: Pattern, gener
         raise ValueError(f"sparsity is the share of connections to leave out and lies in [0, 1], got {sparsity}")
     rows, columns = geometry.shape
     return pattern.random(geometry.shape, pattern.round(geometry.shape, kept(rows * columns, sparsity)), generator)
+
+
+def kept_values(weight: Tensor, topology: Topology) -> Tensor:
+    """The dense layer's own values at the connections, times sqrt(columns / fan-in) of their row, [nnz].
+
+    A row whose values are drawn alike then gives outputs of the variance that it had with all its columns. A full row stays
+    bit for bit; zeros stay zeros.
+
+    Args:
+        weight: of a dense layer, [rows, ...]; the trailing dimensions flattened are the columns.
+        topology: on the device of `weight`.
+    """
+    columns = topology.shape[1]
+    scale = (columns / topology.fan_in.clamp(min=1)).sqrt().to(weight)
+    return weight.flatten()[topology.keys] * scale[topology.rows]
 
 
 def initial_values(topology: Topology, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
