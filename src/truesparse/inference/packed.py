@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..common import shown
 from ..nn.conv import PADDING_MODES, ConvolutionInterface, padding_of
 from ..topology.geometry import Geometry
+from .eager import refusal
 from .layouts import Layout
 
 
@@ -37,6 +38,14 @@ class Frozen(nn.Module):
             )
         return super()._apply(fn, recurse)
 
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks first.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(refusal("torch.jit.script"))
+
 
 class PackedLayer(Frozen):
     """One linear layer or convolution, with the ReLU after it if there is one.
@@ -58,7 +67,7 @@ class PackedLayer(Frozen):
         """
         Raises:
             ValueError: if the shape of `input` does not fit.
-            TypeError: if `input` is not float32.
+            TypeError: if `input` is not float32 on the CPU.
             RuntimeError: if a gradient of `input` is wanted.
         """
         x, features = input, self.geometry.sample_ndim
@@ -66,6 +75,10 @@ class PackedLayer(Frozen):
             raise RuntimeError("a packed network gives no gradients: call it under torch.inference_mode(), or use the network it came from")
         if x.dtype != torch.float32:
             raise TypeError(f"a packed network computes in float32, got an input of {x.dtype}; convert it with .float()")
+        if not x.is_cpu or x.layout is not torch.strided:
+            raise TypeError(
+                f"a packed network takes dense tensors on the CPU, got a {x.layout} one on {x.device}; convert it with .to_dense().cpu()"
+            )
         if any(self._padding):
             x = F.pad(x, self._padding, mode=self._padding_mode)
         self.geometry.check_input(x)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -16,6 +16,7 @@ from ..common.processor import processor
 from ..common.shown import Table
 from ..topology.geometry import Convolution
 from .choice import Measured, Memory, by_rule, key_of, measure
+from .eager import refusal, refuse_tracing
 from .graph.join import joined_name
 from .graph.layers import FusedLayer, Weights, weights_of
 from .graph.simplify import LayerChange, simplify
@@ -111,9 +112,19 @@ class PackedNetwork(Frozen):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """
+        `torch.compile` of what calls this ends its graph before it and goes on after it.
+
         Raises:
             TypeError: if other arguments are given than those of the example.
+            RuntimeError: if the call is traced, exported or transformed, which kernels cannot follow.
         """
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            torch._dynamo.graph_break(refusal("torch.compile(fullgraph=True)"))  # which says so where a break is an error
+            outside: Callable[..., Any] = torch.compiler.disable(self.forward)  # type: ignore[assignment]
+            return outside(*inputs, **named)
+        refuse_tracing(inputs)
+        if named:
+            refuse_tracing(tuple(named.values()))
         if not isinstance(self.graph, fx.GraphModule):
             return self.graph(*inputs, **named)
         if self._names and (inputs or named.keys() != set(self._names)):
