@@ -203,3 +203,36 @@ def test_what_cannot_be_packed_is_refused():
         pack(model, x, threads=0)
     with pytest.raises(TypeError, match=r"pack takes networks of float32 on the CPU, and '0\.values' is torch\.float64"):
         pack(copy.deepcopy(model).double(), x.double())
+
+
+class Asking(nn.Module):
+    """No graph; its Python asks layers what they are, as models of transformers do, or for the weight itself."""
+
+    def __init__(self, values=False):
+        super().__init__()
+        self.first, self.last, self.values = nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.Linear(16, 3, bias=False), values
+
+    def forward(self, x):
+        weight, bias = self.first.weight, self.first.bias
+        assert isinstance(weight, torch.Tensor)
+        assert (weight.shape, bias.shape, self.last.bias) == ((4, 2, 3, 3), (4,), None)
+        assert (self.first.stride, self.first.padding, self.first.out_channels, self.last.in_features) == ((2, 2), (1, 1), 4, 16)
+        x = self.first(x.to(weight.device, weight.dtype) if x.sum() < 1e9 else -x).flatten(1)
+        return nn.functional.linear(x, self.last.weight) if self.values else self.last(x.to(self.last.weight.dtype))
+
+
+def test_models_may_ask_layers_what_they_are():
+    x = torch.randn(2, 2, 4, 4)
+    model = Asking().eval()
+    packed = pack(model, x, tune=False)
+    assert {row.layer for row in packed.explain().rows} == {"first", "last"}
+    hold(packed, model, x)
+    hold(pickle.loads(pickle.dumps(copy.deepcopy(packed))), model, x)
+    model = Asking(values=True).eval()
+    packed = pack(model, x, tune=False)
+    assert {row.layer for row in packed.explain().rows} == {"first"}, "a layer that is not called stays, and so does its weight"
+    hold(packed, model, x)
+    with pytest.raises(
+        RuntimeError, match=r"asks for the values of a weight or bias of a packed layer.*shape, dtype and device can be read"
+    ):
+        packed.graph.first.weight + 1
