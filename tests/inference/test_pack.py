@@ -1,6 +1,7 @@
 """A packed network computes what the network computed, says what it did, and does nothing else."""
 
 import copy
+import json
 import pickle
 import threading
 
@@ -236,3 +237,50 @@ def test_models_may_ask_layers_what_they_are():
         RuntimeError, match=r"asks for the values of a weight or bias of a packed layer.*shape, dtype and device can be read"
     ):
         packed.graph.first.weight + 1
+
+
+def test_threads_of_torch_are_what_they_were(memory, monkeypatch):
+    before = torch.get_num_threads()
+    packed = pack(perceptron(), torch.randn(1, 200), memory=memory, threads=before + 1)
+    assert packed.explain().threads == before + 1
+    assert torch.get_num_threads() == before
+    monkeypatch.setattr("truesparse.inference.packing.measure", lambda *given: pytest.fail("on purpose"))
+    with pytest.raises(pytest.fail.Exception):
+        pack(perceptron(0.5), torch.randn(1, 200), memory=memory, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("remembered", [{"dense": 1.0, "tiles:9": 0.5}, {"dense": 1.0}, {"tiles:9": 0.5}, {}])
+def test_measurements_of_other_layouts_are_made_again(memory, remembered):
+    model, x = perceptron(), torch.randn(1, 200)
+    first = pack(model, x, memory=memory)
+    path = memory.path
+    path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), remembered)))
+    again = pack(model, x, memory=Memory(path))
+    hold(again, model, x)
+    kinds = [row.layout for row in first.explain().rows]
+    assert len(again.explain().rows) == len(kinds)
+    assert all({"dense"} < own.keys() and "tiles:9" not in own for own in json.loads(path.read_text()).values())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x, mask):
+        one = nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x), mask)
+        return nn.functional.scaled_dot_product_attention(one, one, one, attn_mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_attention_whose_mask_is_added_or_allows(dtype):
+    model, x = Attention().eval(), torch.randn(2, 5, 8)
+    masks = torch.randn(2, 2, 5, 5) if dtype == torch.float32 else torch.rand(2, 2, 5, 5) > 0.3
+    if dtype == torch.bool:
+        masks |= torch.eye(5, dtype=torch.bool)  # where nothing may be looked at, attention has no result
+    packed = pack(model, (x, masks[0]), tune=False)
+    assert not packed.explain().untraced
+    with torch.inference_mode():
+        for mask in masks:
+            torch.testing.assert_close(packed(x, mask), model(x, mask))
