@@ -430,6 +430,8 @@ def test_parts_that_are_wrapped_keep_their_names_and_what_does_not_act(path):
     other[1] = torch.compile(part, backend="eager")
     ts.load(path, other)
     assert torch.equal(part(other[0](x)), expected)
+    dense = ts.load(path, nn.Sequential(*(nn.Sequential(nn.Linear(6, 6)) for _ in "ab")))
+    torch.testing.assert_close(dense(x), expected)
 
 
 def test_names_that_all_begin_with_another_word_are_explained(path):
