@@ -63,6 +63,17 @@ def test_the_code_of_a_page_runs(page, given):
         exec(compile(block, page, "exec"), given)
 
 
+def test_the_first_page_ends_with_packed_layers(given):
+    """The Rewirer of the page is still alive there, and holds nothing back."""
+    for block in blocks((ROOT / "docs" / "start.md").read_text()):
+        exec(compile(block, "docs/start.md", "exec"), given)
+    explanation = given["fast"].explain()
+    assert [row.layer for row in explanation.rows] == list(given["rewirer"].layers)
+    assert not explanation.hooked
+    assert not explanation.whole
+    assert not explanation.untraced
+
+
 def test_pages_are_found():
     assert {"README.md", "docs/concepts.md", "docs/faq.md", "docs/guide/training.md", "docs/index.md", "docs/start.md"} <= set(pages())
 

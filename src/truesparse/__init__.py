@@ -11,7 +11,7 @@ from typing import Any
 from . import algorithms, metrics, nn, ops, stability
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
 from .export import export_onnx, load, save
-from .inference import pack
+from .inference import pack, shrink
 from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, densify, sparsify
 from .nn.summary import summary
 from .rewiring import Rewirer, rewire
@@ -59,6 +59,7 @@ __all__ = [
     "pack",
     "rewire",
     "save",
+    "shrink",
     "sparsify",
     "stability",
     "summary",

@@ -13,6 +13,7 @@ from torch import nn
 
 import truesparse as ts
 from truesparse.export import FileError, contents
+from truesparse.nn.wrapped import unwrapped
 from truesparse.tasks import mnist_cnn
 
 PATTERNS = {
@@ -368,3 +369,79 @@ def test_places_that_are_none(tmp_path):
         ts.load(tmp_path / "absent")
     with pytest.raises(FileError, match=r"cannot read .*: it is a folder"):
         ts.load(str(tmp_path))
+
+
+class Wrapper(nn.Module):
+    """Holds the network as part of it, as frameworks do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+
+WRAPPERS = {
+    "compiled": lambda model: torch.compile(model, backend="eager"),
+    "averaged": torch.optim.swa_utils.AveragedModel,
+    "in parallel": nn.DataParallel,
+    "averaged, then compiled": lambda model: torch.compile(torch.optim.swa_utils.AveragedModel(model), backend="eager"),
+}
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("wrapped", WRAPPERS.values(), ids=WRAPPERS)
+def test_a_wrapped_network_is_saved_and_filled_as_what_it_wraps(wrapped, path):
+    model, plain_path, x = sparse(), path.with_name("plain.safetensors"), images(2)
+    ts.save(model, plain_path)
+    ts.save(wrapped(model), path)
+    assert path.read_bytes() == plain_path.read_bytes()
+    equal(ts.load(path, sparse(seed=2)), model, x)
+    other = wrapped(sparse(seed=3))
+    assert ts.load(path, other) is other
+    equal(unwrapped(other), model, x)
+    assert [row.name for row in ts.summary(other).layers] == [row.name for row in ts.summary(model).layers]
+
+
+def test_a_network_of_several_processes_is_saved_as_what_it_is(one_process, path):
+    model = sparse()
+    ts.save(nn.parallel.DistributedDataParallel(model), path)
+    equal(ts.load(path, sparse(seed=2)), model, images(2))
+
+
+def test_parts_that_are_wrapped_keep_their_names_and_what_does_not_act(path):
+    def made(seed):
+        return nn.Sequential(
+            *(ts.sparsify(nn.Sequential(nn.Linear(6, 6)), 0.5, generator=torch.Generator().manual_seed(seed)) for _ in "ab")
+        )
+
+    model, other, x = made(1), made(2), torch.randn(3, 6)
+    model[1][0].acting = torch.arange(model[1][0].topology.nnz) % 2 == 0
+    expected = model(x)
+    model[1] = torch.compile(model[1], backend="eager")
+    ts.save(model, path)
+    assert sorted(ts.load(path).layers) == ["0.0", "1.0"]
+    equal(ts.load(path, made(3)), ts.load(path, made(4)), x)
+    part = other[1]
+    other[1] = torch.compile(part, backend="eager")
+    ts.load(path, other)
+    assert torch.equal(part(other[0](x)), expected)
+    dense = ts.load(path, nn.Sequential(*(nn.Sequential(nn.Linear(6, 6)) for _ in "ab")))
+    torch.testing.assert_close(dense(x), expected)
+
+
+def test_names_that_all_begin_with_another_word_are_explained(path):
+    model = sparse()
+    ts.save(Wrapper(model), path)
+    with pytest.raises(
+        FileError, match=r"every name in the file begins with 'model', and without that it would fit: load it into a model "
+    ):
+        ts.load(path, sparse(seed=2))
+    equal(ts.load(path, nn.ModuleDict({"model": (other := sparse(seed=2))})) and other, model, images(2))
+    ts.save(model, path)
+    with pytest.raises(FileError, match=r"every name in the model begins with 'model', and none in the file: load it into model\.model;"):
+        ts.load(path, Wrapper(sparse(seed=2)))

@@ -114,9 +114,11 @@ def test_sparse_weights_are_those_of_the_connections_in_fewer_bytes(path, masked
     onnx.shape_inference.infer_shapes(proto, strict_mode=True)
     written = weights_as_written(proto)
     assert written.keys() == {"0.weight", "2.weight", "4.weight"}
-    assert all(torch.equal(written[f"{name}.weight"], model[int(name)].to_dense()) for name in "024")
+    small = ts.shrink(model, torch.randn(3, 60))
+    assert small[2].in_features < 50, "some neurons are read by nothing"
+    assert all(torch.equal(written[f"{name}.weight"], small[int(name)].to_dense()) for name in "024")
     assert not written["4.weight"].any()
-    connections = sum(model[layer].topology.nnz for layer in (0, 2))
+    connections = sum(small[layer].topology.nnz for layer in (0, 2))
     of_weights = sum(one.ByteSize() for one in proto.graph.sparse_initializer)
     assert 12 * connections < of_weights < 12 * connections + 3 * 64
     assert path.stat().st_size < of_weights + 4 * (50 + 40 + 5) + 3000  # biases, and the graph
@@ -139,6 +141,27 @@ def test_weights_stay_dense_where_that_is_smaller(path):
     ts.export_onnx(model, path, torch.randn(2, 50), sparse_initialisers=True)
     assert weights_as_written(onnx.load(path)).keys() == {"1.weight"}
     hold(path, model, torch.randn(7, 50))
+
+
+def test_neurons_that_are_gone_are_not_in_the_file(path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(60, 50), nn.BatchNorm1d(50), nn.ReLU(), nn.Linear(50, 40), nn.GELU(), nn.Linear(40, 5)).train()
+    ts.sparsify(model, 0.8, pattern="neurons", exclude=("5",), generator=torch.Generator().manual_seed(0))
+    left = [layer.topology.shape[0] - layer.topology.empty_rows for layer in (model[0], model[3])]
+    ts.export_onnx(torch.compile(model, backend="eager"), path, torch.randn(2, 60))
+    extents = {one.name: tuple(one.dims) for one in onnx.load(path).graph.initializer if one.name.endswith("weight") and len(one.dims) > 1}
+    assert sorted(extents.values()) == sorted([(left[0], 60), (left[1], left[0]), (5, left[1])])
+    hold(path, model, torch.randn(7, 60))
+
+
+def test_hooks_of_users_are_not_lost(path):
+    model = perceptron()
+    model[1].register_forward_hook(lambda module, given, output: output + 1.0)
+    ts.export_onnx(model, path, torch.randn(2, 60))
+    hold(path, model, torch.randn(7, 60))
+    model[2].register_forward_pre_hook(lambda module, given: None)
+    with pytest.raises(TypeError, match="hooks of yours are on the sparse layers 2, and no ONNX file can hold them: remove them first"):
+        ts.export_onnx(model, path, torch.randn(2, 60))
 
 
 def test_one_batch_size_and_a_newer_opset(path):

@@ -9,7 +9,7 @@ from truesparse import Topology, Unstructured
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.graph.layers import Weights
-from truesparse.inference.layouts import Conditions, DenseCandidate, PairShape, Windows, WindowsCandidate, candidates
+from truesparse.inference.layouts import Conditions, DenseCandidate, Finish, PairShape, Windows, WindowsCandidate, candidates
 from truesparse.topology.geometry import Convolution, Matrix
 
 
@@ -111,3 +111,23 @@ def test_keys_tell_measurements_apart():
 def test_the_usual_place_is_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setattr(choice.platformdirs, "user_cache_dir", lambda name: str(tmp_path / name))
     assert Memory().path == tmp_path / "truesparse" / "layouts.json"
+
+
+def test_keys_tell_topologies_of_equal_row_lengths_apart():
+    mask = torch.zeros(4, 8, dtype=torch.bool)
+    mask[:, 0] = True
+    keys = set()
+    for shift in range(3):
+        topology = Topology.from_mask(mask.roll(shift, 1))
+        keys.add(key_of(Weights(Matrix(4, 8), topology, torch.ones(4), None), False, Conditions((2, 8), 1), ("processor",)))
+    assert len(keys) == 3
+
+
+def test_keys_tell_a_bias_a_geometry_and_what_follows_apart():
+    weights, conditions, machine = weights_of(16, 36, 0.8), Conditions((2, 4, 9, 9), 1), ("processor",)
+    image = Convolution(4, 16, (3, 3))
+    geometries, biases = (weights.geometry, image), (None, torch.ones(16))
+    others = [Weights(geometry, weights.topology, weights.values, bias) for geometry in geometries for bias in biases]
+    assert len({key_of(one, False, conditions, machine) for one in others}) == 4
+    finishes = (Finish(), Finish(6.0), Finish(pool=True))
+    assert len({key_of(others[2], False, Conditions((2, 4, 9, 9), 1, finish=finish), machine) for finish in finishes}) == 3

@@ -1,6 +1,7 @@
 """Every layout computes what dense float64 does: odd shapes, empty rows, no connections, every instruction set, one sample and many."""
 
 import copy
+import math
 import pickle
 
 import hypothesis.strategies as st
@@ -184,3 +185,14 @@ def test_pair_shapes_that_cannot_be():
     for abreast, width, parts in ((3, 16, 1), (1, 0, 1), (1, 4097, 1), (2, 16, 0)):
         with pytest.raises(ValueError, match="pairs are 1 or 2 abreast, in blocks of 1 to 4096 columns and at least one part"):
             PairShape(abreast, width, parts)
+
+
+@pytest.mark.parametrize("shape", PAIRS, ids=str)
+@pytest.mark.parametrize("left", [math.inf, math.nan])
+def test_what_an_earlier_call_left_in_scratch_memory_is_never_read(shape, left):
+    other = weights_of(Unstructured().random((40, 160), 3200, torch.Generator().manual_seed(1)))
+    Pairs(other, False, shape)(torch.full((70, 160), left))
+    weights = weights_of(Unstructured().random((21, 90), 500, torch.Generator().manual_seed(2)))
+    for batch in (2, 7, 17, 70):
+        hold(Pairs(weights, False, shape), weights, batch)
+        Pairs(other, False, shape)(torch.full((70, 160), left))

@@ -1,6 +1,7 @@
 """A packed network computes what the network computed, says what it did, and does nothing else."""
 
 import copy
+import json
 import pickle
 import threading
 
@@ -203,3 +204,83 @@ def test_what_cannot_be_packed_is_refused():
         pack(model, x, threads=0)
     with pytest.raises(TypeError, match=r"pack takes networks of float32 on the CPU, and '0\.values' is torch\.float64"):
         pack(copy.deepcopy(model).double(), x.double())
+
+
+class Asking(nn.Module):
+    """No graph; its Python asks layers what they are, as models of transformers do, or for the weight itself."""
+
+    def __init__(self, values=False):
+        super().__init__()
+        self.first, self.last, self.values = nn.Conv2d(2, 4, 3, padding=1, stride=2), nn.Linear(16, 3, bias=False), values
+
+    def forward(self, x):
+        weight, bias = self.first.weight, self.first.bias
+        assert isinstance(weight, torch.Tensor)
+        assert (weight.shape, bias.shape, self.last.bias) == ((4, 2, 3, 3), (4,), None)
+        assert (self.first.stride, self.first.padding, self.first.out_channels, self.last.in_features) == ((2, 2), (1, 1), 4, 16)
+        x = self.first(x.to(weight.device, weight.dtype) if x.sum() < 1e9 else -x).flatten(1)
+        return nn.functional.linear(x, self.last.weight) if self.values else self.last(x.to(self.last.weight.dtype))
+
+
+def test_models_may_ask_layers_what_they_are():
+    x = torch.randn(2, 2, 4, 4)
+    model = Asking().eval()
+    packed = pack(model, x, tune=False)
+    assert {row.layer for row in packed.explain().rows} == {"first", "last"}
+    hold(packed, model, x)
+    hold(pickle.loads(pickle.dumps(copy.deepcopy(packed))), model, x)
+    model = Asking(values=True).eval()
+    packed = pack(model, x, tune=False)
+    assert {row.layer for row in packed.explain().rows} == {"first"}, "a layer that is not called stays, and so does its weight"
+    hold(packed, model, x)
+    with pytest.raises(
+        RuntimeError, match=r"asks for the values of a weight or bias of a packed layer.*shape, dtype and device can be read"
+    ):
+        packed.graph.first.weight + 1
+
+
+def test_threads_of_torch_are_what_they_were(memory, monkeypatch):
+    before = torch.get_num_threads()
+    packed = pack(perceptron(), torch.randn(1, 200), memory=memory, threads=before + 1)
+    assert packed.explain().threads == before + 1
+    assert torch.get_num_threads() == before
+    monkeypatch.setattr("truesparse.inference.packing.measure", lambda *given: pytest.fail("on purpose"))
+    with pytest.raises(pytest.fail.Exception):
+        pack(perceptron(0.5), torch.randn(1, 200), memory=memory, threads=before + 1)
+    assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("remembered", [{"dense": 1.0, "tiles:9": 0.5}, {"dense": 1.0}, {"tiles:9": 0.5}, {}])
+def test_measurements_of_other_layouts_are_made_again(memory, remembered):
+    model, x = perceptron(), torch.randn(1, 200)
+    first = pack(model, x, memory=memory)
+    path = memory.path
+    path.write_text(json.dumps(dict.fromkeys(json.loads(path.read_text()), remembered)))
+    again = pack(model, x, memory=Memory(path))
+    hold(again, model, x)
+    kinds = [row.layout for row in first.explain().rows]
+    assert len(again.explain().rows) == len(kinds)
+    assert all({"dense"} < own.keys() and "tiles:9" not in own for own in json.loads(path.read_text()).values())
+
+
+class Attention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x, mask):
+        one = nn.functional.scaled_dot_product_attention(self.query(x), self.key(x), self.value(x), mask)
+        return nn.functional.scaled_dot_product_attention(one, one, one, attn_mask=mask)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_attention_whose_mask_is_added_or_allows(dtype):
+    model, x = Attention().eval(), torch.randn(2, 5, 8)
+    masks = torch.randn(2, 2, 5, 5) if dtype == torch.float32 else torch.rand(2, 2, 5, 5) > 0.3
+    if dtype == torch.bool:
+        masks |= torch.eye(5, dtype=torch.bool)  # where nothing may be looked at, attention has no result
+    packed = pack(model, (x, masks[0]), tune=False)
+    assert not packed.explain().untraced
+    with torch.inference_mode():
+        for mask in masks:
+            torch.testing.assert_close(packed(x, mask), model(x, mask))

@@ -294,3 +294,38 @@ def test_stored_zeros_are_no_connections():
     left = simplify(Net(lambda m, x: m.a(x), a=a).eval(), torch.randn(1, 2).double())
     assert left.layers[0].connections == (3, 3)
     assert left.module.a.topology.nnz == 3
+
+
+@pytest.mark.parametrize("alike", [False, True])
+def test_a_layer_called_on_two_tensors_reads_the_constants_that_both_have(alike):
+    a, b = linear("xx .."), linear("xx ..")
+    b.bias.data[1] = a.bias[1] if alike else -a.bias[1]
+    net = Net(lambda m, x: m.c(torch.sigmoid(m.a(x))) + m.c(torch.sigmoid(m.b(x))), a=a, b=b, c=linear("xx"))
+    left = 1 if alike else 2
+    assert removed(net, (2,)) == {"a": (left, 2, 2), "b": (left, 2, 2), "c": (1, left, left)}
+
+
+def test_a_norm_called_on_two_tensors_loses_what_both_can_lose():
+    # Behind a, place 1 is read by nothing, behind c place 0; place 2 by neither.
+    layers = {"a": linear("xx xx xx"), "c": linear("xx xx xx"), "b": linear("x.."), "d": linear(".x.")}
+    norm = nn.BatchNorm1d(3).double()
+    norm.running_mean = torch.randn(3).double()
+    net = Net(lambda m, x: m.b(m.norm(torch.tanh(m.a(x)))) + m.d(m.norm(torch.tanh(m.c(x)))), norm=norm, **layers)
+    assert removed(net, (2,)) == {"a": (2, 2, 2), "c": (2, 2, 2), "b": (1, 2, 1), "d": (1, 2, 1)}
+    assert simplify(net, torch.randn(1, 2).double()).module.norm.num_features == 2
+
+
+@pytest.mark.parametrize(("kernel", "dilation", "inside"), [(2, 1, 1), (4, 1, 1), (2, (1, 2), 0), ((1, 2), 1, 1), ((3, 2), 1, 1)])
+def test_more_zeros_on_one_side_reach_other_taps(kernel, dilation, inside):
+    # With padding "same" an even kernel has one more zero after the input than before it: inside are the taps that read none of them.
+    b = conv("xx", kernel, padding="same", dilation=dilation)
+    taps = b.topology.nnz // 2
+    net = Net(lambda m, x: m.b(torch.sigmoid(m.a(x))), a=conv("x ."), b=b)
+    assert removed(net, (1, 7, 7)) == {"a": (2, 1, 1), "b": (1, 2, 2 * taps - inside)}
+
+
+def test_rows_that_only_a_switched_off_channel_reads_lose_their_connections():
+    norm = nn.BatchNorm1d(3).double()
+    norm.weight.data[1] = 0.0
+    net = Net(lambda m, x: m.b(torch.softmax(m.norm(torch.tanh(m.a(x))), 1)), a=linear("xx xx xx"), norm=norm, b=linear("xxx"))
+    assert removed(net, (2,)) == {"a": (3, 2, 4), "b": (1, 3, 3)}

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import MaskedLayer, SparseLayer, TopologyLayer
+from ..nn.wrapped import plain_name, unwrapped
 from ..topology import Topology
 from .coding import POSITIONS, decode, encode
 from .errors import FileError
@@ -91,7 +92,8 @@ def save(model: nn.Module, path: str | Path, *, values: Literal["float32", "bflo
     whole or not at all. Masked twins are saved as the sparse layers they stand for.
 
     Args:
-        model: any model; its dense layers stay dense.
+        model: any model; its dense layers stay dense. Of one that is wrapped (`torch.compile`, `DataParallel`,
+            `DistributedDataParallel`, `AveragedModel`) the network inside is saved, under its own names.
         path: of the file; what is there is replaced. Its folder must exist.
         values: the dtype of the sparse layers' values in the file. None keeps that of each layer, float32 as a rule: the
             loaded network is equal bit by bit. "bfloat16" has two bytes a connection less and errs by up to 1/256 of each value.
@@ -103,10 +105,11 @@ def save(model: nn.Module, path: str | Path, *, values: Literal["float32", "bflo
     """
     if values is not None and values not in VALUES:
         raise ValueError(f"values must be None, {' or '.join(map(repr, VALUES))}, got {values!r}")
+    model = unwrapped(model)
     # Each tensor apart from all others: safetensors refuses those that share memory.
-    state = {name: _copied(name, tensor) for name, tensor in model.state_dict().items()}
+    state = {plain_name(model, name): _copied(name, tensor) for name, tensor in model.state_dict().items()}
     descriptions: dict[str, dict[str, Any]] = {}
-    for name, layer in model.named_modules(remove_duplicate=False):
+    for name, layer in _modules_of(model).items():
         if isinstance(layer, TopologyLayer):
             descriptions[name] = _put_layer(state, name, layer, values)
     try:
@@ -130,7 +133,8 @@ def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
     Args:
         path: of the file.
         model: what to fill, in place: a model of the same architecture. Its layers may be sparse with any topology, masked
-            or dense; values take the dtype and device that they have there. None fills nothing.
+            or dense; values take the dtype and device that they have there. Of a wrapped one, as `save` takes it, the network
+            inside is filled. None fills nothing.
 
     Returns:
         `model`, or, without one, what the file holds.
@@ -142,12 +146,20 @@ def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
     saved = _read(path)
     if model is None:
         return saved
+    inside = unwrapped(model)
     try:
-        state = _state_for(model, saved)
+        state = _state_for(inside, saved)
     except ValueError as error:
         raise FileError(f"{path} does not fit the model: {error}; nothing was loaded") from error
-    model.load_state_dict(state)
+    held = {plain_name(inside, name): name for name, _ in inside.named_modules(remove_duplicate=False)}
+    owners = {name: name.rpartition(".") for name in state}
+    inside.load_state_dict({tensor_name(held[owner], leaf): state[name] for name, (owner, _, leaf) in owners.items()})
     return model
+
+
+def _modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """By the names that they have when nothing is wrapped; where a part is, what is inside."""
+    return {plain_name(model, name): module for name, module in model.named_modules(remove_duplicate=False)}
 
 
 def _copied(name: str, tensor: Any) -> Tensor:
@@ -220,7 +232,8 @@ def _state_for(model: nn.Module, saved: SavedModel) -> dict[str, Tensor]:
     Raises:
         ValueError: if the model is another one.
     """
-    modules, own = dict(model.named_modules(remove_duplicate=False)), model.state_dict()
+    modules, own = _modules_of(model), {plain_name(model, name): tensor for name, tensor in model.state_dict().items()}
+    _refuse_other_prefix({*saved.tensors, *saved.layers}, {*own, *modules})
     state, of_any_length = dict(saved.tensors), set[str]()
     layers = [name for name, module in modules.items() if isinstance(module, TopologyLayer)]
     may_lack = {tensor_name(name, part) for name in layers for part in ("acting", "fingerprint")}
@@ -241,6 +254,25 @@ def _state_for(model: nn.Module, saved: SavedModel) -> dict[str, Tensor]:
         if tensor.dtype != own[name].dtype and not (tensor.is_floating_point() and own[name].is_floating_point()):
             raise ValueError(f"{name} is {tensor.dtype} in the file, {own[name].dtype} in the model")
     return state
+
+
+def _refuse_other_prefix(names: set[str], known: set[str]) -> None:
+    """
+    Raises:
+        ValueError: if all of a file's names would be known to the model without the word that they begin with, or with such a word.
+    """
+    if not names or names <= known:
+        return
+    first, others = {name.partition(".")[0] for name in names}, {name.partition(".")[0] for name in known if "." in name}
+    if len(first) == 1 and {name.partition(".")[2] for name in names} <= known:
+        word = first.pop()
+        raise ValueError(
+            f"every name in the file begins with {word!r}, and without that it would fit: load it into a model that holds this one "
+            f"as .{word}, such as nn.ModuleDict({{{word!r}: model}})"
+        )
+    for word in sorted(others):
+        if {f"{word}.{name}" for name in names} <= known:
+            raise ValueError(f"every name in the model begins with {word!r}, and none in the file: load it into model.{word}")
 
 
 def _as_held_by(module: nn.Module, name: str, layer: SavedLayer) -> dict[str, Tensor]:

@@ -1,17 +1,11 @@
 """How does a network run where there is no PyTorch? As an ONNX file, its weights dense or, in fewer bytes, sparse.
 
-torch's own exporter writes the graph, of the dense network that computes the same. It needs onnx and onnxscript, which are an extra:
-`pip install truesparse[onnx]`.
+torch's own exporter writes the graph, of the smallest dense network that computes the same. It needs onnx and onnxscript, which are an
+extra: `pip install truesparse[onnx]`.
 """
 
 from __future__ import annotations
 
-import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from ..common.hooks import user_hooks
 from ..common.optional import library
-from ..inference.graph.trace import Example, inputs_of, names_of
+from ..common.quiet import quiet
+from ..inference import shrink
+from ..inference.graph.trace import Example, Untraceable, copied, inputs_of, names_of
 from ..inference.packed import Frozen
-from ..nn import densify
+from ..nn import TopologyLayer, densify
+from ..nn.wrapped import unwrapped
 from .header import first_line
 from .written import check_place, write_file
 
@@ -48,11 +46,13 @@ def export_onnx(
     """Write what a network computes in eval mode as an ONNX file, for ONNX Runtime and others.
 
     ONNX has no sparse arithmetic, and ONNX Runtime makes sparse weights dense when it loads them: sparse initialisers make the
-    file smaller, not the network faster. For speed there is `pack`. Inputs are named as in `forward`, the output "output" (several:
-    "output_0", "output_1", ...).
+    file smaller, not the network faster. Neurons that are gone are not in the file (`shrink`), which makes it smaller and the network
+    faster; a network that cannot be traced keeps them. For speed there is `pack`. Inputs are named as in `forward`, the output "output"
+    (several: "output_0", "output_1", ...).
 
     Args:
-        model: with sparse, masked or dense layers; it is left as it is.
+        model: with sparse, masked or dense layers; it is left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the
+            network inside is written.
         path: of the file; what is there is replaced, whole or not at all. Its folder must exist.
         example_inputs: an input, or a tuple of the positional inputs.
         sparse_initialisers: write weights with many zeros as `sparse_initializer` of ONNX (value and 64-bit position of each connection)
@@ -62,7 +62,8 @@ def export_onnx(
 
     Raises:
         MissingLibrary: if onnx or onnxscript is not installed.
-        TypeError: if the model is packed, torch cannot export it, or it works at one batch size only.
+        TypeError: if the model is packed, a hook of yours is on one of its sparse layers, torch cannot export it, or it works at one
+            batch size only.
         ValueError: if the model does not run on the example, or `opset` is out of its range.
         FileError: if the file cannot be written.
     """
@@ -76,10 +77,13 @@ def export_onnx(
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
         raise ValueError(f"opset must be in [{OLDEST_OPSET}, {newest}], got {opset}")
-    dense = densify(copy.deepcopy(model)).eval()
+    model = unwrapped(model)
+    hooked = [name for name in user_hooks(model) if isinstance(model.get_submodule(name), TopologyLayer)]
+    if hooked:
+        raise TypeError(f"hooks of yours are on the sparse layers {', '.join(hooked)}, and no ONNX file can hold them: remove them first")
     inputs = _two_samples(inputs_of(example_inputs)) if dynamic_batch else inputs_of(example_inputs)
-    outputs = _outputs(dense, inputs)
-    proto = _exported(dense, inputs, outputs, opset, dynamic_batch)
+    outputs = _outputs(densify(copied(model)), inputs)
+    proto = _exported(_smallest(model, inputs), inputs, outputs, opset, dynamic_batch)
     _forget_origin(proto)
     if sparse_initialisers:
         _make_sparse(proto)
@@ -88,6 +92,14 @@ def export_onnx(
     except Exception as error:  # protobuf's own kinds, which change with its version
         raise TypeError(f"the network does not fit into one ONNX file, which holds 2 GB: {first_line(error)}") from error
     write_file(Path(path), content)
+
+
+def _smallest(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
+    """The dense network in eval mode that computes the same, without neurons that never matter if that can be told."""
+    try:
+        return densify(shrink(model, inputs)).eval()
+    except Untraceable:
+        return densify(copied(model))
 
 
 def _two_samples(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -120,7 +132,7 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], outputs: list[str], 
         batch = torch.export.Dim("batch")
         shapes = tuple({0: batch} if one.ndim else None for one in inputs)
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 model, inputs, dynamo=True, verbose=False, opset_version=opset, dynamic_shapes=shapes, output_names=outputs
             )
@@ -137,19 +149,6 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...], outputs: list[str], 
     if [one.version for one in proto.opset_import if not one.domain] != [opset]:
         raise TypeError(f"the operators of {type(model).__name__} cannot be converted to opset {opset}; choose {OLDEST_OPSET}")
     return proto
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter says of its own insides, page by page: what matters of it comes as an error."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def _has_free_batch(input: ValueInfoProto) -> bool:

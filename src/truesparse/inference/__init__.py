@@ -4,5 +4,6 @@ from .graph.layers import FusedLayer
 from .graph.simplify import LayerChange, Simplified, simplify
 from .graph.trace import trace
 from .packing import Explanation, PackedNetwork, PackedRow, pack
+from .shrink import shrink
 
-__all__ = ["Explanation", "FusedLayer", "LayerChange", "PackedNetwork", "PackedRow", "Simplified", "pack", "simplify", "trace"]
+__all__ = ["Explanation", "FusedLayer", "LayerChange", "PackedNetwork", "PackedRow", "Simplified", "pack", "shrink", "simplify", "trace"]

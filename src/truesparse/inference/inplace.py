@@ -1,47 +1,54 @@
-"""What is left to do for a model that is no graph? Each of its layers is taken by itself, and everything else stays the Python it is."""
+"""What is left to do where a model is no graph? Each of its layers is taken by itself, and everything else stays the Python it is."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
+from ..common.hooks import users_on
 from .graph.layers import LAYERS
 from .graph.simplify import Simplified, change
 from .graph.trace import Example, call, copied
 
 
-def layers_in_place(model: nn.Module, example: Example) -> Simplified:
-    """A copy of `model` and those of its layers that may be replaced by something that computes the same.
+def as_it_is(model: nn.Module) -> Simplified:
+    """A copy of a model that is no graph: a whole, of which nothing is known."""
+    return Simplified(copied(model), (), ("",))
+
+
+def layers_in_place(simplified: Simplified, example: Example) -> Simplified:
+    """The same, in which layers inside of modules that are called as wholes count too: what computes the same may take their places.
 
     Those are the layers that are called with the example, except inside modules of torch.nn, which read the weights of their parts, and
-    where something is hooked to a layer.
-
-    Args:
-        model: any model, which is left as it is.
-        example: its inputs.
+    where a user's hook is on the layer.
     """
-    copy = copied(model)
+    module = simplified.module
+    found = {name: list(_own_layers(module.get_submodule(name), name)) for name in simplified.whole}
     called: set[nn.Module] = set()
-    found = {layer: name for name, layer in _own_layers(copy)}
-    handles = [layer.register_forward_hook(lambda layer, given, result: called.add(layer)) for layer in found]
+    layers = {layer: name for pairs in found.values() for name, layer in pairs}
+    handles = [layer.register_forward_hook(lambda layer, given, result: called.add(layer)) for layer in layers]
     try:
         with torch.no_grad():
-            call(copy, example)
+            call(module, example)
     finally:
         for handle in handles:
             handle.remove()
-    changes = tuple(change(name, [layer], layer) for layer, name in found.items() if layer in called)
+    changes = tuple(change(name, [layer], layer) for layer, name in layers.items() if layer in called)
     named = {one.name for one in changes}
-    whole = (name for name, layer in copy.named_modules() if isinstance(layer, LAYERS) and name not in named)
-    return Simplified(copy, changes, tuple(whole))
+    whole: list[str] = []
+    for name, pairs in found.items():
+        parts = module.get_submodule(name).named_modules(prefix=name)
+        others = [part for part, layer in parts if isinstance(layer, LAYERS) and part not in named]
+        whole += others if not name or any(one in named for one, _ in pairs) else [name]
+    return Simplified(module, (*simplified.layers, *changes), tuple(whole))
 
 
-def _own_layers(module: nn.Module, prefix: str = "") -> list[tuple[str, nn.Module]]:
-    found = []
-    for name, child in module.named_children():
-        hooked = child._forward_hooks or child._forward_pre_hooks
-        if type(child) in LAYERS and not hooked:
-            found.append((prefix + name, child))
-        elif not type(child).__module__.startswith("torch.nn.") or isinstance(child, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            found += _own_layers(child, f"{prefix}{name}.")
-    return found
+def _own_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    if type(module) in LAYERS:
+        if not users_on(module):
+            yield name, module
+    elif not type(module).__module__.startswith("torch.nn.") or isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        for child_name, child in module.named_children():
+            yield from _own_layers(child, f"{name}.{child_name}" if name else child_name)

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from ..common import shown
 from ..nn.conv import PADDING_MODES, ConvolutionInterface, padding_of
 from ..topology.geometry import Geometry
+from .eager import refusal
 from .layouts import Layout
+
+SETTINGS = (
+    *("in_features", "out_features", "in_channels", "out_channels"),
+    *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
+)
 
 
 class Frozen(nn.Module):
@@ -37,6 +43,32 @@ class Frozen(nn.Module):
             )
         return super()._apply(fn, recurse)
 
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks first.
+
+        Raises:
+            RuntimeError: always.
+        """
+        raise RuntimeError(refusal("torch.jit.script"))
+
+
+class Described(Tensor):
+    """A tensor of which only shape, dtype and device are there: models ask layers for these."""
+
+    @staticmethod
+    def __new__(cls, *shape: int) -> Described:
+        return Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=torch.device("cpu"))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(
+            f"{func} asks for the values of a weight or bias of a packed layer, which holds them in another way: only their shape, dtype "
+            "and device can be read. Let the model call the layer, or use the network that was packed"
+        )
+
+    def __repr__(self, **_: Any) -> str:
+        return f"Described({', '.join(map(str, self.shape))})"
+
 
 class PackedLayer(Frozen):
     """One linear layer or convolution, with the ReLU after it if there is one.
@@ -44,12 +76,18 @@ class PackedLayer(Frozen):
     Attributes:
         layout: how its weights are held.
         geometry: the dense operation it stands for.
+        weight, bias: `Described`, or None, for models whose Python reads the dtype or shape of a layer. What else the layer was made
+            with (`in_features`, `stride`, ...) can be read, too.
     """
 
     def __init__(self, layout: Layout, geometry: Geometry, like: nn.Module) -> None:
         super().__init__()
         self.layout, self.geometry = layout, geometry
         self._padding, self._padding_mode = (0, 0, 0, 0), "constant"
+        self._has_bias = like.bias is not None
+        for name in SETTINGS:
+            if hasattr(like, name):
+                setattr(self, name, getattr(like, name))
         if isinstance(like, (nn.Conv2d, ConvolutionInterface)):
             self._padding, self._padding_mode = padding_of(like)[1], PADDING_MODES[like.padding_mode]
         self.eval()
@@ -58,7 +96,7 @@ class PackedLayer(Frozen):
         """
         Raises:
             ValueError: if the shape of `input` does not fit.
-            TypeError: if `input` is not float32.
+            TypeError: if `input` is not float32 on the CPU.
             RuntimeError: if a gradient of `input` is wanted.
         """
         x, features = input, self.geometry.sample_ndim
@@ -66,6 +104,10 @@ class PackedLayer(Frozen):
             raise RuntimeError("a packed network gives no gradients: call it under torch.inference_mode(), or use the network it came from")
         if x.dtype != torch.float32:
             raise TypeError(f"a packed network computes in float32, got an input of {x.dtype}; convert it with .float()")
+        if not x.is_cpu or x.layout is not torch.strided:
+            raise TypeError(
+                f"a packed network takes dense tensors on the CPU, got a {x.layout} one on {x.device}; convert it with .to_dense().cpu()"
+            )
         if any(self._padding):
             x = F.pad(x, self._padding, mode=self._padding_mode)
         self.geometry.check_input(x)
@@ -74,6 +116,14 @@ class PackedLayer(Frozen):
         lead = x.shape[: x.ndim - features]
         y = self.layout(x.reshape(prod(lead), *x.shape[x.ndim - features :]))
         return y.reshape(*lead, *y.shape[1:])
+
+    @property
+    def weight(self) -> Tensor:
+        return Described(*self.geometry.weight_shape)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return Described(self.geometry.shape[0]) if self._has_bias else None
 
     def extra_repr(self) -> str:
         return f"{self.geometry.arguments}, {self.layout}{', relu' if self.layout.relu else ''}"

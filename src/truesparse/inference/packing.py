@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
@@ -12,15 +12,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import __version__
+from ..common.hooks import user_hooks
 from ..common.processor import processor
 from ..common.shown import Table
 from ..topology.geometry import Convolution
 from .choice import Measured, Memory, by_rule, key_of, measure
+from .eager import refusal, refuse_tracing
 from .graph.join import joined_name
 from .graph.layers import FusedLayer, Weights, weights_of
 from .graph.simplify import LayerChange, simplify
 from .graph.trace import Example, Untraceable, call, inputs_of, names_of
-from .inplace import layers_in_place
+from .inplace import as_it_is, layers_in_place
 from .layouts import VALUES, Conditions, Dense, Finish, candidates
 from .packed import Frozen, PackedLayer
 
@@ -67,6 +69,8 @@ class Explanation:
         rows: in the order of the graph.
         untraced: why the network is no graph, so that each layer was taken by itself; or "".
         whole: names of modules or layers that stay as they are: nobody looked inside, or they were not called with the example.
+        hooked: {name of a module on which a hook of yours is: "forward hook" or "forward pre-hook"}. The hook goes on to be called. Such
+            a layer is not packed, of such a module each layer is by itself.
     """
 
     batch: int
@@ -74,6 +78,7 @@ class Explanation:
     rows: tuple[PackedRow, ...]
     untraced: str = ""
     whole: tuple[str, ...] = ()
+    hooked: Mapping[str, str] = field(default_factory=dict)
 
     def table(self) -> Table:
         """A row for each layer; times are of one call, in microseconds."""
@@ -81,6 +86,9 @@ class Explanation:
         said = f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
         if self.whole:
             said += f"; left as they were: {', '.join(self.whole)}"
+        if self.hooked:
+            named = ", ".join(f"{name or 'the model itself'} ({kinds})" for name, kinds in self.hooked.items())
+            said += f"; not looked into, since hooks of yours are on them: {named}"
         if self.untraced:
             said += f"; each layer by itself, nothing folded, removed or joined: {self.untraced}"
         return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 4, 5, 6, 7}), caption=said)
@@ -111,9 +119,19 @@ class PackedNetwork(Frozen):
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """
+        `torch.compile` of what calls this ends its graph before it and goes on after it.
+
         Raises:
             TypeError: if other arguments are given than those of the example.
+            RuntimeError: if the call is traced, exported or transformed, which kernels cannot follow.
         """
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+            torch._dynamo.graph_break(refusal("torch.compile(fullgraph=True)"))  # which says so where a break is an error
+            outside: Callable[..., Any] = torch.compiler.disable(self.forward)  # type: ignore[assignment]
+            return outside(*inputs, **named)
+        refuse_tracing(inputs)
+        if named:
+            refuse_tracing(tuple(named.values()))
         if not isinstance(self.graph, fx.GraphModule):
             return self.graph(*inputs, **named)
         if self._names and (inputs or named.keys() != set(self._names)):
@@ -145,8 +163,11 @@ def pack(
     cannot be traced, because its operations depend on the values of its input, has its layers packed one by one and is otherwise left
     as it is. `explain()` says what was done.
 
+    Hooks of this library (`Rewirer`, `ActivationPenalty`) are left out. Yours on forward passes go on to be called, which holds back
+    the modules that they are on; `explain().hooked` names them. Backward hooks are left out: there is no backward pass.
+
     Args:
-        model: left as it is.
+        model: left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the network inside is packed.
         example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments, of the batch that
             is to be fast. Other batches work.
         values: how connections may be held: "float32", "bfloat16", or "int8" with a scale for each row. Where narrow values are not
@@ -173,7 +194,8 @@ def pack(
     try:
         simplified = simplify(model, example_inputs)
     except Untraceable as error:
-        simplified, untraced = layers_in_place(model, example_inputs), str(error)
+        simplified, untraced = as_it_is(model), str(error)
+    simplified = layers_in_place(simplified, example_inputs)
     graph = simplified.module.eval()
     layers = {change.name: _Layer.of(graph.get_submodule(change.name)) for change in simplified.layers}
     shapes = _input_shapes(graph, layers, example_inputs)
@@ -191,7 +213,7 @@ def pack(
     if isinstance(graph, fx.GraphModule):
         graph.delete_all_unused_submodules()
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
-    explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole)
+    explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole, user_hooks(graph))
     return PackedNetwork(graph, explanation, names_of(example_inputs))
 
 

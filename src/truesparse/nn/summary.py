@@ -9,6 +9,7 @@ from torch import nn
 
 from ..common.shown import Table
 from .base import TopologyLayer
+from .wrapped import unwrapped
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,10 @@ def summary(model: nn.Module) -> ModelSummary:
     """Count the connections and bytes of every layer that has weights of two or more dimensions.
 
     Args:
-        model: dense, sparse, or both.
+        model: dense, sparse, or both; of one that is wrapped (`torch.compile`, DDP, `AveragedModel`) the network inside is counted.
     """
-    return ModelSummary(tuple(_summarized(name, module) for name, module in model.named_modules() if _has_weights(module)))
+    modules = unwrapped(model).named_modules()
+    return ModelSummary(tuple(_summarized(name, module) for name, module in modules if _has_weights(module)))
 
 
 def _has_weights(module: nn.Module) -> bool:

@@ -56,6 +56,10 @@ class Operation:
         """Which places of each input matter, from those of the output that do; True means all."""
         return [True] * len(self.inputs)
 
+    def written(self) -> Tensor:
+        """Atoms whose number stands in the arguments, which only `rewire` changes."""
+        return torch.empty(0, dtype=torch.int64)
+
     def rewire(self, node: fx.Node, kept: Tensor) -> None:
         """Change the arguments of `node`, this node's copy, to a graph in which only the `kept` atoms (bool) are left."""
 

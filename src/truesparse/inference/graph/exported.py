@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten, treespec_dumps, treespec_loads
 
+from ...common.quiet import quiet
 from ...nn import TopologyLayer
 from ...nn.conv import ConvolutionInterface, padding_of
 
@@ -45,7 +46,8 @@ def exported(model: nn.Module, inputs: Inputs, names: Sequence[str] = ()) -> fx.
     failure = "what torch.export gives is not what the model gives"
     for example in (plural, inputs):
         try:
-            module, decisions = _graph_of(model, example, names)
+            with quiet():
+                module, decisions = _graph_of(model, example, names)
         except Exception as error:  # of any kind: the model's own code runs
             failure = f"torch.export: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
             continue

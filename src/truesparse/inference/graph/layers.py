@@ -98,12 +98,16 @@ class Weights:
         return Weights(geometry, Topology.from_keys(shape, keys), self.values[kept], bias, self.padding)
 
 
-def weights_of(layer: nn.Module) -> Weights:
-    """The weights of a layer that is one of `LAYERS`."""
+def weights_of(layer: nn.Module, trains: bool = False) -> Weights:
+    """The weights of a layer that is one of `LAYERS`.
+
+    Args:
+        trains: connections of sparse layers whose value happens to be zero, or that do not act, count too.
+    """
     bias = None if layer.bias is None else layer.bias.detach()  # type: ignore[union-attr]
     if isinstance(layer, TopologyLayer):
         geometry, topology, values = layer.geometry, layer.topology, layer.acting_values.detach()
-        if not bool((values != 0).all()):
+        if not trains and not bool((values != 0).all()):
             topology, values = topology.keep(values != 0), values[values != 0]
     else:
         weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
@@ -133,6 +137,33 @@ def with_weights(layer: nn.Module, weights: Weights) -> nn.Module:
     if weights.bias is not None:
         dense.bias = nn.Parameter(weights.bias.clone())
     return dense.train(layer.training)
+
+
+def with_trained_weights(layer: nn.Module, weights: Weights, rows: Tensor, inputs: Tensor) -> nn.Module:
+    """The same as `with_weights` for a layer that trains on: connections that do not act keep their values, what is frozen stays so.
+
+    Args:
+        weights: of the part of the layer between `rows` and `inputs`, bool.
+    """
+    new = with_weights(layer, weights)
+    if isinstance(layer, TopologyLayer) and isinstance(new, TopologyLayer):
+        places = _places_before(layer, weights, rows, inputs)
+        new.parameter.data = new.spread(layer.of_connections(layer.parameter.detach())[places])
+        if layer.acting is not None:
+            new.acting = new.spread(layer.of_connections(layer.acting)[places])
+    before = dict(layer.named_parameters())
+    for name, parameter in new.named_parameters():
+        parameter.requires_grad_(name not in before or before[name].requires_grad)
+    return new
+
+
+def _places_before(layer: TopologyLayer, weights: Weights, rows: Tensor, inputs: Tensor) -> Tensor:
+    """Where among the connections of `layer` each connection of a part of it was, [nnz] int64."""
+    device, groups = weights.values.device, layer.geometry.groups if isinstance(layer.geometry, Convolution) else 1
+    columns = inputs.view(groups, -1).any(0).repeat_interleave(weights.taps)
+    row, column = (kept.to(device).nonzero().flatten() for kept in (rows, columns))
+    keys = row[weights.topology.rows] * layer.geometry.shape[1] + column[weights.topology.indices.to(torch.int64)]
+    return torch.searchsorted(layer.topology.keys, keys)
 
 
 class FusedLayer(nn.Module):

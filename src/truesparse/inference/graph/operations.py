@@ -6,6 +6,7 @@ Only what is exact for every input is understood: of every size, not just of tha
 from __future__ import annotations
 
 import operator
+from collections.abc import Collection
 from math import prod
 from typing import Any, Self
 
@@ -76,14 +77,18 @@ class Layer(Operation):
 
 
 class Norm(Operation):
-    """A BatchNorm with running statistics: a factor and an offset for each channel."""
+    """A BatchNorm with running statistics: a factor and an offset for each channel.
 
-    def __init__(self, node: fx.Node, name: str, atoms: Tensor, scale: Tensor, shift: Tensor, linked: bool) -> None:
+    Attributes:
+        off: channels that it makes constant, [channels] bool: those with a factor of zero, unless that may be trained.
+    """
+
+    def __init__(self, node: fx.Node, name: str, atoms: Tensor, scale: Tensor, shift: Tensor, off: Tensor, linked: bool) -> None:
         super().__init__(node, node.all_input_nodes)
-        self.name, self.atoms, self.scale, self.shift, self.linked = name, atoms, scale, shift, linked
+        self.name, self.atoms, self.scale, self.shift, self.off, self.linked = name, atoms, scale, shift, off, linked
 
     @classmethod
-    def read(cls, node: fx.Node, module: fx.GraphModule, channels: Channels) -> Self | None:
+    def read(cls, node: fx.Node, module: fx.GraphModule, channels: Channels, trains: bool = False) -> Self | None:
         norm, source = module.get_submodule(str(node.target)), node.all_input_nodes[0]
         if not is_fixed(norm):
             return None
@@ -94,14 +99,15 @@ class Norm(Operation):
             channels.pin(axis.atoms)
         channels.axes[node] = axis
         scale, shift = (array.cpu() for array in scale_and_shift(norm))
-        return cls(node, str(node.target), axis.atoms, scale, shift, axis is channels.axes[source])
+        off = torch.zeros_like(scale, dtype=torch.bool) if trains else scale == 0
+        return cls(node, str(node.target), axis.atoms, scale, shift, off, axis is channels.axes[source])
 
     def constants(self, given: list[Constants], extent: int) -> Constants:
         known, value = (given[0].known, given[0].value) if self.linked else (torch.zeros(extent, dtype=torch.bool), self.shift)
-        return Constants(known | (self.scale == 0), torch.where(self.scale == 0, self.shift, value * self.scale + self.shift))
+        return Constants(known | self.off, torch.where(self.off, self.shift, value * self.scale + self.shift))
 
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
-        return [wanted & (self.scale != 0) if self.linked else True]
+        return [wanted & ~self.off if self.linked else True]
 
 
 class Pointwise(Operation):
@@ -226,8 +232,11 @@ class Reshape(Operation):
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
         return [wanted.view(-1, self.repeats).any(1)]
 
+    def written(self) -> Tensor:
+        return super().written() if self.sizes is None or self.sizes[self.place] == -1 else self.atoms
+
     def rewire(self, node: fx.Node, kept: Tensor) -> None:
-        if self.sizes is not None and self.sizes[self.place] != -1:
+        if self.written().numel():
             first = node.args[1]
             sizes = list(first) if isinstance(first, (tuple, list)) else list(node.args[1:])
             sizes[self.place] = int(kept[self.atoms].sum()) * self.repeats
@@ -301,6 +310,9 @@ class Pad(Operation):
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
         return [wanted[self.added[0].numel() : wanted.numel() - self.added[1].numel()]]
 
+    def written(self) -> Tensor:
+        return torch.cat(self.added)
+
     def rewire(self, node: fx.Node, kept: Tensor) -> None:
         amounts = list(self.amounts)
         amounts[self.at : self.at + 2] = (int(kept[atoms].sum()) for atoms in self.added)
@@ -335,14 +347,21 @@ class Question(Operation):
 KINDS = (Pointwise, Plane, Reshape, Join, Pad, Question)
 
 
-def read_operations(module: fx.GraphModule, channels: Channels) -> dict[fx.Node, Operation]:
+def read_operations(
+    module: fx.GraphModule, channels: Channels, trains: bool = False, closed: Collection[str] = ()
+) -> dict[fx.Node, Operation]:
     """The operation of every node, their channel axes entered in `channels`.
 
     Args:
         module: a traced graph that knows its shapes.
         channels: empty.
+        trains: whether weights may change later, and the arguments of calls may not.
+        closed: names of layers and norms that stay as they are.
     """
-    layers, norms = ({node: nodes for nodes in calls_of(module, kinds).values() for node in nodes} for kinds in (LAYERS, NORMS))
+    layers, norms = (
+        {node: nodes for name, nodes in calls_of(module, kinds).items() if name not in closed for node in nodes}
+        for kinds in (LAYERS, NORMS)
+    )
     operations: dict[fx.Node, Operation] = {}
     for node in module.graph.nodes:
         operation: Operation | None = None
@@ -353,7 +372,7 @@ def read_operations(module: fx.GraphModule, channels: Channels) -> dict[fx.Node,
             channels.tie(first.columns, layer.columns)  # of a layer that is called several times
             channels.tie(channels.axes[first.node].atoms, channels.axes[node].atoms)
         elif node in norms:
-            operation = Norm.read(node, module, channels)
+            operation = Norm.read(node, module, channels, trains)
             first = operations.get(norms[node][0], operation)
             if isinstance(operation, Norm) and isinstance(first, Norm):
                 channels.tie(first.atoms, operation.atoms)
@@ -364,6 +383,8 @@ def read_operations(module: fx.GraphModule, channels: Channels) -> dict[fx.Node,
             for source in node.all_input_nodes:
                 if source in channels.axes:
                     channels.pin(channels.axes[source].atoms)
+        if trains:
+            channels.pin(operation.written())
         operations[node] = operation
     return operations
 

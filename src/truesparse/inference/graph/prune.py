@@ -5,6 +5,8 @@ Nothing changes but rounding: what stays gives what it gave.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, fx, nn
 
@@ -12,14 +14,14 @@ from ...nn import TopologyLayer
 from .alias import written_while_read
 from .channels import Channels, Constants, Operation
 from .fold import cleaned
-from .layers import Weights, weights_of, with_weights
+from .layers import Weights, weights_of, with_trained_weights, with_weights
 from .operations import Layer, Norm, read_operations
 from .trace import Example, replaced, with_shapes
 
 Operations = dict[fx.Node, Operation]
 
 
-def prune(module: fx.GraphModule, example: Example) -> fx.GraphModule:
+def prune(module: fx.GraphModule, example: Example, trains: bool = False, closed: Collection[str] = ()) -> fx.GraphModule:
     """The same function without the neurons and channels that can never matter.
 
     * What has no way to an output of the model is removed, with the connections into it.
@@ -34,17 +36,20 @@ def prune(module: fx.GraphModule, example: Example) -> fx.GraphModule:
     Args:
         module: of `trace`, which is left as it is.
         example: the inputs that it was traced with.
+        trains: whether what is left will be trained, by the Python that it was traced from: connections whose value happens to be
+            zero and norms that are switched off stay, and so do sizes that stand in that Python.
+        closed: names of layers and norms that stay as they are.
     """
-    while (smaller := _smaller(module)) is not None:  # once, but where of several groups of a convolution one is left
+    while (smaller := _smaller(module, trains, closed)) is not None:  # once, but where of several groups of a convolution one is left
         module = with_shapes(smaller, example)
     return module
 
 
-def _smaller(module: fx.GraphModule) -> fx.GraphModule | None:
+def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str]) -> fx.GraphModule | None:
     channels = Channels()
     clobbered = written_while_read(module)
-    operations = read_operations(module, channels)
-    whole = {one.name: weights_of(module.get_submodule(one.name)) for one in operations.values() if isinstance(one, Layer)}
+    operations = read_operations(module, channels, trains, closed)
+    whole = {one.name: weights_of(module.get_submodule(one.name), trains) for one in operations.values() if isinstance(one, Layer)}
     weights = _without_constants(whole, operations, channels, clobbered)
     weights, wanted = _without_unwanted(weights, operations, channels, clobbered)
     kept = channels.kept(wanted)
@@ -53,9 +58,10 @@ def _smaller(module: fx.GraphModule) -> fx.GraphModule | None:
     for node, operation in operations.items():
         if isinstance(operation, Layer):
             old = module.get_submodule(operation.name)
-            part = weights[operation.name].part(kept[channels.axes[node].atoms], kept[operation.columns])
+            rows, inputs = kept[channels.axes[node].atoms], kept[operation.columns]
+            part = weights[operation.name].part(rows, inputs)
             if _changes(old, whole[operation.name], part):
-                modules[operation.name] = with_weights(old, part)
+                modules[operation.name] = with_trained_weights(old, part, rows, inputs) if trains else with_weights(old, part)
         elif isinstance(operation, Norm) and not bool(kept[operation.atoms].all()):
             modules[operation.name] = _part_of_norm(module.get_submodule(operation.name), kept[operation.atoms])
     if not modules:
@@ -144,4 +150,6 @@ def _part_of_norm(norm: nn.Module, kept: Tensor) -> nn.Module:
     part = type(norm)(int(kept.sum()), eps=norm.eps, momentum=norm.momentum, affine=affine, device="meta").eval()  # type: ignore[call-arg]
     state = {name: array if array.ndim == 0 else array[kept.to(array.device)].clone() for name, array in norm.state_dict().items()}
     part.load_state_dict(state, assign=True)
+    for new, old in zip(part.parameters(), norm.parameters(), strict=True):
+        new.requires_grad_(old.requires_grad)
     return part

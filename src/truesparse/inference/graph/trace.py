@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
+from ...common.hooks import user_hooks, users_on, without_training_hooks
 from ...nn import TopologyLayer
+from ...nn.wrapped import unwrapped
 from .exported import exported, same
 from .layers import LAYERS
 from .spelling import spell
@@ -28,8 +30,9 @@ class Untraceable(TypeError):
 def trace(model: nn.Module, example: Example, leaves: Leaves = ()) -> fx.GraphModule:
     """The graph of what `model` computes in eval mode, on modules of its own.
 
-    Modules of torch.nn and of truesparse are single calls; all others are looked into. Where a symbolic run cannot follow their Python,
-    or modules of torch.nn have layers inside, torch.export does. Each node knows its shape.
+    Modules of torch.nn and of truesparse are single calls, and so are those on which users have hooks; all others are looked into. Where
+    a symbolic run cannot follow their Python, or modules of torch.nn have layers inside, torch.export does, which would lose hooks: not
+    of a model that has any. Each node knows its shape.
 
     Args:
         model: any model, which is left as it is.
@@ -38,19 +41,25 @@ def trace(model: nn.Module, example: Example, leaves: Leaves = ()) -> fx.GraphMo
         leaves: classes of modules not to look into.
 
     Raises:
-        Untraceable: a TypeError; if the model's operations depend on the values of the input, or its outputs are not repeatable.
+        Untraceable: a TypeError; if the model's operations depend on the values of the input, its outputs are not repeatable, or a
+            hook is on the model itself.
         TypeError: if the model cannot be copied, or the example is of another type.
     """
     inputs, names = inputs_of(example), names_of(example)
     model, leaves = copied(model), tuple(leaves)
+    hooked = user_hooks(model)
+    if "" in hooked:
+        raise Untraceable(f"a {hooked['']} is on the model ({type(model).__name__}) itself, which a graph would lose")
     with torch.no_grad():
         expected = call(model, example)
         try:
             module = _symbolic(model, inputs, names, leaves)
         except Untraceable as refusal:
+            if hooked:
+                raise Untraceable(f"{refusal}. torch.export would lose the hooks on {', '.join(hooked)}") from refusal
             module = _exported(model, inputs, names, leaves, refusal)
         else:
-            if not leaves and whole_with_layers(module):
+            if not leaves and not hooked and whole_with_layers(module):
                 with suppress(TypeError):  # then they are kept whole, and whoever asks is told
                     module = exported(model, inputs, names)
         spell(module)
@@ -64,13 +73,13 @@ def trace(model: nn.Module, example: Example, leaves: Leaves = ()) -> fx.GraphMo
 
 
 def copied(model: nn.Module) -> nn.Module:
-    """A copy in eval mode.
+    """A copy in eval mode, of what is inside of a wrapper, without hooks that are there for training.
 
     Raises:
         TypeError: if it cannot be copied.
     """
     try:
-        return copy.deepcopy(model).eval()
+        return without_training_hooks(copy.deepcopy(unwrapped(model))).eval()
     except RuntimeError as error:
         remedy = "if it is pruned by torch.nn.utils.prune, make that permanent with prune.remove"
         raise TypeError(f"cannot copy {type(model).__name__}: {error}; {remedy}") from error
@@ -166,7 +175,7 @@ class _Tracer(fx.Tracer):
         self.entered: list[nn.Module] = []  # not left again when an error comes: it tells where
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, self.leaves) or bool(users_on(m)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.entered.append(m)

@@ -1,0 +1,140 @@
+"""How does a network lose the neurons that training has removed? As a smaller network of the same classes, which trains on."""
+
+from __future__ import annotations
+
+import copy
+from typing import TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..common.hooks import without_training_hooks
+from ..nn.wrapped import unwrapped
+from .graph.fold import NORMS
+from .graph.layers import LAYERS, weights_of
+from .graph.prune import prune
+from .graph.trace import Example, Untraceable, call, copied, trace
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def shrink(model: Model, example_inputs: Example) -> Model:
+    """The same network without the neurons and channels that can never matter, in fewer and smaller arrays; it can be trained on.
+
+    Networks trained with the pattern `Neurons`, or with ablation (`SRigL`), keep the shapes that they began with; here the neurons that
+    are gone leave the layers, and those after them lose the columns. Removed is
+
+    * what has no way to an output: no connection reads it, or only such as have none themselves.
+    * what has no way from an input: a neuron without connections gives one number for every input, that of its bias, through norm and
+      activation as they are in eval mode. What this brings to the layers after it goes into their biases, and one that has no bias gets
+      one if it must. A convolution that pads with zeros does not see such a number at its border: there only zeros can go.
+
+    In eval mode the outputs are the same but for rounding, and so are the gradients of what stays. If the network is trained on, only
+    this differs: the bias of a removed neuron was trained too, that of the layer after it is trained instead; dropout no longer drops
+    what a removed neuron gave; and BatchNorm in training mode would have given the offset of its own bias for it. Channels that stay
+    keep their running statistics.
+
+    A connection that exists stays even if its value is zero, as one that has just been grown; in dense layers a weight that is exactly
+    zero counts as missing. Channels that a norm multiplies by zero stay: that factor may be trained. So does what the Python of the
+    model holds fast, such as the sizes in `x.view(-1, 256)` (`x.flatten(1)` holds nothing), weights that layers share, layers with a
+    hook of yours and whatever is not understood.
+
+    Args:
+        model: sparse, masked, dense or mixed; left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the network inside.
+        example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments.
+
+    Returns:
+        A new model of the same classes, in the same mode, whose layers are the smaller ones. Its parameters are new: give them to a new
+        optimizer. A layer whose connections no longer obey its pattern says `Unstructured()`.
+
+    Raises:
+        TypeError: if the model cannot be copied or cannot be traced, or with smaller layers would do something else; the message says why.
+    """
+    inside = unwrapped(model)
+    traced = trace(inside, example_inputs)
+    small = prune(traced, example_inputs, trains=True, closed=_held_fast(traced, inside))
+    shrunk = without_training_hooks(copy.deepcopy(inside))
+    for node in small.graph.find_nodes(op="call_module"):
+        name = str(node.target)
+        if small.get_submodule(name) is not traced.get_submodule(name):
+            _replace(shrunk, shrunk.get_submodule(name), small.get_submodule(name))
+    _check(inside, shrunk, example_inputs)
+    return shrunk  # type: ignore[return-value]
+
+
+def _held_fast(traced: fx.GraphModule, model: nn.Module) -> set[str]:
+    """Layers and norms of the graph that are not, or not only, a module of the model of that name."""
+    modules = dict(model.named_modules())
+    owners: dict[nn.Parameter, set[nn.Module]] = {}
+    for module in modules.values():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, set()).add(module)
+    held = set()
+    for node in traced.graph.find_nodes(op="call_module"):
+        name = str(node.target)
+        called, own = traced.get_submodule(name), modules.get(name)
+        if type(called) in (*LAYERS, *NORMS):
+            shared = own is not None and any(len(owners[parameter]) > 1 for parameter in own.parameters(recurse=False))
+            if own is None or shared or not _alike(called, own):
+                held.add(name)
+    return held
+
+
+def _alike(called: nn.Module, own: nn.Module) -> bool:
+    if type(called) is not type(own):
+        return False
+    one, other = called.state_dict(), own.state_dict()
+    if one.keys() != other.keys() or not all(torch.equal(one[name], other[name]) for name in one):
+        return False
+    if type(own) not in LAYERS:
+        return True
+    given, meant = weights_of(called), weights_of(own)
+    return (given.geometry, given.padding) == (meant.geometry, meant.padding)
+
+
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Under all names that it has."""
+    new.train(old.training)
+    for name in [name for name, module in model.named_modules(remove_duplicate=False) if module is old]:
+        model.set_submodule(name, new)
+
+
+def _check(model: nn.Module, shrunk: nn.Module, example: Example) -> None:
+    """
+    Raises:
+        Untraceable: if the Python of the model does something else with smaller layers.
+    """
+    refusal = f"cannot shrink {type(model).__name__}: with smaller layers its forward"
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        expected = call(copied(model), example)
+        try:
+            given = call(copied(shrunk), example)
+        except Exception as error:  # of any kind: the model's own code runs
+            raise Untraceable(f"{refusal} raises {type(error).__name__}: {error}") from error
+        if not _same(expected, given):
+            raise Untraceable(f"{refusal} gives another output: it decides in Python what a trace cannot see")
+        try:
+            call(copied(model).train(), example)
+        except Exception:  # such as that of BatchNorm for one sample: nothing can be told
+            return
+        try:
+            call(copied(shrunk).train(), example)
+        except Exception as error:
+            raise Untraceable(
+                f"{refusal} raises {type(error).__name__} in training mode, in which it reads more than in eval mode: {error}"
+            ) from error
+
+
+def _same(expected: object, given: object) -> bool:
+    """But for the rounding of sums in another order."""
+    one, other = tree_leaves(expected), tree_leaves(given)
+    return len(one) == len(other) and all(_close(*pair) for pair in zip(one, other, strict=True) if isinstance(pair[0], Tensor))
+
+
+def _close(one: Tensor, other: Tensor) -> bool:
+    if one.shape != other.shape or not one.is_floating_point():
+        return torch.equal(one, other)
+    finite = one[one.isfinite()].abs()
+    most = torch.finfo(one.dtype).eps ** 0.5 * (float(finite.max()) if finite.numel() else 0.0)
+    return torch.allclose(one, other, rtol=0.0, atol=most, equal_nan=True)
