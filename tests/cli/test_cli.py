@@ -144,7 +144,7 @@ def test_a_terminal_shows_a_bar(tmp_path):
     arguments = ["train", "digits-mlp", "--epochs", "1", "--out", str(tmp_path / "run")]
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "truesparse.cli", *arguments], stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen([sys.executable, "-m", "truesparse", *arguments], stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
     try:
@@ -179,12 +179,12 @@ def test_doctor(capsys, monkeypatch, tmp_path):
 def test_an_instruction_set_that_is_not_there(tmp_path):
     environment = {**os.environ, "TRUESPARSE_ISA": "abacus"}
     finished = subprocess.run(
-        [sys.executable, "-m", "truesparse.cli", "doctor"], capture_output=True, text=True, env=environment, timeout=60
+        [sys.executable, "-m", "truesparse", "doctor"], capture_output=True, text=True, env=environment, timeout=60
     )
     assert finished.returncode == 0
     assert "in force NONE:" in finished.stdout
     assert "'abacus'" in finished.stdout
-    command = [sys.executable, "-m", "truesparse.cli", "train", "digits-mlp", "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "truesparse", "train", "digits-mlp", "--out", str(tmp_path / "run")]
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
     assert finished.returncode == 2
     assert finished.stderr.count("\n") == 1
@@ -201,6 +201,6 @@ def test_algorithms(capsys):
 
 def test_a_reader_that_has_seen_enough():
     finished = subprocess.run(
-        f"{sys.executable} -m truesparse.cli algorithms | head -1", shell=True, capture_output=True, text=True, timeout=60
+        f"{sys.executable} -m truesparse algorithms | head -1", shell=True, capture_output=True, text=True, timeout=60
     )
     assert "Traceback" not in finished.stderr

@@ -37,7 +37,7 @@ class Terminal:
         self.theirs = theirs  # kept open, so that its settings can be read after the end
         self.before = termios.tcgetattr(theirs)
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "truesparse.cli", "tour", *arguments],
+            [sys.executable, "-m", "truesparse", "tour", *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,

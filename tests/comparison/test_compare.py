@@ -213,7 +213,7 @@ def test_ctrl_c_and_a_kill_lose_nothing(tmp_path, own):
 
     def begin():
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        command = [sys.executable, "-m", "truesparse.cli", *arguments]
+        command = [sys.executable, "-m", "truesparse", *arguments]
         environment = {**os.environ, "SECONDS_OF_SLOW": "0.005"}
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
         until(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns > before)

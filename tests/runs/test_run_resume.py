@@ -258,7 +258,7 @@ model = lambda: nn.Sequential(Slow(), fast())
 
 def test_killed_in_the_middle_of_an_epoch(write_recipe, recipe, tmp_path, files_of):
     path = write_recipe((tmp_path / "mine.py").read_text() + SLOW, "slow.py")
-    command = [sys.executable, "-m", "truesparse.cli", "train"]
+    command = [sys.executable, "-m", "truesparse", "train"]
     subprocess.run([*command, path, "--out", str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
     with subprocess.Popen(
         [*command, path, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -281,7 +281,7 @@ def test_killed_in_the_middle_of_an_epoch(write_recipe, recipe, tmp_path, files_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_how_to_go_on(write_recipe, recipe, tmp_path, number):
     path = write_recipe((tmp_path / "mine.py").read_text() + SLOW, "slow.py")
-    command = [sys.executable, "-m", "truesparse.cli", "train", path, "--out", str(tmp_path / "run"), "--epochs", "200"]
+    command = [sys.executable, "-m", "truesparse", "train", path, "--out", str(tmp_path / "run"), "--epochs", "200"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         _wait_for(tmp_path / "run" / "metrics.jsonl", process)
         process.send_signal(number)

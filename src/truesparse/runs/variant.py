@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,13 +21,16 @@ from ..rewiring import Rewirer
 from ..stability import ActivationPenalty, Average, DecayGrace
 from ..stability.activations import hidden_layers
 from ..topology.schedules import cosine, warmup
+from .algorithm import is_file
 from .batches import Batches, derived_seed
 from .config import RunConfig, optimizers
 from .errors import ConfigError, RunError
 from .measure import share_of_dx
 from .phases import Phases
 from .recipe import Recipe
+from .rehearsal import rehearse
 from .updates import Updates
+from .user_file import failure
 
 Metrics = dict[str, Any]
 MOMENTUM = {"sgd": 0.9}
@@ -56,7 +60,7 @@ class Variant:
         state: a `state()` to go on from; None starts anew.
 
     Raises:
-        ConfigError: if the model cannot be made sparse this way, or the optimizer refuses it.
+        ConfigError: if the model cannot be made sparse this way, the optimizer refuses it, or data, model and loss do not fit together.
     """
 
     def __init__(self, name: str, config: RunConfig, recipe: Recipe, train: Batches, test: Batches, state: Mapping[str, Any] | None = None):
@@ -71,7 +75,9 @@ class Variant:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = made_variant(name, config, recipe.make_model())
-        if state is not None:
+        if state is None:
+            rehearse(self.model, recipe, train, test)
+        else:
             self.model.load_state_dict(state["model"])
         self.optimizer = _made_optimizer(config, self.model)
         self.rewirer = self._made_rewirer() if name != "dense" else None
@@ -99,27 +105,32 @@ class Variant:
             Whether the epoch is complete; it then has been evaluated, and its metrics are the last of `history`.
 
         Raises:
-            RunError: if the loss is no longer a number.
+            RunError: if the loss is no longer a number, or the recipe's or an own algorithm's code fails.
         """
         with self._own_randomness():
             self.model.train()
             batches = self.train.shuffled(self.epoch, self.step)
             while self.step < self.train.steps:
                 self.phases.begin()
-                inputs, targets = next(batches)
-                loss = self._train_step(inputs, targets)
+                try:
+                    inputs, targets = next(batches)
+                    loss = self._train_step(inputs, targets)
+                except (ConfigError, RunError):
+                    raise
+                except Exception as error:
+                    raise self._failed(f"epoch {self.epoch + 1}, step {self.step + 1}", error) from error
                 self.phases.lap("other")
                 if not isfinite(loss):
-                    raise RunError(
-                        f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: try a lower --lr; "
-                        "the files of the epochs before are kept"
-                    )
+                    raise RunError(self._without_a_loss(loss, inputs))
                 self.loss_sum += loss * len(targets)
                 self.step += 1
                 heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total))
                 if self.step < self.train.steps and stop():
                     return False
-            self._end_epoch()
+            try:
+                self._end_epoch()
+            except Exception as error:
+                raise self._failed(f"the test after epoch {self.epoch + 1}", error) from error
         return True
 
     def state(self) -> dict[str, Any]:
@@ -280,6 +291,17 @@ class Variant:
             average = Average(self.model, self.rewirer, config.ema)
         return penalty, grace, average
 
+    def _failed(self, where: str, error: Exception) -> RunError:
+        """The files of the epochs before are kept, and a resumed run comes to the same place again."""
+        own = [Path(self.config.algorithm)] if is_file(self.config.algorithm) else []
+        return RunError(failure(f"training of {self.name} failed in {where}", error, self.recipe.path, *own))
+
+    def _without_a_loss(self, loss: float, inputs: Any) -> str:
+        where = f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}"
+        if isinstance(inputs, Tensor) and inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            return f"{where}: the inputs of that step hold NaN or infinity: clean them in data() or augment()"
+        return f"{where}: try a lower --lr, --clip 1 or --warmup 1; the files of the epochs before are kept"
+
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
         """Whatever draws from torch's global generator (dropout, ...) draws from this variant's own stream."""
@@ -319,7 +341,8 @@ def made_variant(name: str, config: RunConfig, model: nn.Module) -> nn.Module:
             generator=Generator().manual_seed(derived_seed(config.seed, "sparsify")),
         )
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"cannot make the model sparse: {error}") from error
+        here = "; here, exclude is --exclude NAME" if "exclude=" in str(error) else ""
+        raise ConfigError(f"cannot make the model sparse: {error}{here}") from error
 
 
 def _made_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
