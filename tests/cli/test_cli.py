@@ -178,9 +178,7 @@ def test_doctor(capsys, monkeypatch, tmp_path):
 
 def test_an_instruction_set_that_is_not_there(tmp_path):
     environment = {**os.environ, "TRUESPARSE_ISA": "abacus"}
-    finished = subprocess.run(
-        [sys.executable, "-m", "truesparse", "doctor"], capture_output=True, text=True, env=environment, timeout=60
-    )
+    finished = subprocess.run([sys.executable, "-m", "truesparse", "doctor"], capture_output=True, text=True, env=environment, timeout=60)
     assert finished.returncode == 0
     assert "in force NONE:" in finished.stdout
     assert "'abacus'" in finished.stdout
