@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from truesparse.cli.main import run
+from truesparse.common.processor import cores
 
 pytest.importorskip("matplotlib")
 
-SMALL = ["--epochs", "1", "--seeds", "2", "--jobs", "2"]
+SMALL = ["--epochs", "1", "--seeds", "2", "--jobs", str(min(2, cores()))]
 
 
 def files_of(path):
@@ -168,9 +169,15 @@ def test_other_terms_in_one_folder_are_refused(made, capsys, tmp_path, own):
         (["compare", "digits-mlp", "--sparsity", "0.9,1"], "--sparsity must be in [0, 1), got 1.0"),
         (["compare", "digits-mlp", "--sparsity", "a"], "--sparsity must be numbers with commas between them, got 'a'"),
         (["compare", "digits-mlp", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["compare", "digits-mlp", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["compare", "digits-mlp", "--jobs", "0"], f"--jobs must be from 1 to the {cores()} cores of this machine, got 0"),
         (["compare", "digits-mlp", "--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["compare", "digits-mlp", "--threads", "0"], "--threads must be from 1 to 1024, got 0"),
+        (["compare", "digits-mlp", "--jobs", str(cores() + 1)], f"--jobs must be from 1 to the {cores()} cores of this machine"),
+        (["compare", "digits-mlp", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["compare", "digits-mlp", "--threads", str(cores() + 1)], f"--threads must be from 1 to the {cores()} cores of this machine"),
+        (
+            ["compare", "digits-mlp", "--algorithms", "set:fraction=1:fraction=0"],
+            "--algorithms: fraction is given twice in 'set:fraction=1",
+        ),
         (["compare", "digits-mlp", "--pattern", "dots"], "--pattern: unknown pattern 'dots'"),
         (["compare-page", "absent", "--into", "x.md", "--images", "."], "cannot read absent/comparison.json: No such file"),
     ],

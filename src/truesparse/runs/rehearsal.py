@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -83,23 +82,28 @@ class _Rehearsal:
 
     def refuse_unused_layers(self, train: Batches) -> None:
         """Layers with a topology that come to no gradient: they could not be trained, and nobody would know."""
-        for look in count(1):
-            unused = [
-                name
-                for name, layer in topology_layers(self.model).items()
-                if any(own.requires_grad for own in layer.parameters(recurse=False))
-                and all(own.grad is None for own in layer.parameters(recurse=False))
-            ]
-            if not unused:
+        for look in range(1, LOOKS):
+            if not self._unused():
                 return
-            if look == LOOKS:
-                break
             self.train_on("a training batch", train, look)
+        unused = self._unused()
+        if not unused:
+            return
         layers = f"layer {unused[0]!r} takes" if len(unused) == 1 else f"layers {', '.join(map(repr, unused))} take"
         excluded = " ".join(f"--exclude {name}" for name in unused)
         raise ConfigError(
             f"{self._named}: {layers} no part in the loss: use it in forward(), remove it, or leave it dense and untrained with {excluded}"
         )
+
+    def _unused(self) -> list[str]:
+        def waits(layer: nn.Module) -> bool:
+            own = [parameter for parameter in layer.parameters(recurse=False) if parameter.requires_grad]
+            return bool(own) and all(parameter.grad is None for parameter in own)
+
+        layers = topology_layers(self.model)
+        unused = [name for name, layer in layers.items() if waits(layer)]
+        # None at all: a forward() that is a closure works on the model itself, whatever its copy is called with.
+        return unused if len(unused) < len(layers) else []
 
     def refuse_unfinite(self, what: str, inputs: Any) -> None:
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or bool(inputs.isfinite().all()):
@@ -130,7 +134,7 @@ class _Rehearsal:
         except ConfigError:
             raise
         except Exception as error:
-            raise self._failed(f"its data give not {what}", error) from error
+            raise self._failed(f"its data or augment() fail at {what}", error) from error
 
     def _outputs(self, what: str, inputs: Any) -> Any:
         self.refuse_unfinite(what, inputs)
