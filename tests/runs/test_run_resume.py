@@ -1,6 +1,7 @@
 """A run that is stopped, killed or starved of disk space goes on as if nothing had been: the same files, byte by byte."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -77,6 +78,17 @@ def test_resume_with_all_that_keeps_training_stable(begin, tmp_path, listener, f
     resume(tmp_path / "run", {}, listener())
     assert_equal_files(files_of(tmp_path / "run"), files_of(tmp_path / "whole"))
     assert f"{stop_at[0]}/average.safetensors" in files_of(tmp_path / "run")
+
+
+def test_a_run_keeps_the_threads_it_began_with(begin, tmp_path, listener):
+    """Other threads, other rounding: what torch chose is written down, and is used where it would choose otherwise."""
+    chosen = {"threads": None, "epochs": 1}
+    before = torch.get_num_threads()
+    begin(tmp_path / "run", listener(("sparse", 1, 2)), **chosen)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == before
+    torch.set_num_threads(before + 1)
+    resume(tmp_path / "run", {}, listener())
+    assert torch.get_num_threads() == before
 
 
 def test_stopped_again_and_again(begin, tmp_path, listener, files_of):
