@@ -2,11 +2,13 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 
 import pytest
 import torch
+from processes import Command
 
 from truesparse import __version__
 from truesparse.cli.main import run
@@ -161,19 +163,16 @@ def test_a_folder_is_chosen(tmp_path, monkeypatch, capsys):
 def test_a_terminal_shows_a_bar(tmp_path):
     """Run in a terminal of its own (Linux and macOS have them)."""
     pty = pytest.importorskip("pty")
-    arguments = ["train", "digits-mlp", "--epochs", "1", "--out", str(tmp_path / "run")]
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "truesparse", *arguments], stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
+    arguments = ["train", "digits-mlp", "--epochs", "1", "--out", str(tmp_path / "run")]
     shown = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            shown += chunk
-    except OSError:  # how Linux ends a terminal
-        pass
+    with Command(arguments, os.ttyname(theirs), TERM="xterm", COLUMNS="120", NO_COLOR="1") as command:
+        while command.runs or select.select([ours], [], [], 0)[0]:
+            if select.select([ours], [], [], 0.1)[0]:
+                shown += os.read(ours, 65536)
+        assert command.wait() == 0
     os.close(ours)
-    assert process.wait(60) == 0
+    os.close(theirs)
     for expected in ("steps/s", "loss", "100%", "sparse epoch 1/1 train loss", "truly sparse"):
         assert expected in shown.decode()
 
@@ -197,16 +196,14 @@ def test_doctor(capsys, monkeypatch, tmp_path):
 
 
 def test_an_instruction_set_that_is_not_there(tmp_path):
-    environment = {**os.environ, "TRUESPARSE_ISA": "abacus"}
-    finished = subprocess.run([sys.executable, "-m", "truesparse", "doctor"], capture_output=True, text=True, env=environment, timeout=60)
-    assert finished.returncode == 0
-    assert "in force NONE:" in finished.stdout
-    assert "'abacus'" in finished.stdout
-    command = [sys.executable, "-m", "truesparse", "train", "digits-mlp", "--out", str(tmp_path / "run")]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert "TRUESPARSE_ISA" in finished.stderr
+    with Command(["doctor"], TRUESPARSE_ISA="abacus") as command:
+        assert command.wait() == 0
+        assert "in force NONE:" in command.out
+        assert "'abacus'" in command.out
+    with Command(["train", "digits-mlp", "--out", tmp_path / "run"], TRUESPARSE_ISA="abacus") as command:
+        assert command.wait() == 2
+        assert command.err.count("\n") == 1
+        assert "TRUESPARSE_ISA" in command.err
     assert not (tmp_path / "run").exists()
 
 
