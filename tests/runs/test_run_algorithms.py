@@ -13,8 +13,8 @@ from truesparse.nn import topology_layers
 from truesparse.runs import ConfigError, RunConfig, RunError, make_config, resume
 from truesparse.runs.algorithm import algorithm_kind, algorithm_sha256, full_name, short_name
 from truesparse.runs.config import as_text, changed_options
+from truesparse.runs.made import made_variant
 from truesparse.runs.presets import PRESETS
-from truesparse.runs.variant import made_variant
 
 OWN = '''
 """Shuffle: everything goes, anything grows. My own 2025, https://example.org"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
@@ -13,19 +12,19 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
-from ..nn import sparsify
 from ..rewiring import Rewirer
 from ..stability import ActivationPenalty, Average, DecayGrace
 from ..stability.activations import hidden_layers
 from ..topology.schedules import cosine, warmup
 from .algorithm import is_file
 from .batches import Batches, derived_seed
-from .config import RunConfig, optimizers
+from .config import RunConfig
 from .errors import ConfigError, RunError
-from .measure import share_of_dx
+from .made import made_optimizer, made_variant
+from .measure import right_answers, share_of_dx
 from .phases import Phases
 from .recipe import Recipe
 from .rehearsal import rehearse
@@ -33,7 +32,6 @@ from .updates import Updates
 from .user_file import failure
 
 Metrics = dict[str, Any]
-MOMENTUM = {"sgd": 0.9}
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ class Variant:
             rehearse(self.model, recipe, train, test)
         else:
             self.model.load_state_dict(state["model"])
-        self.optimizer = _made_optimizer(config, self.model)
+        self.optimizer = made_optimizer(config, self.model)
         self.rewirer = self._made_rewirer() if name != "dense" else None
         with torch.random.fork_rng(devices=[]):
             self.tracker = Tracker(self.model, self.rewirer, test.first(1), samples=1)
@@ -311,51 +309,3 @@ class Variant:
                 yield
             finally:
                 self.random_state = torch.get_rng_state()
-
-
-def right_answers(outputs: Any, targets: Tensor) -> tuple[int, int]:
-    """(right answers, answers); (0, 0) where outputs are not scores of classes."""
-    if isinstance(outputs, Tensor) and outputs.ndim > 1 and not targets.is_floating_point():
-        best = outputs.argmax(1)
-        if best.shape == targets.shape:
-            return int((best == targets).sum()), targets.numel()
-    return 0, 0
-
-
-def made_variant(name: str, config: RunConfig, model: nn.Module) -> nn.Module:
-    """`model` as a variant begins: as it is, masked or sparse.
-
-    Raises:
-        ConfigError: if it cannot be made sparse this way.
-    """
-    if name == "dense":
-        return model
-    try:
-        return sparsify(
-            model,
-            sparsity=config.initial_sparsity,
-            budget=config.make_budget(),
-            pattern=config.make_pattern(),
-            exclude=config.exclude,
-            masked=name == "masked",
-            generator=Generator().manual_seed(derived_seed(config.seed, "sparsify")),
-        )
-    except (TypeError, ValueError) as error:
-        here = "; here, exclude is --exclude NAME" if "exclude=" in str(error) else ""
-        raise ConfigError(f"cannot make the model sparse: {error}{here}") from error
-
-
-def _made_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    kind = optimizers()[config.optimizer]
-    known = inspect.signature(kind).parameters
-    settings: dict[str, Any] = {"lr": config.learning_rate}
-    if config.optimizer in MOMENTUM:
-        settings["momentum"] = MOMENTUM[config.optimizer]
-    if "weight_decay" in known:
-        settings["weight_decay"] = config.weight_decay
-    elif config.weight_decay:
-        raise ConfigError(f"--weight-decay: {config.optimizer} has none")
-    try:
-        return kind(model.parameters(), **settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--optimizer {config.optimizer}: {error}") from error
