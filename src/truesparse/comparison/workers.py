@@ -15,15 +15,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data import DataError
 from ..runs import ConfigError, Plan, RunConfig, RunError, StepReport, load_recipe, resume, start
 from ..runs.folder import RunFolder
 from ..runs.stop import StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 SECONDS_BETWEEN_WORDS = 0.2
 SECONDS_TO_SAVE = 60.0
@@ -177,7 +179,7 @@ class _Crew:
         self.watcher.ended(job, word.complete, word.reason)
 
 
-def fresh_processes() -> BaseContext:
+def fresh_processes() -> ForkServerContext | SpawnContext:
     """Where processes come from: none is a fork of this one, which would copy torch's threads in whatever state they are.
 
     They are forked from a server that has imported torch, and has done nothing else: many begin as soon as one.
