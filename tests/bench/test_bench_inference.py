@@ -33,7 +33,7 @@ def measured(*cases, conditions=QUICK):
 
 
 def test_a_layer(monkeypatch):
-    monkeypatch.setattr("truesparse.bench.request.cores", lambda: 2)  # slow on fewer, and right
+    monkeypatch.setattr("truesparse.runs.machine.cores", lambda: 2)  # slow on fewer, and right
     before = torch.get_num_threads()
     first, second = measured(InferenceCase(LAYER, 5), conditions=Conditions((1, 2), seconds=0.01))
     assert torch.get_num_threads() == before

@@ -8,7 +8,6 @@ from truesparse.bench import request
 from truesparse.bench.request import (
     Conditions,
     convolution_of,
-    cores,
     counts_of,
     instruction_set,
     make_conditions,
@@ -17,6 +16,7 @@ from truesparse.bench.request import (
     sparsities_for,
     sparsities_of,
 )
+from truesparse.common.processor import cores
 from truesparse.runs import ConfigError
 from truesparse.topology.geometry import Convolution, Matrix
 from truesparse.topology.patterns import NM, Block, FanIn, Unstructured

@@ -8,8 +8,8 @@ import torch
 from truesparse import _core
 from truesparse.bench import NETWORKS, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow, work
 from truesparse.bench.networks import Density, Network
-from truesparse.bench.request import cores
 from truesparse.cli.main import run
+from truesparse.common.processor import cores
 from truesparse.ops.cpu import MatrixKernels
 
 QUICK = ["--threads", "1", "--seconds", "0.01"]

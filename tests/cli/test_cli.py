@@ -2,15 +2,18 @@
 
 import json
 import os
+import select
 import subprocess
 import sys
 
 import pytest
 import torch
+from processes import Command
 
 from truesparse import __version__
 from truesparse.cli.main import run
-from truesparse.runs import make_config
+from truesparse.common.processor import cores
+from truesparse.runs import make_config, task_names
 
 
 def test_version(capsys):
@@ -30,7 +33,6 @@ def test_help(capsys, arguments):
 def test_help_names_what_there_is():
     """The help is written without importing what it speaks of."""
     from truesparse.cli.train import train
-    from truesparse.runs import task_names
 
     shown = str(train.__annotations__["task"])
     assert all(name in shown for name in task_names())
@@ -54,7 +56,6 @@ assert "torch" not in sys.modules
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["train"], "Invalid value for TASK: say what to train: a task, or the path of a recipe, FILE.py"),
         (["train", "minst"], "unknown task 'minst'; known are"),
         (["train", "absent.py"], "cannot read the recipe absent.py: No such file or directory"),
         (["train", "digits-mlp", "--sparsity", "1.5"], "--sparsity must be in [0, 1), got 1.5"),
@@ -64,6 +65,9 @@ assert "torch" not in sys.modules
         (["train", "digits-mlp", "--compare", "dense,spars"], "--compare: unknown 'spars'; known are dense, masked, sparse"),
         (["train", "digits-mlp", "--algorithm", "riggle"], "--algorithm: unknown 'riggle'"),
         (["train", "digits-mlp", "--set", "fraction"], "Invalid value for --set: expected NAME=VALUE, got 'fraction'"),
+        (["train", "digits-mlp", "--set", "fraction=0", "--set", "fraction=1"], "Invalid value for --set: fraction is given twice"),
+        (["train", "digits-mlp", "--threads", str(cores() + 1)], f"--threads must be from 1 to the {cores()} cores of this machine, got "),
+        (["pack", ".", "--threads", str(cores() + 1)], f"--threads must be from 1 to the {cores()} cores of this machine, got "),
         (["train", "digits-mlp", "--set", "fraction=x"], "--set: fraction of rigl must be a number, got 'x'"),
         (["train", "digits-mlp", "--optimizer", "adm"], "--optimizer: unknown 'adm'"),
         (["train", "digits-mlp", "--resume"], "Invalid value for --resume: say which run with --out DIR"),
@@ -80,6 +84,24 @@ def test_wrong_requests_give_one_line(capsys, tmp_path, monkeypatch, arguments, 
     assert captured.err.count("\n") == 1
     assert captured.err.startswith(f"truesparse: {said}"), captured.err
     assert list(tmp_path.iterdir()) == [], "nothing is begun"
+
+
+def test_train_alone_says_what_to_try_first(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for arguments in ([], ["--epochs", "3"]):
+        assert run(["train", *arguments]) == 2
+        said = capsys.readouterr().err
+        assert all(task in said for task in task_names())
+        first = next(line for line in said.splitlines() if line.startswith("  truesparse train"))
+        assert first.split("   ")[0].strip() == "truesparse train digits-mlp --compare dense,sparse"
+        assert len(said.splitlines()) <= 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_resume_is_told_before_what_it_was_logged_to(capsys, tmp_path):
+    (tmp_path / "note").write_text("x")
+    assert run(["train", "--resume", "--out", str(tmp_path / "note")]) == 1
+    assert capsys.readouterr().err.startswith("truesparse: there is no run to resume in ")
 
 
 def test_failures_for_a_known_reason(capsys, tmp_path, monkeypatch):
@@ -141,19 +163,16 @@ def test_a_folder_is_chosen(tmp_path, monkeypatch, capsys):
 def test_a_terminal_shows_a_bar(tmp_path):
     """Run in a terminal of its own (Linux and macOS have them)."""
     pty = pytest.importorskip("pty")
-    arguments = ["train", "digits-mlp", "--epochs", "1", "--out", str(tmp_path / "run")]
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "truesparse.cli", *arguments], stdout=theirs, stderr=theirs, env=environment)
-    os.close(theirs)
+    arguments = ["train", "digits-mlp", "--epochs", "1", "--out", str(tmp_path / "run")]
     shown = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            shown += chunk
-    except OSError:  # how Linux ends a terminal
-        pass
+    with Command(arguments, os.ttyname(theirs), TERM="xterm", COLUMNS="120", NO_COLOR="1") as command:
+        while command.runs or select.select([ours], [], [], 0)[0]:
+            if select.select([ours], [], [], 0.1)[0]:
+                shown += os.read(ours, 65536)
+        assert command.wait() == 0
     os.close(ours)
-    assert process.wait(60) == 0
+    os.close(theirs)
     for expected in ("steps/s", "loss", "100%", "sparse epoch 1/1 train loss", "truly sparse"):
         assert expected in shown.decode()
 
@@ -177,18 +196,14 @@ def test_doctor(capsys, monkeypatch, tmp_path):
 
 
 def test_an_instruction_set_that_is_not_there(tmp_path):
-    environment = {**os.environ, "TRUESPARSE_ISA": "abacus"}
-    finished = subprocess.run(
-        [sys.executable, "-m", "truesparse.cli", "doctor"], capture_output=True, text=True, env=environment, timeout=60
-    )
-    assert finished.returncode == 0
-    assert "in force NONE:" in finished.stdout
-    assert "'abacus'" in finished.stdout
-    command = [sys.executable, "-m", "truesparse.cli", "train", "digits-mlp", "--out", str(tmp_path / "run")]
-    finished = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60)
-    assert finished.returncode == 2
-    assert finished.stderr.count("\n") == 1
-    assert "TRUESPARSE_ISA" in finished.stderr
+    with Command(["doctor"], TRUESPARSE_ISA="abacus") as command:
+        assert command.wait() == 0
+        assert "in force NONE:" in command.out
+        assert "'abacus'" in command.out
+    with Command(["train", "digits-mlp", "--out", tmp_path / "run"], TRUESPARSE_ISA="abacus") as command:
+        assert command.wait() == 2
+        assert command.err.count("\n") == 1
+        assert "TRUESPARSE_ISA" in command.err
     assert not (tmp_path / "run").exists()
 
 
@@ -201,6 +216,6 @@ def test_algorithms(capsys):
 
 def test_a_reader_that_has_seen_enough():
     finished = subprocess.run(
-        f"{sys.executable} -m truesparse.cli algorithms | head -1", shell=True, capture_output=True, text=True, timeout=60
+        f"{sys.executable} -m truesparse algorithms | head -1", shell=True, capture_output=True, text=True, timeout=60
     )
     assert "Traceback" not in finished.stderr

@@ -5,13 +5,12 @@ import re
 import select
 import signal
 import struct
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from oracles import topology_of
+from processes import PATIENCE, Command
 
 from truesparse.cli.blocks import mask_text
 from truesparse.cli.main import run
@@ -23,28 +22,17 @@ import pty
 import termios
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-MUST_TAKE = 60  # seconds at most
 
 
 class Terminal:
     """A process in a terminal of its own."""
 
     def __init__(self, arguments, folder, width=100, height=40, **environment):
-        self.ours, theirs = pty.openpty()
-        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
-        kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "COLUMNS", "LINES", "COLORTERM")}
-        environment = {**kept, "TERM": "xterm-256color", "TMPDIR": str(folder), "PYTHONIOENCODING": "utf-8", **environment}
-        self.theirs = theirs  # kept open, so that its settings can be read after the end
-        self.before = termios.tcgetattr(theirs)
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "truesparse.cli", "tour", *arguments],
-            stdin=theirs,
-            stdout=theirs,
-            stderr=theirs,
-            env=environment,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(theirs, termios.TIOCSCTTY, 0),  # Ctrl-C is its own
-        )
+        self.ours, self.theirs = pty.openpty()  # theirs is kept open, so that its settings can be read after the end
+        fcntl.ioctl(self.theirs, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+        self.before = termios.tcgetattr(self.theirs)
+        usual = {"NO_COLOR": None, "COLUMNS": None, "LINES": None, "COLORTERM": None, "TERM": "xterm-256color", "TMPDIR": str(folder)}
+        self.command = Command(["tour", *arguments], os.ttyname(self.theirs), **{**usual, **environment})
         self.raw = b""
 
     @property
@@ -54,35 +42,35 @@ class Terminal:
     def _read(self, seconds):
         if select.select([self.ours], [], [], seconds)[0]:
             self.raw += os.read(self.ours, 65536)
+            return True
+        return False
 
     def until(self, words):
-        end = time.monotonic() + MUST_TAKE
-        while words not in self.text:
-            assert time.monotonic() < end, f"{words!r} did not come after:\n{self.text[-2000:]}"
-            assert self.process.poll() is None or select.select([self.ours], [], [], 0)[0], f"ended before {words!r}:\n{self.text[-2000:]}"
+        def said():
             self._read(0.1)
+            return words in self.text
+
+        try:
+            self.command.until(said)
+        except AssertionError as error:
+            raise AssertionError(f"{words!r} did not come after:\n{self.text[-2000:]}") from error
 
     def press(self, keys):
-        time.sleep(0.05)
         os.write(self.ours, keys)
 
     def end(self):
         """The exit code; the terminal is as it was."""
-        end = time.monotonic() + MUST_TAKE
-        while self.process.poll() is None:
-            assert time.monotonic() < end, self.text[-2000:]
+        while self.command.runs:
             self._read(0.1)
-        while select.select([self.ours], [], [], 0)[0]:
-            self._read(0)
+        while self._read(0):
+            pass
         assert termios.tcgetattr(self.theirs) == self.before, "the terminal is as it was"
         assert "Traceback" not in self.text
         assert self.raw.count(b"\x1b[?25l") == self.raw.count(b"\x1b[?25h"), "the cursor is there again"
-        return self.process.returncode
+        return self.command.wait()
 
     def close(self):
-        if self.process.poll() is None:
-            self.process.kill()
-            self.process.wait()
+        self.command.close()
         os.close(self.ours)
         os.close(self.theirs)
 
@@ -108,10 +96,9 @@ def test_the_whole_tour(terminal, tmp_path):
     shown.press(b" ")
     shown.until("truly sparse one")
     shown.press(b"\x1b[C")  # a special key is one key, not three
-    shown.until("grown, 715 connections")
-    time.sleep(0.6)  # a frame or two
+    shown.until("step  10:")  # a frame or two
     shown.press(b"x")
-    shown.until("step 260")
+    shown.until("step 260: ")
     shown.press(b"x")
     assert shown.end() == 0
     assert "Where to go from here" in shown.text
@@ -119,10 +106,10 @@ def test_the_whole_tour(terminal, tmp_path):
         assert colour in shown.raw
     assert "▀" in shown.text
     (page,) = tmp_path.glob("truesparse-tour-*/report.html")
-    for _ in range(50):
-        if (tmp_path / "opened").exists():
-            break
-        time.sleep(0.1)
+    end = time.monotonic() + PATIENCE  # the browser is a process that nobody waits for
+    while not ((tmp_path / "opened").exists() and (tmp_path / "opened").read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
     assert (tmp_path / "opened").read_text().strip() == page.as_uri()
 
 

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,12 +11,14 @@ from statistics import mean, stdev
 
 import pytest
 from PIL import Image
+from processes import PATIENCE, Command
 
 from truesparse.cli.main import run
+from truesparse.common.processor import cores
 
 pytest.importorskip("matplotlib")
 
-SMALL = ["--epochs", "1", "--seeds", "2", "--jobs", "2"]
+SMALL = ["--epochs", "1", "--seeds", "2", "--jobs", str(min(2, cores()))]
 
 
 def files_of(path):
@@ -59,7 +60,7 @@ def test_the_table_says_what_the_runs_came_to(made):
 def test_what_failed_is_listed_with_its_reason_and_takes_nothing_with_it(made):
     page = (made[0] / "comparison.md").read_text()
     assert "| raising | failed | failed |" in page
-    assert "* raising, 50%, seed 0: KeyError: 'nothing\\nthere'" in page
+    assert "* raising, 50%, seed 0: training of sparse failed in epoch 1, step 20, raising.py:9: KeyError: 'nothing\\nthere'" in page
     assert page.count("\n* ") == 4
 
 
@@ -135,7 +136,7 @@ def test_other_terms_in_one_folder_are_refused(made, capsys, tmp_path, own):
     (tmp_path / "note").write_text("x")
     cases = [
         ([*again, "--epochs", "2", "--out", str(out)], f"the comparison in {out} was made with --epochs 1, not 2: choose another --out"),
-        ([*again, "--lr", "1", "--out", str(out)], f"the comparison in {out} was made with --lr 0.003, not 1.0: choose another --out"),
+        ([*again, "--lr", "1", "--out", str(out)], f"the comparison in {out} was made with --lr 0.01, not 1.0: choose another --out"),
         ([*again, "--out", str(tmp_path)], f"the folder {tmp_path} is not empty and holds no comparison; choose another --out"),
         ([*again, "--out", str(tmp_path / "note")], f"cannot use {tmp_path / 'note'} as the comparison's folder: Not a directory"),
         (["compare", "mnist-mlp", "--out", str(out)], f"the comparison in {out} is of digits-mlp, not mnist-mlp; choose another --out"),
@@ -168,9 +169,15 @@ def test_other_terms_in_one_folder_are_refused(made, capsys, tmp_path, own):
         (["compare", "digits-mlp", "--sparsity", "0.9,1"], "--sparsity must be in [0, 1), got 1.0"),
         (["compare", "digits-mlp", "--sparsity", "a"], "--sparsity must be numbers with commas between them, got 'a'"),
         (["compare", "digits-mlp", "--seeds", "0"], "--seeds must be at least 1, got 0"),
-        (["compare", "digits-mlp", "--jobs", "0"], "--jobs must be at least 1, got 0"),
+        (["compare", "digits-mlp", "--jobs", "0"], f"--jobs must be from 1 to the {cores()} cores of this machine, got 0"),
         (["compare", "digits-mlp", "--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["compare", "digits-mlp", "--threads", "0"], "--threads must be from 1 to 1024, got 0"),
+        (["compare", "digits-mlp", "--jobs", str(cores() + 1)], f"--jobs must be from 1 to the {cores()} cores of this machine"),
+        (["compare", "digits-mlp", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["compare", "digits-mlp", "--threads", str(cores() + 1)], f"--threads must be from 1 to the {cores()} cores of this machine"),
+        (
+            ["compare", "digits-mlp", "--algorithms", "set:fraction=1:fraction=0"],
+            "--algorithms: fraction is given twice in",
+        ),
         (["compare", "digits-mlp", "--pattern", "dots"], "--pattern: unknown pattern 'dots'"),
         (["compare-page", "absent", "--into", "x.md", "--images", "."], "cannot read absent/comparison.json: No such file"),
     ],
@@ -207,45 +214,44 @@ def test_an_own_algorithm_that_changed_is_refused(made, capsys, own):
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="children are found in /proc")
 def test_ctrl_c_and_a_kill_lose_nothing(tmp_path, own):
     out = tmp_path / "out"
-    few = ["--sparsity", "0.9", "--seeds", "1", "--epochs", "6", "--no-dense", "--every", "1", "--out", str(out)]
+    few = ["--sparsity", "0.9", "--seeds", "1", "--epochs", "4", "--no-dense", "--every", "1", "--out", str(out)]
     arguments = ["compare", "digits-mlp", "--algorithms", f"{own['slow']},gse", *few]
     checkpoint = out / "runs" / "slow-0.9-seed0" / "sparse" / "checkpoint.pt"
 
-    def begin():
+    def begun():
         before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-        command = [sys.executable, "-m", "truesparse.cli", *arguments]
-        environment = {**os.environ, "SECONDS_OF_SLOW": "0.005"}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-        until(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns > before)
-        return process
+        command = Command(arguments, SECONDS_OF_SLOW="0.01")
+        command.until(lambda: checkpoint.exists() and checkpoint.stat().st_mtime_ns > before)
+        return command
 
-    interrupted, at = begin(), time.time_ns()
-    os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
-    said = interrupted.communicate(timeout=60)[1]
-    assert interrupted.returncode == 130, said
-    assert said.endswith("stopped by SIGINT; the same command goes on\n")
-    assert "Traceback" not in said
+    with begun() as interrupted:
+        at = time.time_ns()
+        os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
+        assert interrupted.wait() == 130, interrupted.err
+        assert interrupted.err.endswith("stopped by SIGINT; the same command goes on\n")
+        assert "Traceback" not in interrupted.err
     assert checkpoint.stat().st_mtime_ns > at, "saved in the middle of an epoch"
     assert [run["status"] for run in json.loads((out / "comparison.json").read_text())["runs"]] == ["waiting", "waiting"]
 
-    killed = begin()
-    children = children_of(killed.pid)
-    assert children
-    killed.kill()
-    killed.communicate(timeout=60)
-    until(lambda: not any(map(alive, children)))
+    with begun() as killed:
+        children = descendants_of(killed.pid)
+        assert children
+        killed.process.kill()
+        killed.wait()
+    end = time.monotonic() + PATIENCE
+    while any(map(alive, children)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
     assert run(arguments) == 0
-    train = ["train", "digits-mlp", "--epochs", "6", "--threads", "1", "--every", "1", "--sparsity", "0.9", "--algorithm", own["slow"]]
+    train = ["train", "digits-mlp", "--epochs", "4", "--threads", "1", "--every", "1", "--sparsity", "0.9", "--algorithm", own["slow"]]
     assert run([*train, "--out", str(tmp_path / "whole")]) == 0
     assert files_of(out / "runs" / "slow-0.9-seed0") == files_of(tmp_path / "whole")
 
 
-def until(holds):
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
+def descendants_of(parent):
+    children = children_of(parent)
+    return [*children, *(each for child in children for each in descendants_of(child))]
 
 
 def children_of(parent):

@@ -98,3 +98,9 @@ def test_full_and_empty_layers():
     assert Explored.begin(Topology.from_keys((0, 5), torch.zeros(0, dtype=torch.int64))).rate == 0.0
     move = Move.between(topology_of(".."), topology_of(".."))
     assert Lineage.begin(move.old).after(move).survival.isnan().all()
+
+
+def test_a_rate_that_is_estimated_is_a_share():
+    """A sample of one in four in which more is new than in the rest would extrapolate to 5 + 4 x 3 of 10 positions."""
+    explored = Explored(size=10, one_in=4, began=5, sampled=1, keys=torch.arange(4))
+    assert explored.rate == 1.0

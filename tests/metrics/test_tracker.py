@@ -194,3 +194,14 @@ def test_bytes_of_a_model_without_sparse_layers():
     model = nn.Linear(4, 4, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     assert live_bytes(model, optimizer) == {"weights": 64, "gradients": 0, "optimizer": 0, "topology": 0}
+
+
+def test_bytes_of_a_topology_are_its_arrays_and_the_plans_that_kernels_made():
+    layer = SparseLinear(24, 16, sparsity=0.75)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    arrays = 4 * (layer.topology.indptr.numel() + layer.topology.indices.numel())
+    before = live_bytes(layer, optimizer)["topology"]
+    assert before == arrays + layer.plan_nbytes()
+    layer(torch.randn(3, 24, requires_grad=True)).sum().backward()
+    assert layer.plan_nbytes() > before - arrays, "a backward pass looks at columns, for which it makes a plan"
+    assert live_bytes(layer, optimizer)["topology"] == arrays + layer.plan_nbytes()

@@ -212,3 +212,12 @@ def test_largest_absent_gradients_rank_nan_last_and_ties_by_position():
     half = [(dy / 2, x), (dy / 2, x)]
     assert layer.top_gradients(half, layer.topology, 2).tolist() == [2, 4]
     torch.testing.assert_close(layer.gradient_rows(half[:1], 1, 2), dy[:, 1:].T @ x / 2, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_gradient_that_is_no_number_comes_after_those_that_are_zero(kind):
+    """The absent gradients of a row are NaN and, after it, 0: by position alone NaN would come first."""
+    layer = kind.from_dense(nn.Linear(4, 2), Topology.from_mask(drawn("xx.. xx..")))
+    dy, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0, float("nan"), 0.0]])
+    assert layer.top_gradients([(dy, x)], layer.topology, 2).tolist() == [3, 7]
+    assert layer.top_gradients([(dy, x)], layer.topology, 3).tolist() == [2, 3, 7]

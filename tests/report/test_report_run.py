@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from oracles import topology_of
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from truesparse.report import RunLayer, evolution, input_heat, read_run
+from truesparse.report import RunLayer, Stage, evolution, input_heat, read_run
 from truesparse.runs import RunError
 from truesparse.topology import Topology
 from truesparse.topology.geometry import Convolution, Matrix
@@ -241,6 +243,41 @@ def test_updates_that_lead_elsewhere_are_refused(copied):
     shutil.copytree(copied / "masked" / "updates", updates, dirs_exist_ok=True)
     with pytest.raises(RunError, match=r"epoch-0003\.safetensors is damaged: the updates of layer '3' do not lead to the topology at"):
         read_run(copied).topologies("sparse", "3")
+
+
+def test_an_update_that_drops_what_is_not_there_is_named(copied):
+    path = copied / "sparse" / "updates" / "epoch-0001.safetensors"
+    arrays = load_file(path)
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    absent = min(set(range(64 * 128)) - masks(copied, "sparse", "3", 128)[0][1])
+    arrays["3.dropped"][0] = absent  # of the first update, whose other positions follow by their distances
+    save_file(arrays, path, metadata)
+    with pytest.raises(RunError, match=r"epoch-0001\.safetensors is damaged: an update of layer '3' drops connections that are not there"):
+        read_run(copied).topologies("sparse", "3")
+
+
+def test_a_generation_that_has_gone_has_no_age():
+    nothing = torch.empty(0, dtype=torch.int64)
+
+    def stage(step, drawn, dropped=nothing, grown=nothing):
+        return Stage(step, topology_of(drawn), torch.as_tensor(dropped), torch.as_tensor(grown))
+
+    stages = [stage(0, "xx.."), stage(10, "x.x.", [1], [2]), stage(20, "x..x", [2], [3])]
+    found = evolution(Matrix(1, 4), stages)
+    assert found.ages == {20: 1, 0: 1}, "what step 10 grew lives no longer"
+    assert found.alive[-1].tolist() == [1, 0, 1]
+
+
+def test_layers_of_a_run_that_does_not_describe_them_come_in_the_order_of_their_numbers(tmp_path, train):
+    (tmp_path / "deep.py").write_text(
+        "import torch\nfrom torch import nn\nfrom torch.utils.data import TensorDataset\n"
+        "def model(): return nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))\n"
+        "def data():\n    made = TensorDataset(torch.randn(8, 4), torch.arange(8) % 4)\n    return made, made\n"
+    )
+    path = train(str(tmp_path / "deep.py"), tmp_path / "run", epochs=1, sparsity=0.5)
+    (path / "layers.json").unlink()
+    assert list(read_run(path).layers) == [str(number) for number in range(12)]
 
 
 def test_what_is_not_there(digits):

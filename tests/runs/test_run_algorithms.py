@@ -13,8 +13,8 @@ from truesparse.nn import topology_layers
 from truesparse.runs import ConfigError, RunConfig, RunError, make_config, resume
 from truesparse.runs.algorithm import algorithm_kind, algorithm_sha256, full_name, short_name, usual_terms
 from truesparse.runs.config import as_text, changed_options
+from truesparse.runs.made import made_variant
 from truesparse.runs.presets import PRESETS
-from truesparse.runs.variant import made_variant
 
 OWN = '''
 """Shuffle: everything goes, anything grows. My own 2025, https://example.org"""
@@ -89,7 +89,7 @@ def test_an_own_file_may_register_and_is_not_listed_among_the_packages_own(write
     [
         ("x = 1", r"the algorithm own_rule\.py must define one class with update\(topology, signals\), found none"),
         (OWN + OWN.replace("class Shuffle", "class Other"), r"must define one class .*, found Shuffle, Other"),
-        ("import nowhere", r"the algorithm own_rule\.py could not be imported, line 1: ModuleNotFoundError"),
+        ("import nowhere", r"the algorithm own_rule\.py could not be imported, own_rule\.py:1: ModuleNotFoundError"),
         ("class A(:", r"the algorithm own_rule\.py is not Python: line 1: "),
         (OWN.replace("@dataclass(frozen=True)", ""), r"the settings of Shuffle in own_rule\.py can change: put @dataclass\(frozen=True\)"),
         (OWN.replace("@dataclass(frozen=True)", "@dataclass"), r"the settings of Shuffle in own_rule\.py can change"),

@@ -87,7 +87,10 @@ GOOD = GOOD_MODEL + "def data(): return [1], [1]\n"
         (GOOD + "def augment(): pass\n", r"augment\(\) of the recipe mine\.py must take two arguments"),
         (GOOD + "settings = [1]\n", "must define settings as a dict, got list"),
         ("def model(:\n", r"mine\.py is not Python: line 1: "),
-        ("import torch\n\nimport nowhere_to_be_found\n", r"could not be imported, line 3: ModuleNotFoundError: No module named 'nowhere"),
+        (
+            "import torch\n\nimport nowhere_to_be_found\n",
+            r"could not be imported, mine\.py:3: ModuleNotFoundError: No module named 'nowhere",
+        ),
     ],
 )
 def test_wrong_recipes(write_recipe, text, said):
@@ -100,7 +103,7 @@ def test_wrong_recipes(write_recipe, text, said):
     ("text", "said"),
     [
         ("def model(): return 3", r"model\(\) of the recipe mine\.py must return a torch\.nn\.Module, got int"),
-        ("def model():\n    return 1 / 0", r"the recipe mine\.py failed in model\(\), line 2: ZeroDivisionError: division by zero"),
+        ("def model():\n    return 1 / 0", r"the recipe mine\.py failed in model\(\), mine\.py:2: ZeroDivisionError: division by zero"),
     ],
 )
 def test_wrong_models(write_recipe, text, said):
@@ -116,7 +119,7 @@ def test_wrong_models(write_recipe, text, said):
         ("None", r"must return \(training data, test data\), got NoneType"),
         ("[1], 3", r"the test data of the recipe mine\.py must be a data set with a length and items, got int"),
         ("[], [1]", r"the training data of the recipe mine\.py is empty"),
-        ("open('/no/such/file')", r"failed in data\(\), line 3: FileNotFoundError"),
+        ("open('/no/such/file')", r"failed in data\(\), mine\.py:3: FileNotFoundError"),
     ],
 )
 def test_wrong_data(write_recipe, returned, said):

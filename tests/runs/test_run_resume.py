@@ -1,15 +1,15 @@
 """A run that is stopped, killed or starved of disk space goes on as if nothing had been: the same files, byte by byte."""
 
 import errno
+import json
 import os
 import signal
-import subprocess
-import sys
-import time
 
 import pytest
 import torch
+from processes import Command
 
+from truesparse.cli.main import run
 from truesparse.common import files
 from truesparse.runs import RunError, resume
 
@@ -77,6 +77,17 @@ def test_resume_with_all_that_keeps_training_stable(begin, tmp_path, listener, f
     resume(tmp_path / "run", {}, listener())
     assert_equal_files(files_of(tmp_path / "run"), files_of(tmp_path / "whole"))
     assert f"{stop_at[0]}/average.safetensors" in files_of(tmp_path / "run")
+
+
+def test_a_run_keeps_the_threads_it_began_with(begin, tmp_path, listener):
+    """Other threads, other rounding: what torch chose is written down, and is used where it would choose otherwise."""
+    chosen = {"threads": None, "epochs": 1}
+    before = torch.get_num_threads()
+    begin(tmp_path / "run", listener(("sparse", 1, 2)), **chosen)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["threads"] == before
+    torch.set_num_threads(before + 1)
+    resume(tmp_path / "run", {}, listener())
+    assert torch.get_num_threads() == before
 
 
 def test_stopped_again_and_again(begin, tmp_path, listener, files_of):
@@ -247,7 +258,7 @@ import time
 class Slow(nn.Module):
     def forward(self, x):
         if self.training:
-            time.sleep(0.01)
+            time.sleep(0.03)
         return x
 
 
@@ -258,22 +269,18 @@ model = lambda: nn.Sequential(Slow(), fast())
 
 def test_killed_in_the_middle_of_an_epoch(write_recipe, recipe, tmp_path, files_of):
     path = write_recipe((tmp_path / "mine.py").read_text() + SLOW, "slow.py")
-    command = [sys.executable, "-m", "truesparse.cli", "train"]
-    subprocess.run([*command, path, "--out", str(tmp_path / "whole")], check=True, capture_output=True, timeout=120)
-    with subprocess.Popen(
-        [*command, path, "--out", str(tmp_path / "run")], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        metrics = tmp_path / "run" / "metrics.jsonl"
-        _wait_for(metrics, process)
-        time.sleep(0.04)  # some steps into the second epoch, which takes 0.1 s at least
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert len(metrics.read_text().splitlines()) == 1
+    assert run(["train", path, "--out", str(tmp_path / "whole")]) == 0
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    with Command(["train", path, "--out", tmp_path / "run"]) as command:
+        command.until(metrics.exists)  # after the first epoch; the second takes 0.3 s at least
+        command.process.kill()
+        assert command.wait() == -signal.SIGKILL
+    epochs = len(metrics.read_text().splitlines())
+    assert epochs < 3, "it was killed before its end"
     (tmp_path / "run" / "sparse" / ".model.safetensors.x1.partial").write_text("half a file")
-    finished = subprocess.run(
-        [*command, "--out", str(tmp_path / "run"), "--resume"], check=True, capture_output=True, text=True, timeout=120
-    )
-    assert "10 of 30 steps behind" in finished.stderr
+    with Command(["train", "--out", tmp_path / "run", "--resume"]) as command:
+        assert command.wait() == 0
+        assert f"{10 * epochs} of 30 steps behind" in command.err
     assert_equal_files(files_of(tmp_path / "run"), files_of(tmp_path / "whole"))
     assert not list((tmp_path / "run").rglob("*.partial"))
 
@@ -281,19 +288,10 @@ def test_killed_in_the_middle_of_an_epoch(write_recipe, recipe, tmp_path, files_
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_says_how_to_go_on(write_recipe, recipe, tmp_path, number):
     path = write_recipe((tmp_path / "mine.py").read_text() + SLOW, "slow.py")
-    command = [sys.executable, "-m", "truesparse.cli", "train", path, "--out", str(tmp_path / "run"), "--epochs", "200"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        _wait_for(tmp_path / "run" / "metrics.jsonl", process)
-        process.send_signal(number)
-        _, said = process.communicate(timeout=60)
-    assert process.returncode == 130
+    with Command(["train", path, "--out", tmp_path / "run", "--epochs", "200"]) as command:
+        command.until((tmp_path / "run" / "metrics.jsonl").exists)
+        os.kill(command.pid, number)
+        assert command.wait() == 130
+        said = command.err
     assert said.splitlines()[-1] == f"stopped by {number.name}; go on with: truesparse train --out {tmp_path / 'run'} --resume"
     assert (tmp_path / "run" / "sparse" / "checkpoint.pt").exists()
-
-
-def _wait_for(path, process, seconds=60.0):
-    end = time.monotonic() + seconds
-    while not path.exists():
-        assert process.poll() is None, "the process ended early"
-        assert time.monotonic() < end, "nothing happened"
-        time.sleep(0.005)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from truesparse.metrics import connections, live_bytes
 from truesparse.nn import SparseLayer
-from truesparse.runs import ConfigError, RunConfig, RunError, load_recipe, make_config, start, variant
+from truesparse.runs import ConfigError, RunConfig, RunError, load_recipe, made, make_config, start
 from truesparse.runs.batches import Batches
 from truesparse.runs.results import make_results
 from truesparse.runs.variant import Variant
@@ -342,4 +342,4 @@ def test_momentum_of_sgd_only(recipe):
         assert group["weight_decay"] == 0.1
     with pytest.raises(ConfigError, match="--weight-decay: rprop has none"):
         Variant("sparse", RunConfig(recipe.task, optimizer="rprop", weight_decay=0.1), recipe, train, test)
-    assert variant.MOMENTUM == {"sgd": 0.9}
+    assert made.MOMENTUM == {"sgd": 0.9}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from .. import _core
 from ..inference.layouts import VALUES
 from ..nn import SparseConv2d, SparseLinear
 from ..runs import ConfigError
+from ..runs.machine import require_cores
 from ..topology.geometry import Convolution, Matrix
 from ..topology.patterns import NM, Pattern
 from ..topology.patterns import pattern as named_pattern
@@ -55,8 +55,7 @@ class Conditions:
 
     def __post_init__(self) -> None:
         for threads in self.threads:
-            if not 1 <= threads <= cores():
-                raise ConfigError(f"--threads must be from 1 to the {cores()} cores of this machine, got {threads}")
+            require_cores("--threads", threads)
         if not (isfinite(self.seconds) and self.seconds > 0):
             raise ConfigError(f"--seconds must be greater than 0, got {self.seconds}")
         _refuse_without_kernels(self.dtype)
@@ -81,11 +80,6 @@ def make_conditions(threads: str | None, seconds: float, dtype: str) -> Conditio
 def dtype_name(dtype: torch.dtype) -> str:
     """As `--dtype` takes it."""
     return str(dtype).removeprefix("torch.")
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -6,6 +6,7 @@ Commands import what they need when they run: `truesparse --help` shall not wait
 from __future__ import annotations
 
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -21,6 +22,7 @@ from .report import report
 from .tour import tour
 from .train import train
 
+TRACEBACK = "--traceback"
 WITH_OPTIONAL_VALUE = ("--tensorboard", "--mlflow", "--wandb")
 
 app = typer.Typer(
@@ -54,6 +56,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)] = False,
+    traceback: Annotated[bool, typer.Option(TRACEBACK, help="Of an error show where it comes from; may stand anywhere.")] = False,
 ) -> None:
     pass
 
@@ -65,8 +68,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Runs a command; its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    with_traceback = TRACEBACK in given
     try:
-        given = with_optional_values(sys.argv[1:] if arguments is None else arguments)
+        given = with_optional_values([argument for argument in given if argument != TRACEBACK])
         return int(app(given, standalone_mode=False, prog_name="truesparse") or 0)
     except BrokenPipeError:  # the reader of a pipe has seen enough
         sys.stderr.close()
@@ -75,6 +80,8 @@ def run(arguments: list[str] | None = None) -> int:
         code = _exit_code(error)
         if code is None:
             raise
+        if with_traceback:
+            traceback.print_exception(error)
         # Typer's errors know a longer form of their message, with the option's name.
         message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
         if message:

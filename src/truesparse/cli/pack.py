@@ -29,7 +29,7 @@ def pack(
     recipe: Recipe = None,
     variant: Variant = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a call that is to be fast.")] = 1,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch and of the kernels.", show_default="as torch chooses")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses")] = None,
     values: Annotated[str, typer.Option(help="How connections may be held: float32, bfloat16, int8.")] = "float32",
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Measure each layer's layouts here, or choose by rule.")] = True,
     out: Annotated[
@@ -44,7 +44,7 @@ def pack(
     from ..inference import pack as packed_form
     from ..inference.layouts import VALUES
     from ..runs import RunError
-    from ..runs.machine import threads_said
+    from ..runs.machine import require_cores, threads_said
     from .results import wide_console
 
     if values not in VALUES:
@@ -52,6 +52,7 @@ def pack(
     if out is not None:
         check_place(out)
     if threads is not None:
+        require_cores("--threads", threads)
         torch.set_num_threads(threads)
     network = network_of(source, recipe, variant)
     example = network.example(batch)

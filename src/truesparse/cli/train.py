@@ -13,6 +13,14 @@ import typer
 from .report import PAGE
 
 QUICK = 12_000_000  # connections x updates whose page takes about two seconds
+FIRST = """Say what to train. Try first:
+
+  truesparse train digits-mlp --compare dense,sparse    ten seconds, needs no download
+  truesparse train mnist-mlp --compare dense,sparse     some minutes, downloads MNIST
+  truesparse train FILE.py                              your own model and data, see docs/guide/recipes.md
+
+Tasks: {tasks}.
+All options: truesparse train --help"""
 Training, Stability, Sparsity, Run, Logs = "Training", "Stability", "Sparsity", "Run", "Logs"
 
 
@@ -151,7 +159,10 @@ def train(
     }
     chosen = {name: value for name, value in options.items() if value is not None}
     if task is None and not resume:
-        raise typer.BadParameter("say what to train: a task, or the path of a recipe, FILE.py", param_hint="TASK")
+        from ..runs import task_names
+
+        print(FIRST.format(tasks=", ".join(task_names())), file=sys.stderr)
+        return 2
     if resume and out is None:
         raise typer.BadParameter("say which run with --out DIR", param_hint="--resume")
     places = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "logger": logger}
@@ -171,6 +182,7 @@ def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: b
 
     if resuming:
         assert out is not None
+        RunFolder(out).read_config()  # that there is a run comes before what it was logged to
         if task is not None:
             chosen["task"] = load_recipe(task).task
         logged_to = destinations({**remembered(out), **places})
@@ -218,6 +230,8 @@ def _settings(pairs: list[str]) -> dict[str, str]:
         name, equals, value = pair.partition("=")
         if not equals or not name.strip():
             raise typer.BadParameter(f"expected NAME=VALUE, got {pair!r}", param_hint="--set")
+        if name.strip() in settings:
+            raise typer.BadParameter(f"{name.strip()} is given twice", param_hint="--set")
         settings[name.strip()] = value.strip()
     return settings
 

@@ -13,7 +13,7 @@ from ..common.files import write_atomically
 from ..runs import ConfigError, RunConfig, RunError
 from ..runs.config import changed_options
 from ..runs.folder import RunFolder
-from ..runs.machine import machine
+from ..runs.machine import machine, require_cores
 from .document import COMPLETE, Document, RunLine, line_of, make_document, read_document
 from .page import as_page
 from .plan import Comparison, Entry
@@ -71,8 +71,7 @@ def compare(comparison: Comparison, out: Path, jobs: int, audience: Audience) ->
         ConfigError: before any work, if `out` holds something else, or the task cannot be trained.
         RunError: if a file cannot be read or written.
     """
-    if jobs < 1:
-        raise ConfigError(f"--jobs must be at least 1, got {jobs}")
+    require_cores("--jobs", jobs)
     before = _checked_folder(comparison, out)
     lines = [line_of(entry, out, f"{RUNS}/{entry.name}") for entry in comparison.entries]
     waiting = [number for number, line in enumerate(lines) if line.status != COMPLETE]

@@ -118,6 +118,8 @@ def _row(given: str) -> tuple[str, dict[str, Any]]:
         key, equals, value = pair.partition("=")
         if not equals or not key:
             raise ConfigError(f"--algorithms: expected NAME:SETTING=VALUE, such as set:every=100, got {given!r}")
+        if key in own or key in settings:
+            raise ConfigError(f"--algorithms: {key} is given twice in {given!r}")
         if key in OWN_TERMS:
             own[key] = _number(given, value)
         else:

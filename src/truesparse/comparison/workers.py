@@ -17,12 +17,15 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..data import DataError
 from ..runs import ConfigError, Plan, RunConfig, RunError, StepReport, load_recipe, resume, start
 from ..runs.folder import RunFolder
 from ..runs.stop import StopRequest, stop_on_signals
+
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
 
 SECONDS_BETWEEN_WORDS = 0.2
 SECONDS_TO_SAVE = 60.0
@@ -106,8 +109,7 @@ class _Crew:
     deadline: float | None = None  # for saving, once asked to stop
 
     def hire(self, count: int) -> None:
-        # Fresh interpreters: a fork would copy torch's threads in whatever state they are.
-        context = multiprocessing.get_context("spawn")
+        context = fresh_processes()
         for _ in range(count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs,), daemon=True)
@@ -175,6 +177,18 @@ class _Crew:
     def _end(self, job: int, word: Ended) -> None:
         self.ended += word.complete or word.reason is not None
         self.watcher.ended(job, word.complete, word.reason)
+
+
+def fresh_processes() -> ForkServerContext | SpawnContext:
+    """Where processes come from: none is a fork of this one, which would copy torch's threads in whatever state they are.
+
+    They are forked from a server that has imported torch, and has done nothing else: many begin as soon as one.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch._dynamo"])  # the first optimizer imports the latter, for seconds
+    return context
 
 
 @contextmanager

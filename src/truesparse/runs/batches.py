@@ -58,9 +58,17 @@ class Batches:
         """The inputs of the first `count` samples (fewer if there are fewer)."""
         return self._batch(torch.arange(min(count, self.samples)))[0]
 
-    def _batch(self, indices: Tensor) -> tuple[Any, Tensor]:
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor] | None:
+        """All inputs and all targets, where the data set has them as tensors."""
         if type(self.dataset) is TensorDataset and len(self.dataset.tensors) == 2:
-            return self.dataset.tensors[0][indices], self.dataset.tensors[1][indices]
+            return self.dataset.tensors[0], self.dataset.tensors[1]
+        return None
+
+    def _batch(self, indices: Tensor) -> tuple[Any, Tensor]:
+        if self.tensors is not None:
+            inputs, targets = self.tensors
+            return inputs[indices], targets[indices]
         # In this process and through no DataLoader, which would draw from torch's generator each time it starts.
         batch = default_collate([self.dataset[index] for index in indices.tolist()])
         if not isinstance(batch, (list, tuple)) or len(batch) != 2 or not isinstance(batch[1], Tensor):

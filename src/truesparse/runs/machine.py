@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from .. import __version__, _core
-from ..common.processor import processor
+from ..common.processor import cores, processor
 from ..ops import family
 from .errors import ConfigError
 
@@ -33,6 +33,16 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "truesparse": __version__,
     }
+
+
+def require_cores(option: str, count: int) -> None:
+    """
+    Raises:
+        ConfigError: unless the machine has so many cores for threads, or processes, to run on.
+    """
+    if not 1 <= count <= cores():
+        here = f"the {cores()} cores of this machine" if cores() > 1 else "the one core of this machine"
+        raise ConfigError(f"{option} must be from 1 to {here}, got {count}")
 
 
 def threads_said(count: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..data import DataError
 from .errors import ConfigError, RunError
@@ -45,6 +45,11 @@ class Recipe:
     augment: Callable[[Tensor, Generator], Tensor] | None
     settings: Mapping[str, Any]
 
+    @property
+    def path(self) -> Path:
+        """Of its file."""
+        return _path_of(self.task)
+
 
 def task_names() -> tuple[str, ...]:
     """The built-in tasks."""
@@ -60,7 +65,7 @@ def load_recipe(task: str) -> Recipe:
     is_file = task.endswith(".py")
     if not is_file and task not in task_names():
         raise ConfigError(f"unknown task {task!r}; known are {', '.join(task_names())}, or give the path of a recipe, FILE.py")
-    path = Path(task).expanduser().resolve() if is_file else TASKS / f"{task.replace('-', '_')}.py"
+    path = _path_of(task)
     source = read_source(path, "recipe", task)
     module = executed(path, "recipe", may_import_neighbours=path.parent != TASKS)
     loss, augment, settings = (getattr(module, name, None) for name in ("loss", "augment", "settings"))
@@ -76,6 +81,10 @@ def load_recipe(task: str) -> Recipe:
         augment=None if augment is None else _function(module, path, "augment", 2),
         settings=dict(settings or {}),
     )
+
+
+def _path_of(task: str) -> Path:
+    return Path(task).expanduser().resolve() if task.endswith(".py") else TASKS / f"{task.replace('-', '_')}.py"
 
 
 def unchanged_recipe(task: str, sha256: str, run: Path) -> Recipe:
@@ -123,6 +132,11 @@ def _checked_data(path: Path, function: Callable[[], Any]) -> Callable[[], tuple
         if not isinstance(made, (tuple, list)) or len(made) != 2:
             raise ConfigError(f"data() of the recipe {path.name} must return (training data, test data), got {type(made).__name__}")
         for part, which in zip(made, ("training", "test"), strict=True):
+            if isinstance(part, DataLoader):
+                raise ConfigError(
+                    f"the {which} data of the recipe {path.name} is a DataLoader: return its data set (loader.dataset); "
+                    "--batch-size says how many samples come together, and truesparse shuffles by --seed"
+                )
             if not (hasattr(part, "__getitem__") and hasattr(part, "__len__")):
                 raise ConfigError(
                     f"the {which} data of the recipe {path.name} must be a data set with a length and items, got {type(part).__name__}"
@@ -140,4 +154,4 @@ def _called(path: Path, name: str, function: Callable[[], Any]) -> Any:
     except (ConfigError, DataError):
         raise
     except Exception as error:
-        raise ConfigError(failure(path, "recipe", f"failed in {name}()", error)) from error
+        raise ConfigError(failure(f"the recipe {path.name} failed in {name}()", error, path)) from error

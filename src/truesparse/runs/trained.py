@@ -17,9 +17,10 @@ from ..nn import sparsify
 from .batches import Batches
 from .errors import ConfigError, RunError
 from .folder import AVERAGE, NETWORK, RunFolder
+from .made import made_variant
+from .measure import right_answers
 from .recipe import Recipe, load_recipe, unchanged_recipe
 from .trainer import EVALUATION_BATCH, data_of
-from .variant import made_variant, right_answers
 
 PREFERRED = ("sparse", "masked", "dense")
 BATCH_OF_A_FILE = 256  # in which test data are read where no run says how

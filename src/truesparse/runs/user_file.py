@@ -5,10 +5,15 @@ from __future__ import annotations
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from .errors import ConfigError
+
+MOST_SAID = 400  # characters of an error: torch's own go on for pages
+INSTALLED = frozenset({"site-packages", "dist-packages"})
+PACKAGE = Path(__file__).parent.parent
 
 
 def read_source(path: Path, what: str, given: str) -> bytes:
@@ -47,12 +52,30 @@ def executed(path: Path, what: str, may_import_neighbours: bool = True) -> Modul
     except SyntaxError as error:
         raise ConfigError(f"the {what} {path.name} is not Python: line {error.lineno}: {error.msg}") from error
     except Exception as error:
-        raise ConfigError(failure(path, what, "could not be imported", error)) from error
+        raise ConfigError(failure(f"the {what} {path.name} could not be imported", error, path)) from error
     return module
 
 
-def failure(path: Path, what: str, happened: str, error: Exception) -> str:
-    """One line with the place in the file, where there is one."""
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
-    where = f", line {lines[-1]}" if lines else ""
-    return f"the {what} {path.name} {happened}{where}: {type(error).__name__}: {error}"
+def failure(happened: str, error: Exception, *files: Path) -> str:
+    """One line: what happened, the last place in the user's own code that led to it, and the error.
+
+    Args:
+        happened: begins the line.
+        error: what was raised; its traceback is searched.
+        files: of the user. What lies below their folders is the user's too, unless it is an installed package.
+    """
+    frames = [(Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    places = [f", {shown}:{line}" for path, line in frames if (shown := _among(path, files)) is not None]
+    said = " ".join(str(error).split())
+    shortened = said if len(said) <= MOST_SAID else f"{said[:MOST_SAID]}..."
+    return f"{happened}{places[-1] if places else ''}: {type(error).__name__}: {shortened}; --traceback shows all of it"
+
+
+def _among(path: Path, files: Sequence[Path]) -> str | None:
+    """What to call a file of the user, None if it is none."""
+    for file in files:
+        if path == file:
+            return path.name
+        if path.is_relative_to(file.parent) and not INSTALLED & set(path.parts) and not path.is_relative_to(PACKAGE):
+            return str(path.relative_to(file.parent))
+    return None

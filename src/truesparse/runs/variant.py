@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
-from ..nn import sparsify
 from ..rewiring import Rewirer
 from ..stability import ActivationPenalty, Average, DecayGrace
 from ..stability.activations import hidden_layers
 from ..topology.schedules import cosine, warmup
+from .algorithm import is_file
 from .batches import Batches, derived_seed
-from .config import RunConfig, optimizers
+from .config import RunConfig
 from .errors import ConfigError, RunError
-from .measure import share_of_dx
+from .made import made_optimizer, made_variant
+from .measure import right_answers, share_of_dx
 from .phases import Phases
 from .recipe import Recipe
+from .rehearsal import rehearse
 from .updates import Updates
+from .user_file import failure
 
 Metrics = dict[str, Any]
-MOMENTUM = {"sgd": 0.9}
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Variant:
         state: a `state()` to go on from; None starts anew.
 
     Raises:
-        ConfigError: if the model cannot be made sparse this way, or the optimizer refuses it.
+        ConfigError: if the model cannot be made sparse this way, the optimizer refuses it, or data, model and loss do not fit together.
     """
 
     def __init__(self, name: str, config: RunConfig, recipe: Recipe, train: Batches, test: Batches, state: Mapping[str, Any] | None = None):
@@ -71,9 +73,11 @@ class Variant:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = made_variant(name, config, recipe.make_model())
-        if state is not None:
+        if state is None:
+            rehearse(self.model, recipe, train, test)
+        else:
             self.model.load_state_dict(state["model"])
-        self.optimizer = _made_optimizer(config, self.model)
+        self.optimizer = made_optimizer(config, self.model)
         self.rewirer = self._made_rewirer() if name != "dense" else None
         with torch.random.fork_rng(devices=[]):
             self.tracker = Tracker(self.model, self.rewirer, test.first(1), samples=1)
@@ -99,27 +103,32 @@ class Variant:
             Whether the epoch is complete; it then has been evaluated, and its metrics are the last of `history`.
 
         Raises:
-            RunError: if the loss is no longer a number.
+            RunError: if the loss is no longer a number, or the recipe's or an own algorithm's code fails.
         """
         with self._own_randomness():
             self.model.train()
             batches = self.train.shuffled(self.epoch, self.step)
             while self.step < self.train.steps:
                 self.phases.begin()
-                inputs, targets = next(batches)
-                loss = self._train_step(inputs, targets)
+                try:
+                    inputs, targets = next(batches)
+                    loss = self._train_step(inputs, targets)
+                except (ConfigError, RunError):
+                    raise
+                except Exception as error:
+                    raise self._failed(f"epoch {self.epoch + 1}, step {self.step + 1}", error) from error
                 self.phases.lap("other")
                 if not isfinite(loss):
-                    raise RunError(
-                        f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}: try a lower --lr; "
-                        "the files of the epochs before are kept"
-                    )
+                    raise RunError(self._without_a_loss(loss, inputs))
                 self.loss_sum += loss * len(targets)
                 self.step += 1
                 heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total))
                 if self.step < self.train.steps and stop():
                     return False
-            self._end_epoch()
+            try:
+                self._end_epoch()
+            except Exception as error:
+                raise self._failed(f"the test after epoch {self.epoch + 1}", error) from error
         return True
 
     def state(self) -> dict[str, Any]:
@@ -280,6 +289,17 @@ class Variant:
             average = Average(self.model, self.rewirer, config.ema)
         return penalty, grace, average
 
+    def _failed(self, where: str, error: Exception) -> RunError:
+        """The files of the epochs before are kept, and a resumed run comes to the same place again."""
+        own = [Path(self.config.algorithm)] if is_file(self.config.algorithm) else []
+        return RunError(failure(f"training of {self.name} failed in {where}", error, self.recipe.path, *own))
+
+    def _without_a_loss(self, loss: float, inputs: Any) -> str:
+        where = f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}"
+        if isinstance(inputs, Tensor) and inputs.is_floating_point() and not bool(inputs.isfinite().all()):
+            return f"{where}: the inputs of that step hold NaN or infinity: clean them in data() or augment()"
+        return f"{where}: try a lower --lr, --clip 1 or --warmup 1; the files of the epochs before are kept"
+
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
         """Whatever draws from torch's global generator (dropout, ...) draws from this variant's own stream."""
@@ -289,50 +309,3 @@ class Variant:
                 yield
             finally:
                 self.random_state = torch.get_rng_state()
-
-
-def right_answers(outputs: Any, targets: Tensor) -> tuple[int, int]:
-    """(right answers, answers); (0, 0) where outputs are not scores of classes."""
-    if isinstance(outputs, Tensor) and outputs.ndim > 1 and not targets.is_floating_point():
-        best = outputs.argmax(1)
-        if best.shape == targets.shape:
-            return int((best == targets).sum()), targets.numel()
-    return 0, 0
-
-
-def made_variant(name: str, config: RunConfig, model: nn.Module) -> nn.Module:
-    """`model` as a variant begins: as it is, masked or sparse.
-
-    Raises:
-        ConfigError: if it cannot be made sparse this way.
-    """
-    if name == "dense":
-        return model
-    try:
-        return sparsify(
-            model,
-            sparsity=config.initial_sparsity,
-            budget=config.make_budget(),
-            pattern=config.make_pattern(),
-            exclude=config.exclude,
-            masked=name == "masked",
-            generator=Generator().manual_seed(derived_seed(config.seed, "sparsify")),
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"cannot make the model sparse: {error}") from error
-
-
-def _made_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer:
-    kind = optimizers()[config.optimizer]
-    known = inspect.signature(kind).parameters
-    settings: dict[str, Any] = {"lr": config.learning_rate}
-    if config.optimizer in MOMENTUM:
-        settings["momentum"] = MOMENTUM[config.optimizer]
-    if "weight_decay" in known:
-        settings["weight_decay"] = config.weight_decay
-    elif config.weight_decay:
-        raise ConfigError(f"--weight-decay: {config.optimizer} has none")
-    try:
-        return kind(model.parameters(), **settings)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"--optimizer {config.optimizer}: {error}") from error

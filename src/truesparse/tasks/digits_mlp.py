@@ -7,7 +7,7 @@ import truesparse.data
 
 MEAN, DEVIATION = 4.884, 6.017  # of all pixels, which go from 0 to 16
 
-settings = {"epochs": 10, "batch_size": 32, "optimizer": "adam", "learning_rate": 3e-3, "sparsity": 0.8, "budget": "erk", "every": 20}
+settings = {"epochs": 10, "batch_size": 32, "optimizer": "adam", "learning_rate": 1e-2, "sparsity": 0.8, "budget": "erk", "every": 20}
 
 
 def model() -> nn.Module:
