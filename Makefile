@@ -1,6 +1,7 @@
 # make demo   installs the package and trains the MNIST network dense, masked and truly sparse
-# make test   installs the package and passes the tests
-# make bench  measures truesparse beside dense PyTorch: the tables in README.md and docs/guide/deploy.md, docs/images/speedup.png
+# make test   installs the package and passes the tests, on all cores
+# make bench  measures truesparse beside dense PyTorch: the tables in docs/performance.md and docs/guide/deploy.md, docs/images/speedup.png
+# make bench-readme  the short table of README.md, on AVX2 and on AVX-512, about ten minutes
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
 # make check  lint, format, types, who imports whom, and whether the documentation builds
 # make docs   the documentation as a site, build/site/index.html
@@ -25,7 +26,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 
-.PHONY: install demo bench bench-inference compare docs test check format wheel clean
+.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test check format wheel clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -50,7 +51,35 @@ bench: $(INSTALLED)
 	$(BIN)/truesparse bench memory --json build/bench/memory.json
 	$(BIN)/truesparse bench rewire --threads 1,2 --json build/bench/rewire.json
 	$(MAKE) bench-inference
-	$(BIN)/truesparse bench page $(BENCH:%=build/bench/%.json) --into README.md --plot docs/images/speedup.png
+	$(BIN)/truesparse bench page $(BENCH:%=build/bench/%.json) --into docs/performance.md --plot docs/images/speedup.png
+
+# The short table, once for each instruction set.
+INSTRUCTION_SETS ?= avx2 avx512
+SECONDS_AT_A_GLANCE ?= 4
+GLANCE := step resnet linear memory layer network
+GLANCE_PAGE = $(BIN)/truesparse bench page --glance --marker glance $(foreach isa,$(INSTRUCTION_SETS),$(GLANCE:%=build/bench/$(isa)/%.json))
+bench-readme: $(INSTALLED)
+	set -e; for isa in $(INSTRUCTION_SETS); do $(MAKE) --no-print-directory bench-glance ISA=$$isa; done
+	$(GLANCE_PAGE) --into README.md
+	$(GLANCE_PAGE) --into docs/performance.md >/dev/null
+
+# One instruction set for both sides. Dense PyTorch has to be told before its process starts; MKL and oneDNN have variables of their own.
+bench-glance: export TRUESPARSE_ISA = $(ISA)
+bench-glance: export ATEN_CPU_CAPABILITY = $(ISA)
+ifeq ($(ISA),avx2)
+bench-glance: export MKL_ENABLE_INSTRUCTIONS = AVX2
+bench-glance: export ONEDNN_MAX_CPU_ISA = AVX2
+endif
+THREADS ?= 1
+TIMED := --threads $(THREADS) --seconds $(SECONDS_AT_A_GLANCE) --json build/bench/$(ISA)
+bench-glance:
+	mkdir -p build/bench/$(ISA)
+	$(BIN)/truesparse bench step --network cifar-mlp --network mnist-cnn --network gpt $(TIMED)/step.json
+	$(BIN)/truesparse bench step --network resnet20 --sparsity 0.9 $(TIMED)/resnet.json
+	$(BIN)/truesparse bench linear --sparsity 0.9,0.95 $(TIMED)/linear.json
+	$(BIN)/truesparse bench memory --size 4096 --sparsity 0.9,0.99 --threads $(THREADS) --json build/bench/$(ISA)/memory.json
+	$(BIN)/truesparse bench inference --sparsity 0.9 --batch 1,64 $(TIMED)/layer.json
+	$(BIN)/truesparse bench inference --network mnist-cnn --batch 100 $(TIMED)/network.json
 
 # Packed layers and networks, about three minutes.
 PAGE := $(BIN)/truesparse bench page --into docs/guide/deploy.md
@@ -75,8 +104,10 @@ compare: $(INSTALLED)
 	$(COMPARE) cifar10-mlp --algorithms $(CIFAR_ALGORITHMS) --sparsity 0.98,0.99 --epochs 3 --budget er --out build/compare/cifar10-mlp
 	$(BIN)/truesparse compare-page $(TASKS:%=build/compare/%) --into docs/comparison.md --images docs/images
 
+# A process for each core. Each takes a stretch of the files, so that those of one file share what they made, and helps others at the end.
+# Threads that wait must sleep: the other processes want the cores.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -34,6 +34,7 @@ def pages():
 def given(tmp_path, monkeypatch):
     """What a page takes for granted: a model, an optimizer, a rewirer, data."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # where layouts are remembered
+    monkeypatch.setattr("truesparse.inference.choice.SECONDS", 0.001)
     monkeypatch.chdir(tmp_path)
 
     def network():

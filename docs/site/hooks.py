@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from truesparse.algorithms import ALGORITHMS
@@ -20,6 +21,7 @@ DOCS = Path(__file__).parents[1]
 COMPARED = "mnist-mlp"  # the table of docs/comparison.md that a page takes its small result from
 BESIDE = "dense (0%)", "static"
 URL = re.compile(r"https?://\S+")
+FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b(?![^>]*rel="canonical")[^>]*\b(?:src|href)="?((?:https?:)?//[^"\s>]+)""")
 
 
 def on_config(config: Any) -> Any:
@@ -44,6 +46,16 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
         if place in markdown:
             markdown = markdown.replace(place, make())
     return markdown.replace("(../README.md)", "(index.md)").replace("(../../CONTRIBUTING.md)", "(../architecture.md)")
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """
+    Raises:
+        PluginError: if a page would fetch something from elsewhere.
+    """
+    if fetched := FETCHED.search(output):
+        raise PluginError(f"{page.file.src_uri} fetches {fetched[1]}: the documentation must open without a network")
+    return output
 
 
 def filled(nav: list[Any], places: dict[str, list[Any]]) -> list[Any]:

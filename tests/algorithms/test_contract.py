@@ -20,6 +20,7 @@ from truesparse.testing import (
     check_checkpoint,
     check_settings,
     check_update,
+    convolution_model,
     default_pattern,
     linear_model,
     refusal,
@@ -42,7 +43,9 @@ SETTINGS = {
     "dsr": [{"fraction": 0.5, "threshold": 0.1}],
     "srigl": [{"gamma": 0.0}, {"fraction": 1.0, "gamma": 0.95}],
 }
-CANDIDATES = [kind(**settings) for name, kind in ALGORITHMS.items() for settings in ({}, *SETTINGS.get(name, []))]
+USUAL = [kind() for kind in ALGORITHMS.values()]
+OTHERS = [ALGORITHMS[name](**settings) for name, found in SETTINGS.items() for settings in found]
+CANDIDATES = [*USUAL, *OTHERS]
 # Small layers: what pruning leaves of them is often less than they have rows.
 pytestmark = pytest.mark.filterwarnings("ignore:layer .* is nearly pruned away")
 PATTERNS = [FanIn(), NM(2, 4), Block(2), Neurons()]
@@ -57,9 +60,21 @@ def test_settings_are_of_algorithms_that_exist():
     assert set(SETTINGS) <= set(ALGORITHMS)
 
 
-@pytest.mark.parametrize("algorithm", CANDIDATES, ids=str)
+@pytest.mark.parametrize("algorithm", USUAL, ids=str)
 def test_contract(algorithm):
     check_algorithm(algorithm)
+
+
+@pytest.mark.parametrize("algorithm", OTHERS, ids=str)
+def test_contract_with_other_settings(algorithm):
+    """Each clause once: how state follows its connections under each optimizer does not depend on the settings."""
+    check_settings(algorithm)
+    for pattern in testing.PATTERNS:
+        if refusal(algorithm, pattern) is None:
+            check_update(algorithm, pattern)
+    check_against_masked(algorithm, linear_model, "Adam")
+    check_against_masked(algorithm, convolution_model, "momentum")
+    check_checkpoint(algorithm)
 
 
 @pytest.mark.parametrize(("algorithm", "pattern"), product([Unstructured(), FanIn(), NM(1, 2), NM(3, 4), Block(4), Neurons()]))

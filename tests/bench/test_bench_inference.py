@@ -44,6 +44,8 @@ def test_a_layer(monkeypatch):
     assert first.csr in {"F.linear", "addmm"}
     assert sum(first.layouts.values()) == 1
     assert first.dense_bytes == 4 * (48 * 64 + 48)
+    assert first.dense_bytes < first.dense_file_bytes < first.dense_bytes + 1000, "a file of tensors has a head"
+    assert 768 * 5 + 48 * 4 < first.file_bytes < 768 * 5 + 48 * 4 + 1000, "a value and a gap to the next column a connection"
     assert 0 < first.largest_error < 1e-5
     assert 0 < first.rms_error < 1e-5
 

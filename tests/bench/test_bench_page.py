@@ -36,10 +36,10 @@ def test_a_file_without_markers_is_left_alone(tmp_path, curve):
     path = tmp_path / "README.md"
     path.write_text("# a\n")
     with pytest.raises(ConfigError, match=r"README.md: expected <!-- bench -->"):
-        write_page(path, "bench", [curve], None)
+        write_page(path, "bench", as_markdown([curve], None))
     assert path.read_text() == "# a\n"
     with pytest.raises(ConfigError, match=r"cannot read .*absent: No such file"):
-        write_page(tmp_path / "absent", "bench", [curve], None)
+        write_page(tmp_path / "absent", "bench", "")
 
 
 def test_the_tables(curve, document):

@@ -25,6 +25,8 @@ def row(sparsity, packed, *, batch=1, layout="windows (2 steps, 32 columns)", **
         "layouts": {layout: 1},
         "bytes": 250,
         "dense_bytes": 1000,
+        "file_bytes": 300,
+        "dense_file_bytes": 1200,
         "largest_error": 2e-7,
         "rms_error": 1e-7,
         "accuracy": {},

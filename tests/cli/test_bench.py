@@ -168,6 +168,18 @@ def test_page(tmp_path, capsys):
     assert "| 16 -> 8 | 256 | 1 |" in capsys.readouterr().out
 
 
+def test_the_short_table(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("truesparse.runs.machine.torch.backends.cpu.get_cpu_capability", lambda: "SCALAR")
+    result, page = tmp_path / "x.json", tmp_path / "page.md"
+    assert run(["bench", "linear", "--shape", "16x8", "--sparsity", "0.5,0.75", *QUICK, "--isa", "scalar", "--json", str(result)]) == 0
+    page.write_text("<!-- glance -->\n<!-- /glance -->\n")
+    assert run(["bench", "page", "--glance", str(result), "--into", str(page), "--marker", "glance"]) == 0
+    assert "| layer 16 -> 8, batch 256, forward + backward | 50 / 75 % | " in page.read_text()
+    capsys.readouterr()
+    assert run(["bench", "page", "--glance", str(result), "--plot", str(tmp_path / "x.png")]) == 2
+    assert "--glance does not go with --plot" in capsys.readouterr().err
+
+
 def test_a_wrong_kernel_ends_with_1_and_one_line(capsys, tmp_path, monkeypatch):
     spmm = MatrixKernels.spmm
     monkeypatch.setattr(MatrixKernels, "spmm", lambda *given: spmm(*given) + 1)

@@ -159,6 +159,7 @@ class InferenceRow:
         csr: which of torch's ways with a CSR weight was the fastest on the input that all get; "" without one.
         layouts: how many layers of the packed network have each layout.
         bytes, dense_bytes: of the packed layers, and of dense float32 ones.
+        file_bytes, dense_file_bytes: of the model as `truesparse.save` writes it, sparse and dense.
         largest_error: of the packed output against float64, over the largest entry.
         rms_error: the same in Euclidean norms.
         accuracy: of a trained network on its test data, "before" and "packed"; empty for others.
@@ -179,6 +180,8 @@ class InferenceRow:
     layouts: Mapping[str, int]
     bytes: int
     dense_bytes: int
+    file_bytes: int
+    dense_file_bytes: int
     largest_error: float
     rms_error: float
     accuracy: Mapping[str, float]

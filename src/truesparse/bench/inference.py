@@ -107,6 +107,8 @@ def _measured(case: InferenceCase, seconds: float, memory: Memory) -> InferenceR
         layouts=dict(Counter(row.layout for row in rows)),
         bytes=sum(row.bytes for row in rows),
         dense_bytes=sum(row.dense_bytes for row in rows),
+        file_bytes=subject.file_bytes[0],
+        dense_file_bytes=subject.file_bytes[1],
         largest_error=float((y - truth).abs().max() / truth.abs().max()),
         rms_error=float((y - truth).norm() / truth.norm()),
         accuracy=_accuracies(subject, packed),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
 
+from ..export import save
 from ..nn import SparseLinear, TopologyLayer, densify, topology_layers
 from ..nn.initial import initial_values
 from ..runs import ConfigError, trained_network
@@ -69,6 +71,16 @@ class Subject:
     def sparsity(self) -> float:
         """Of the layers made sparse, together."""
         return 1 - self.connections / sum(layer.topology.size for layer in self.layers)
+
+    @cached_property
+    def file_bytes(self) -> tuple[int, int]:
+        """Of (the model, its dense twin) as saved."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "net.safetensors"
+            save(self.sparse, path)
+            sparse = path.stat().st_size
+            save(self.dense, path)
+            return sparse, path.stat().st_size
 
 
 @dataclass(frozen=True)

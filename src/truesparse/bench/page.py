@@ -20,26 +20,30 @@ Curve = Mapping[float, float]  # times as fast, by sparsity
 RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, RewireRow, InferenceRow)
 
 
-def write_page(path: Path, marker: str, documents: Sequence[Document], plot: str | None) -> None:
-    """Puts the tables of `documents` between the markers of the file at `path`.
+def write_page(path: Path, marker: str, tables: str) -> None:
+    """Puts `tables` between the markers of the file at `path`.
 
     Args:
         path: a text file with both markers.
         marker: their name.
-        documents: what was measured.
-        plot: where the plot lies, as the page links to it; None shows none.
+        tables: as Markdown.
 
     Raises:
         ConfigError: if the file cannot be read, or lacks a marker.
     """
     try:
-        write_between_markers(path, marker, as_markdown(documents, plot))
+        write_between_markers(path, marker, tables)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
 
 def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
-    """The tables, the plot, and the machine they are true of."""
+    """The tables, the plot, and the machine they are true of.
+
+    Args:
+        documents: what was measured.
+        plot: where the plot lies, as the page links to it; None shows none.
+    """
     parts = [_machine(documents[0])]
     if layers := _rows(documents, LayerRow):
         parts.append(_layer_table(layers))

@@ -221,22 +221,29 @@ def page(
     into: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables between the markers of this file.")] = None,
     marker: Annotated[str, typer.Option(metavar="NAME", help="The markers are <!-- NAME --> and <!-- /NAME -->.")] = "bench",
     plot: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw speed-up against sparsity here (needs matplotlib).")] = None,
+    glance: Annotated[bool, typer.Option("--glance", help="One short table of everything, a column for each instruction set.")] = False,
 ) -> None:
     """Tables, a plot and the break-even points of several measurements."""
     import os
 
     from ..bench import read_document
     from ..bench.page import as_markdown, break_even_lines, write_page
+    from ..bench.page_glance import glance_table
     from ..bench.plot import write_plot
+    from ..runs import ConfigError
 
+    if glance and plot is not None:
+        raise ConfigError("--glance does not go with --plot: leave one of them out")
     found = [read_document(path) for path in documents]
     if plot is not None:
         write_plot(plot, found)
-    if into is not None:
-        write_page(into, marker, found, None if plot is None else Path(os.path.relpath(plot, into.parent)).as_posix())
-        print("\n".join(break_even_lines(found)))
-    else:
-        print(as_markdown(found, None if plot is None else plot.as_posix()))
+    shown = plot if plot is None or into is None else Path(os.path.relpath(plot, into.parent))
+    tables = glance_table(found) if glance else as_markdown(found, None if shown is None else shown.as_posix())
+    if into is None:
+        print(tables)
+        return
+    write_page(into, marker, tables)
+    print(tables if glance else "\n".join(break_even_lines(found)))
 
 
 def _measure_layers(

@@ -14,7 +14,7 @@ from .errors import ConfigError
 
 
 def machine() -> dict[str, Any]:
-    """Processor, kernels and their instruction set, threads, versions.
+    """Processor, kernels and their instruction set, that of torch's own, threads, versions.
 
     Raises:
         ConfigError: if the environment asks for kernels that are not there.
@@ -27,6 +27,7 @@ def machine() -> dict[str, Any]:
         "processor": processor(),
         "kernels": kernels,
         "instruction_set": instruction_set,
+        "torch_instruction_set": torch.backends.cpu.get_cpu_capability().lower(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
