@@ -364,9 +364,11 @@ def test_rewirings_that_leave_no_step_to_the_optimizer_are_told_once():
     rewirer = Rewirer(model, optimizer, RigL(), every=1)
     backward(model)
     assert not rewirer.step()
+    optimizer.zero_grad()
     backward(model)
     with pytest.warns(UserWarning, match="every step so far was a rewiring in the place of the optimizer's step, so no weight was trained"):
         assert not rewirer.step()
+    optimizer.zero_grad()
     backward(model)
     assert not rewirer.step()
 
