@@ -158,8 +158,8 @@ def test_ablated_neurons_go(masked):
     model = nn.Sequential(nn.Linear(20, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 4))
     ts.sparsify(model, 0.9, pattern="fan-in", masked=masked, generator=torch.Generator().manual_seed(0))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    rewirer = ts.Rewirer(model, optimizer, ts.SRigL(), every=1, generator=torch.Generator().manual_seed(1))
-    for seed in range(3):
+    rewirer = ts.Rewirer(model, optimizer, ts.SRigL(), every=2, generator=torch.Generator().manual_seed(1))
+    for seed in range(6):
         x = torch.randn(16, 20, generator=torch.Generator().manual_seed(seed))
         F.cross_entropy(model(x), torch.arange(16) % 4).backward()
         if rewirer.step():
