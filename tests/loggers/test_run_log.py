@@ -173,12 +173,17 @@ def test_what_is_remembered(logged_run, heard, tmp_path):
             remembered(tmp_path / "run")
 
 
-def test_many_epochs_are_drawn_now_and_then(logged_run, heard):
+def test_many_epochs_are_drawn_now_and_then(logged_run, heard, tmp_path):
     kind, place = heard
     logged_run(place, epochs=41, batch_size=2000, variants=("sparse",))
     drawn = sorted({call[1] for call in kind.made[0].calls if call[0] == "image"})
     assert drawn == list(range(0, 42, 3))
     assert steps(kind.made[0].calls, "scalars") == list(range(1, 42))
+    images = {call[1]: call[3] for call in kind.made[0].calls if call[0] == "image" and call[2] == "mask/3"}
+    for epoch in (3, 6, 9):
+        before, last, now = (topology_at(tmp_path / "run", "3", number, (64, 128)).mask() for number in (epoch - 3, epoch - 1, epoch))
+        assert torch.equal(image_is(images[epoch], USUAL.grown), now & ~before), "what has changed since the last picture"
+        assert not torch.equal(before, last)
 
 
 def test_a_loop_of_ones_own(heard, generator):
@@ -206,3 +211,50 @@ def test_pictures_and_numbers_of_a_change():
     assert change_picture(old, new)[0].tolist() == [[255] * 3, list(USUAL.dropped), list(USUAL.grown), [0] * 3]
     assert scalars({"train_loss": None, "variant": "x", "epoch": 3, "layers": {}}, {}) == {}
     json.dumps(scalars({"test_loss": float("nan")}, {}))
+
+
+def test_the_numbers_of_a_report():
+    """Layers of 20 and 60 positions; the second has no topology of its own to follow."""
+    first = {
+        "connections": 5,
+        "itop_rate": 0.5,
+        "changes": {"dropped": [1, 2], "grown": [2, 3], "jaccard": [0.25, 0.5]},
+        "survival": {"first": 0.75, "last": 0.1},
+        "age": {"steps": [1, 2, 30, 40, 50]},
+        "dead_outputs": 2,
+        "dead_inputs": 0,
+        "gradient_norm": 1.5,
+        "flops": 1000,
+    }
+    second = {"connections": 30, "itop_rate": 0.9, "changes": {"dropped": [], "grown": [], "jaccard": []}, "age": {"steps": []}}
+    report = {
+        "epoch": 3,
+        "variant": "sparse",
+        "seconds": 2,
+        "bytes": {"total": 7},
+        "layers": {"a": first, "": second, "dense": {"flops": 9}},
+    }
+    assert scalars(report, {"a": 20, "": 60}) == {
+        "seconds/training": 2.0,
+        "bytes/total": 7.0,
+        "connections/a": 5.0,
+        "itop_rate/a": 0.5,
+        "dropped/a": 3.0,
+        "grown/a": 5.0,
+        "mask_distance/a": 0.375,
+        "survival/a": 0.75,
+        "median_age/a": 30.0,
+        "dead_outputs/a": 2.0,
+        "dead_inputs/a": 0.0,
+        "gradient_norm/a": 1.5,
+        "flops/a": 1000.0,
+        "sparsity/a": 0.75,
+        "connections/model": 30.0,
+        "itop_rate/model": 0.9,
+        "dropped/model": 0.0,
+        "grown/model": 0.0,
+        "sparsity/model": 0.5,
+        "flops/dense": 9.0,
+        "model/sparsity": 1 - 35 / 80,
+        "model/itop_rate": (0.5 * 20 + 0.9 * 60) / 80,
+    }

@@ -1,5 +1,7 @@
 """Each verb of each family of kernels against dense algebra by torch, in float64."""
 
+from itertools import product
+
 import pytest
 import torch
 from oracles import drawn
@@ -113,3 +115,41 @@ def test_float32_and_results_from_run_to_run(family):
     once, again = (verbs.backward(values, x, dy, (True, True, True)) for _ in range(2))
     assert all(torch.equal(first, second) for first, second in zip(once, again, strict=True))
     torch.testing.assert_close(once[0], (dy.T @ x).flatten()[topology.keys], rtol=1e-4, atol=1e-4)
+
+
+def strided(tensor):
+    """The same numbers, each two places from the next in memory and the first dimension innermost."""
+    room = torch.full((*tensor.shape[::-1], 2), NAN, dtype=tensor.dtype)
+    view = room[..., 0].permute(*reversed(range(tensor.ndim)))
+    view.copy_(tensor)
+    return view
+
+
+@geometries
+def test_tensors_may_lie_in_memory_as_they_like(family, geometry, shape):
+    """For whichever of the gradients is asked for: a kernel is given addresses."""
+    topology, values, bias, x, dy, y, (dweight, dx, dbias) = example(geometry, shape, 0.5)
+    verbs = ops.verbs_for(topology, geometry, torch.float64)
+    expected = dweight.flatten()[topology.keys], dx, dbias
+    torch.testing.assert_close(verbs.spmm(strided(values), strided(x), strided(bias)), y)
+    for need in product((False, True), repeat=3):
+        for part, wanted in zip(verbs.backward(strided(values), strided(x), strided(dy), need), expected, strict=True):
+            if part is not None:
+                torch.testing.assert_close(part, wanted)
+    torch.testing.assert_close(verbs.gradient_rows(strided(dy), strided(x), 0, geometry.shape[0]), dweight.flatten(1))
+    dense, samples = dweight.flatten(1), [(strided(dy), strided(x))]
+    assert verbs.top_gradients(samples, topology, 2).tolist() == largest_by_hand(dense, topology, 2)
+
+
+@geometries
+@pytest.mark.parametrize("density", [0.5, 1.0])
+def test_gradients_of_values_are_as_wide_as_values(family, geometry, shape, density):
+    """Beside bfloat16 samples: float32, from each verb that gives them."""
+    topology, values, _, x, dy, _, _ = example(geometry, shape, density)
+    verbs = ops.verbs_for(topology, geometry, torch.bfloat16)
+    x, dy = x.bfloat16(), dy.bfloat16()
+    dvalues, dx, dbias = verbs.backward(values.float(), x, dy, (True, True, True))
+    assert (dvalues.dtype, dx.dtype, dbias.dtype) == (torch.float32, torch.bfloat16, torch.float32)
+    assert verbs.sddmm(dy, x).dtype == torch.float32
+    assert verbs.gradient_rows(dy, x, 0, geometry.shape[0]).dtype == torch.float32
+    assert verbs.spmm_t(values.float(), dy, x.shape).dtype == verbs.spmm(values.float(), x).dtype == torch.bfloat16

@@ -28,7 +28,12 @@ class Event:
 
     @property
     def excuses(self) -> tuple[str, ...]:
-        """Layers of whose absent gradient nothing can be known after this, so that an error is right."""
+        """Layers of whose absent gradient nothing need be known after this, so that an error is right."""
+        return ()
+
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        """Likewise, until hooks are removed."""
         return ()
 
 
@@ -288,6 +293,10 @@ class HookOfValues(Event):
     how: str
     layer: str = "enter"
 
+    @property
+    def lasting(self) -> tuple[str, ...]:
+        return (self.layer,) if self.how == "halves what has accumulated" else ()
+
     def on(self, side: Side) -> None:
         weight = side.weights[self.layer]
         if not weight.requires_grad:
@@ -314,6 +323,10 @@ def _discard(parameter: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Unhook(Event):
+    def play(self, trial: Trial) -> None:
+        super().play(trial)
+        trial.lasting = set()
+
     def on(self, side: Side) -> None:
         for hook in side.hooks:
             hook.remove()
@@ -325,6 +338,10 @@ class ReusedBuffer(Event):
     """Memory that took part in a backward pass is written for another purpose before the step."""
 
     what: str
+
+    @property
+    def excuses(self) -> tuple[str, ...]:
+        return LAYERS
 
     def on(self, side: Side) -> None:
         x = side.batch()
@@ -596,14 +613,8 @@ PLAIN: dict[str, list[Event]] = {
         HookOfValues("twice", "convolution"),
         HookOfValues("twice in place", "hidden"),
     ],
-    "hook halves what has accumulated": [
-        HookOfValues("halves what has accumulated"),
-        HookOfValues("halves what has accumulated", "hidden"),
-    ],
     "step in backward": [HookOfValues("step in backward")],
     "hooks removed": [Unhook()],
-    "input written after backward": [ReusedBuffer("input")],
-    "gradient written after backward": [ReusedBuffer("gradient of output"), ReusedBuffer("kept gradient")],
     "weight penalty in the loss": [Regularised("l2"), Regularised("l1"), Regularised("nothing"), Regularised("l2 alone")],
     "SAM": [SharpnessAware()],
     "skipped batch": [SkippedBatch(), SkippedBatch(False)],
@@ -616,6 +627,12 @@ PLAIN: dict[str, list[Event]] = {
 """Of these the dense gradient can be known: an error is wrong."""
 
 ODD: dict[str, list[Event]] = {
+    "hook halves what has accumulated": [
+        HookOfValues("halves what has accumulated"),
+        HookOfValues("halves what has accumulated", "hidden"),
+    ],
+    "input written after backward": [ReusedBuffer("input")],
+    "gradient written after backward": [ReusedBuffer("gradient of output"), ReusedBuffer("kept gradient")],
     "gradients kept over a step": [Step("keep")],
     "gradient scaled through .data": [Scale(0.5, "data")],
     "grad = a copy": [Odd("a copy")],

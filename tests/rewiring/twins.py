@@ -130,6 +130,7 @@ class Trial:
 
     Attributes:
         excused: layers whose gradient holds what cannot be known of absent connections: the user's own numbers, say. An error is right.
+        lasting: layers with hooks that excuse them as long as they are there.
         compared: looks at a layer that were equal.
         refused: looks at a layer, or whole steps, that ended in an error that was excused.
         over: such an error has ended the trial.
@@ -158,6 +159,7 @@ class Trial:
         if attached:
             self.rewirer.attach()
         self.excused: set[str] = set()
+        self.lasting: set[str] = set()
         self.compared = self.refused = 0
         self.over = False
         self.synchronise()
@@ -189,7 +191,8 @@ class Trial:
             self.refused += 1
             self.over = True
         held = {name for name, weight in self.dense.weights.items() if _something(weight.grad)}
-        self.excused = (self.excused | set(event.excuses)) & held
+        self.lasting |= set(event.lasting)
+        self.excused = (self.excused | set(event.excuses) | self.lasting) & held
 
     def step(self, closure: Callable[[Side], Tensor] | None = None) -> None:
         """One step of rewirer and optimizer; where it rewires, what was shown is compared."""

@@ -1,5 +1,7 @@
 """Averages follow their connections: against torch's own average where nothing rewires, and dicts by (row, column) where it does."""
 
+import copy
+
 import pytest
 import torch
 from oracles import pairs_of
@@ -107,6 +109,37 @@ def test_a_rewiring_it_did_not_hear_of():
     ts.rewire(layer, None, layer.topology.drop(torch.tensor([0])))
     with pytest.raises(RuntimeError, match=r"the average of '0\.values' has shape .* pass the Rewirer that changes the model"):
         average.update()
+
+
+def test_a_state_stays_what_it_was():
+    model, other = two_layers(), two_layers()
+    average, resumed = Average(model, decay=DECAY), Average(other, decay=DECAY)
+    average.update()
+    state = average.state_dict()
+    kept = copy.deepcopy(state)
+    resumed.load_state_dict(state)
+    with torch.no_grad():
+        for parameter in (*model.parameters(), *other.parameters()):
+            parameter += 1
+    for one in (average, resumed):
+        one.update()
+        with one.applied(), torch.no_grad():
+            for parameter in one.model.parameters():
+                parameter.mul_(2)
+    assert state["updates"] == kept["updates"] == 1
+    for name, mine in kept["averages"].items():
+        assert torch.equal(state["averages"][name], mine), name
+
+
+def test_an_average_begins_with_values_of_its_own():
+    model = two_layers()
+    average = Average(model, decay=DECAY)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1
+    with average.applied():
+        assert all(torch.equal(parameter, old) for parameter, old in zip(model.parameters(), before, strict=True))
 
 
 def test_states():

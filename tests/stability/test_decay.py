@@ -120,6 +120,21 @@ def test_algorithms_see_gradients_and_values_without_the_detour():
         seen.clear()
 
 
+def test_a_gradient_discarded_within_the_step_stays_discarded():
+    """A hook of the user's that clears gradients after each step: none may come back."""
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=DECAY)
+    rewirer = ts.Rewirer(model, optimizer, Spy(exchange), every=1)
+    optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
+    grace = DecayGrace(rewirer, steps=5)
+    for number in range(3):
+        backward(model, number)
+        assert rewirer.step()
+        optimizer.step()
+        assert all(parameter.grad is None for parameter in model.parameters())
+    assert grace.steps == 3
+
+
 def test_states():
     model, rewirer = made(False, "adamw", DECAY)
     grace = DecayGrace(rewirer, steps=3)
