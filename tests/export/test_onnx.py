@@ -41,7 +41,7 @@ class Residual(nn.Module):
 @pytest.fixture(scope="module")
 def residual():
     torch.manual_seed(0)
-    model = ts.sparsify(Residual(), 0.8, "uniform", exclude=("padded.2",), generator=torch.Generator().manual_seed(0))
+    model = ts.sparsify(Residual(), 0.8, ts.Uniform(), exclude=("padded.2",), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for _ in range(3):
             model(torch.randn(16, 3, 7, 9), torch.randn(16, 8))  # statistics of their own for the norms
