@@ -23,9 +23,9 @@ class Headed(nn.Module):
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_output_is_the_last_layer_with_weights_if_it_is_sparse(masked):
-    assert output_layer(sparsify(Headed(), 0.5, masked=masked)) == "head"
-    assert output_layer(sparsify(Headed(), 0.5, exclude=("body",), masked=masked)) == "head"
-    assert output_layer(sparsify(Headed(), 0.5, exclude=("head",), masked=masked)) is None
+    assert output_layer(sparsify(Headed(), 0.5, exclude=("position",), masked=masked)) == "head"
+    assert output_layer(sparsify(Headed(), 0.5, exclude=("body", "position"), masked=masked)) == "head"
+    assert output_layer(sparsify(Headed(), 0.5, exclude=("head", "position"), masked=masked)) is None
     assert output_layer(nn.Linear(3, 3)) is None
     assert output_layer(sparsify(nn.Linear(3, 3), 0.5, masked=masked)) == ""
     convolutional = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
