@@ -237,9 +237,11 @@ def test_the_window_finds_most_of_what_a_dense_momentum_of_all_steps_would_grow(
     assert min(shares) >= least, shares
 
 
-def test_without_the_second_moment_of_the_connections_the_window_of_adam_finds_little(monkeypatch):
+def test_without_the_second_moment_of_the_connections_the_window_of_adam_finds_less(monkeypatch):
+    shares = shared_with_dense_momentum("Adam")
     monkeypatch.setattr(Momentum, "_older", None)
-    assert min(shared_with_dense_momentum("Adam")) < 0.45
+    without = shared_with_dense_momentum("Adam")
+    assert all(less < share - 0.1 or less == share == 1 for less, share in zip(without, shares, strict=True)), (without, shares)
 
 
 @pytest.mark.parametrize("pattern", [FanIn(), Block(2)], ids=str)

@@ -22,7 +22,7 @@ class Mine(Logger):
     def close(self):
         self.file.close()
 """
-TRAIN = ["train", "digits-mlp", "--epochs", "2", "--batch-size", "300", "--threads", "1"]
+TRAIN = ["train", "digits-mlp", "--epochs", "2", "--batch-size", "300", "--every", "3", "--threads", "1"]
 
 
 @pytest.mark.parametrize(

@@ -219,5 +219,7 @@ def test_a_gradient_that_is_no_number_comes_after_those_that_are_zero(kind):
     """The absent gradients of a row are NaN and, after it, 0: by position alone NaN would come first."""
     layer = kind.from_dense(nn.Linear(4, 2), Topology.from_mask(drawn("xx.. xx..")))
     dy, x = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 1.0, float("nan"), 0.0]])
-    assert layer.top_gradients([(dy, x)], layer.topology, 2).tolist() == [3, 7]
-    assert layer.top_gradients([(dy, x)], layer.topology, 3).tolist() == [2, 3, 7]
+    for count, expected in ((2, [3, 7]), (3, [2, 3, 7])):
+        assert DenseGradient(layer, whole=dy.T @ x).top(layer.topology, count).tolist() == expected
+        if isinstance(layer, SparseLinear):
+            assert layer.top_gradients([(dy, x)], layer.topology, count).tolist() == expected

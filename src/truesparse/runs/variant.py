@@ -263,13 +263,19 @@ class Variant:
 
     def _made_rewirer(self) -> Rewirer:
         config = self.config
+        every, until = config.steps_between_rewirings(self.train.steps), config.rewiring_ends * self.total_steps
+        if not every < until and getattr(config.make_algorithm(), "rewires", True):
+            raise ConfigError(
+                f"{self.name}: no topology would ever change: the training has {self.total_steps} steps and rewires every {every} until "
+                f"step {until:g}; pass a smaller --every, more --epochs, or --algorithm static"
+            )
         try:
             return Rewirer(
                 self.model,
                 self.optimizer,
                 config.make_algorithm(),
-                every=config.steps_between_rewirings(self.train.steps),
-                until=config.rewiring_ends * self.total_steps,
+                every=every,
+                until=until,
                 generator=Generator().manual_seed(derived_seed(config.seed, "rewire")),
             )
         except (TypeError, ValueError) as error:
