@@ -223,6 +223,6 @@ def test_a_reader_that_has_seen_enough():
 
 def test_what_is_too_short_to_rewire_says_so_in_the_words_of_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert run(["train", "digits-mlp", "--epochs", "1", "--every", "20", "--threads", "1", "--out", "run"]) == 2
-    assert "rewires every 20 until step" in capsys.readouterr().err
-    assert run(["train", "digits-mlp", "--epochs", "1", "--every", "20", "--algorithm", "static", "--threads", "1", "--out", "run"]) == 0
+    assert run(["train", "digits-mlp", "--epochs", "1", "--every", "40", "--threads", "1", "--out", "run"]) == 2
+    assert "rewires every 40 until step" in capsys.readouterr().err
+    assert run(["train", "digits-mlp", "--epochs", "1", "--every", "40", "--algorithm", "static", "--threads", "1", "--out", "run"]) == 0

@@ -275,7 +275,7 @@ def test_layers_of_a_run_that_does_not_describe_them_come_in_the_order_of_their_
         "def model(): return nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))\n"
         "def data():\n    made = TensorDataset(torch.randn(8, 4), torch.arange(8) % 4)\n    return made, made\n"
     )
-    path = train(str(tmp_path / "deep.py"), tmp_path / "run", epochs=3, every=1, sparsity=0.5)
+    path = train(str(tmp_path / "deep.py"), tmp_path / "run", epochs=4, every=2, sparsity=0.5)
     (path / "layers.json").unlink()
     assert list(read_run(path).layers) == [str(number) for number in range(12)]
 
