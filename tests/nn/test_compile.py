@@ -1,6 +1,7 @@
-"""torch.compile: graphs end before a sparse layer and go on after it; training is that of the network as it is."""
+"""torch.compile: sparse layers are operators of the graph; training is that of the network as it is."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -50,20 +51,77 @@ def _nothing_compiled_before():
     torch.compiler.reset()
 
 
-def test_a_compiled_network_trains_as_it_would_otherwise():
-    model = ts.sparsify(Network(), 0.7, generator=torch.Generator().manual_seed(1))
-    twin = copy.deepcopy(model)
-    assert trained(twin, torch.compile(twin, backend="aot_eager")) == pytest.approx(trained(model, model), rel=1e-5)
+class Graphs:
+    """A backend that counts what it is given."""
+
+    def __init__(self, backend="aot_eager"):
+        self.count, self.backend = 0, torch._dynamo.lookup_backend(backend)
+
+    def __call__(self, module, example):
+        self.count += 1
+        return self.backend(module, example)
+
+
+def sequential():
+    return nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 24), nn.GELU(), nn.Linear(24, 5))
+
+
+def reflecting():
+    """Padding that happens before the kernel, a full layer, one without a bias."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, padding_mode="reflect", bias=False), nn.Flatten(), nn.Linear(216, 12), nn.Linear(12, 5)
+    )
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("make", [Network, sequential, reflecting])
+def test_a_compiled_network_is_one_graph_and_trains_as_it_would_otherwise(make, backend):
+    settings = {"sparsities": {"3": 0.0}} if make is reflecting else {}
+    model = ts.sparsify(make(), 0.7, generator=torch.Generator().manual_seed(1), **settings)
+    twin, graphs = copy.deepcopy(model), Graphs(backend)
+    assert trained(twin, torch.compile(twin, backend=graphs, fullgraph=True)) == pytest.approx(trained(model, model), rel=1e-6)
     for one, other in zip(topology_layers(model).values(), topology_layers(twin).values(), strict=True):
         assert torch.equal(one.topology.keys, other.topology.keys)
+        torch.testing.assert_close(one.values, other.values)
+    assert graphs.count == 1, "a rewiring compiles nothing again"
 
 
-def test_a_layer_by_itself():
+def test_it_is_the_same_under_autocast():
+    model = ts.sparsify(sequential(), 0.7)
+    twin, x = copy.deepcopy(model), torch.randn(4, 1, 6, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, found = model(x), torch.compile(twin, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(found, expected)
+    expected.float().sum().backward()
+    found.float().sum().backward()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad)
+
+
+def test_copies_compute_with_their_own_connections():
     layer, x = ts.SparseLinear(12, 7, sparsity=0.5), torch.randn(3, 12)
-    assert torch.equal(torch.compile(layer, backend="aot_eager")(x), layer(x))
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        ts.rewire(copied, None, copied.pattern.random((7, 12), 20, torch.Generator().manual_seed(3)))
+        for one in (layer, copied):
+            torch.compiler.reset()
+            assert torch.equal(torch.compile(one, backend="aot_eager")(x), one(x))
 
 
-def test_one_graph_is_refused():
-    layer = ts.SparseLinear(12, 7, sparsity=0.5)
-    with pytest.raises(torch._dynamo.exc.Unsupported):
-        torch.compile(layer, backend="eager", fullgraph=True)(torch.randn(3, 12))
+@pytest.mark.parametrize("make", [lambda: ts.SparseLinear(12, 7, sparsity=0.5), lambda: ts.SparseConv2d(2, 4, 3, padding=1, groups=2)])
+def test_the_operator_keeps_what_operators_promise(make):
+    layer = make().double()
+    x = torch.randn(*((3, 12) if isinstance(layer, ts.SparseLinear) else (2, 2, 5, 5)), dtype=torch.float64, requires_grad=True)
+    for bias in (layer.bias, None):
+        # No test of gradients of gradients: there are none in a graph.
+        torch.library.opcheck(
+            torch.ops.truesparse.product.default, (layer.values.detach().requires_grad_(), x, bias, layer._number), raise_exception=True
+        )
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_second_derivatives_of_a_graph_are_an_error(backend):
+    compiled = torch.compile(ts.SparseLinear(12, 7, sparsity=0.5), backend=backend)
+    x = torch.randn(3, 12, requires_grad=True)
+    with pytest.raises(RuntimeError, match=r"no autograd formula was registered|does not currently support double backward"):  # noqa: PT012
+        (gradient,) = torch.autograd.grad(compiled(x).pow(2).sum(), x, create_graph=True)
+        gradient.pow(2).sum().backward()

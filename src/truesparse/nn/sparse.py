@@ -11,6 +11,7 @@ from .. import ops
 from ..ops.counted import counted
 from ..topology import Move, Topology
 from .base import Part, Sample, TopologyLayer
+from .compiled import numbered, product
 from .eager import check_eager, refusal
 from .identity import fingerprint, identity_of
 from .state import ARRAYS, stated_topology
@@ -35,6 +36,7 @@ class SparseLayer(TopologyLayer):
 
     def _hold(self, topology: Topology, values: Tensor) -> None:
         self.values = values_parameter(values, len(self.geometry.weight_shape))
+        self._number = numbered(self)
         self._set_topology(topology)
 
     def _set_topology(self, topology: Topology) -> None:
@@ -103,14 +105,8 @@ class SparseLayer(TopologyLayer):
         if torch.compiler.is_compiling():
             if torch.compiler.is_exporting():
                 raise refusal(type(self).__name__, "torch.export")
-            # Kernels want addresses and plans, which the tensors of a graph being traced have not: the graph ends before the layer.
-            # The compiler quotes the next line where it may not end (fullgraph=True).
-            outside: Any = torch.compiler.disable(self._product)  # truesparse: compile without fullgraph, or ts.densify(model) first
-            return outside(input)
-        return self._product(input)
-
-    def _product(self, input: Tensor) -> Tensor:
-        check_eager(self, input)
+        else:
+            check_eager(self, input)
         x, values = self._prepared(input), self._acting(self.values)
         self.geometry.check_input(x)
         held = output = values.dtype
@@ -121,11 +117,16 @@ class SparseLayer(TopologyLayer):
             raise TypeError(
                 f"expected an input of {held}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
             )
-        tell, of = self._hears(), self.values
-        y = ops.product(values, self._flat(x), self.bias, self._verbs(held), lambda dvalues, dy, x: tell(Part(of, dvalues, (dy, x))))
+        y = self._product(values, self._flat(x))
         y = y if held == output else y.to(output)
         lead = x.shape[: x.ndim - self.geometry.sample_ndim]
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+
+    def _product(self, values: Tensor, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling():
+            return product(ops.widened(values), x, None if self.bias is None else ops.widened(self.bias), self._number)
+        tell, of = self._hears(), self.values
+        return ops.product(values, x, self.bias, self._verbs(x.dtype), lambda dvalues, dy, x: tell(Part(of, dvalues, (dy, x))))
 
     def _autocast_dtypes(self, device: str) -> tuple[torch.dtype, torch.dtype]:
         """(in which dtype the kernels get x, that of the output)."""
@@ -234,6 +235,7 @@ class SparseLayer(TopologyLayer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self._number = numbered(self)
         self._recognise_values()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

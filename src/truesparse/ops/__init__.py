@@ -2,6 +2,6 @@
 
 from .autograd import CHANGED, product
 from .table import family, use, verbs_for
-from .verbs import Verbs, summed_rows, values_dtype
+from .verbs import Verbs, summed_rows, values_dtype, widened
 
-__all__ = ["CHANGED", "Verbs", "family", "product", "summed_rows", "use", "values_dtype", "verbs_for"]
+__all__ = ["CHANGED", "Verbs", "family", "product", "summed_rows", "use", "values_dtype", "verbs_for", "widened"]

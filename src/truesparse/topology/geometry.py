@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,6 +38,10 @@ class Matrix:
     def dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The operation with a dense `weight`."""
         return F.linear(x, weight, bias)
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the output for an input of that shape, (batch, columns)."""
+        return *shape[:-1], self.rows
 
     def check_input(self, x: Tensor) -> None:
         if x.ndim < 1 or x.shape[-1] != self.columns:
@@ -88,6 +93,10 @@ class Convolution:
             for extent, kernel, stride, padding, dilation in zip(size, self.kernel, self.stride, self.padding, self.dilation, strict=True)
         )
         return height, width
+
+    def output_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """Of the output for an input of that shape, (batch, in_channels, height, width)."""
+        return shape[0], self.out_channels, *self.output_size((shape[2], shape[3]))
 
     def check_input(self, x: Tensor) -> None:
         if x.ndim not in (3, 4) or x.shape[-3] != self.in_channels:
