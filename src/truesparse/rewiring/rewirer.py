@@ -13,18 +13,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..algorithms import Algorithm, AnyAlgorithm, NetworkAlgorithm, Signals, updated
+from ..algorithms import AnyAlgorithm, Signals, updated
 from ..algorithms.base import Memory
 from ..nn import TopologyLayer, topology_layers
 from ..topology import Move
-from ..topology.patterns import Pattern
 from ..topology.schedules import Periodic
 from .absent import Gradient, Momentum, Reads
+from .checks import check_algorithm, check_patterns, check_processes, check_schedule, held_layers
 from .dense_gradient import DenseGradient
 from .optimizers import following, group_of, momentum_of, optimizers_in, smoothing_of
 from .outputs import output_layer
 from .owners import StateOwners
-from .processes import check_processes
 from .recorder import Recorder, exactly
 from .rewire import apply, check_move, move_of
 
@@ -77,10 +76,7 @@ class Rewirer:
         until: float | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        if isinstance(algorithm, type) or not isinstance(algorithm, (Algorithm, NetworkAlgorithm)):
-            raise TypeError(
-                f"expected an algorithm, an object with update(topology, signals) or update_network(layers, memory), got {algorithm!r}"
-            )
+        check_algorithm(algorithm)
         self.layers = topology_layers(model)
         self.optimizer = optimizers_in(optimizer)[-1]
         self.algorithm = algorithm
@@ -92,12 +88,9 @@ class Rewirer:
         self.seconds = 0.0
         self.memory: Memory = {}
         self.budgets = {name: layer.topology.nnz for name, layer in self.layers.items()}
-        if getattr(algorithm, "rewires", True):
-            self.schedule.check_acts(getattr(algorithm, "replaces_step", False))
-        if getattr(algorithm, "needs_end", False) and until is None:
-            raise ValueError(f"{algorithm} reaches its aim at the last rewiring: pass until=, more than every={every} steps, got None")
-        self._held = _held(self.layers, self.optimizer)
-        _check_patterns(self.layers, algorithm)
+        check_schedule(algorithm, self.schedule)
+        self._held = held_layers(self.layers, self.optimizer)
+        check_patterns(self.layers, algorithm)
         check_processes(algorithm, self.layers, generator)
         self._wrapped = optimizer
         for layer in self.layers.values():
@@ -388,36 +381,3 @@ class Rewirer:
             read_momentum=momentum,
             read_previous=lambda: self._previous[name],
         )
-
-
-def _check_patterns(layers: Mapping[str, TopologyLayer], algorithm: AnyAlgorithm) -> None:
-    check: Callable[[Pattern], None] = getattr(algorithm, "check_pattern", lambda pattern: None)
-    for name, layer in layers.items():
-        try:
-            check(layer.pattern)
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
-
-
-def _held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> list[str]:
-    """The layers whose parameter the optimizer holds. Others stay as they are; those that are not frozen are named.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if not layers:
-        raise ValueError("the model has no sparse layer: call truesparse.sparsify(model) first")
-    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    held = [name for name, layer in layers.items() if id(layer.parameter) in ids]
-    missing = ", ".join(repr(name) for name, layer in layers.items() if name not in held and layer.parameter.requires_grad)
-    if not held:
-        raise ValueError(
-            f"the optimizer does not hold the parameters of {', '.join(map(repr, layers))}: build it from model.parameters() after sparsify"
-        )
-    if missing:
-        warnings.warn(
-            f"the optimizer does not hold the parameters of {missing}: they are neither trained nor rewired. Build it from "
-            "model.parameters() after sparsify, or freeze them with requires_grad_(False)",
-            stacklevel=3,
-        )
-    return held
