@@ -116,8 +116,25 @@ def test_layers_that_the_optimizer_does_not_hold_stay_and_are_named_once():
         rewirer.step()
     assert model[0].topology is before["0"]
     assert not model[2].topology.equal(before["2"])
+
+
+def test_a_layer_that_is_unfrozen_and_given_to_the_optimizer_later_rewires_from_then_on():
+    model = two_layers()
     model[0].requires_grad_(False)
-    Rewirer(model, SGD(model[2].parameters(), 0.1), RigL())  # frozen on purpose: nothing to say
+    optimizer = Adam(model[2].parameters(), 0.01)
+    rewirer = Rewirer(model, optimizer, RigL(0.5), every=2, until=20)  # frozen on purpose: nothing to say
+    changed = []
+    for step in range(8):
+        if step == 4:
+            model[0].requires_grad_(True)
+            optimizer.add_param_group({"params": list(model[0].parameters())})
+        before = model[0].topology
+        backward(model, step)
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        changed.append(not model[0].topology.equal(before))
+    assert changed == [False] * 5 + [True, False, True]
 
 
 @pytest.mark.parametrize("algorithm", [RigL(0.5), SET(0.5), MEST()], ids=lambda algorithm: type(algorithm).__name__)
@@ -408,3 +425,54 @@ def test_layers_made_by_hand_may_change_their_number_of_connections():
     rewire(layer, None, made((4, 6), {(0, 1), (3, 5)}))
     with pytest.raises(RuntimeError, match="a sparse layer changed between a forward pass and its backward pass"):
         out.sum().backward()
+
+
+def test_a_framework_that_leaves_out_a_batch_has_the_rewiring_at_the_next():
+    model = two_layers()
+    optimizer = SGD(model.parameters(), 0.1)
+    rewirer = Rewirer(model, optimizer, RigL(0.5), every=2, until=20)
+    rewirer.attach()
+    rewirings = []
+    for step in range(5):
+        optimizer.zero_grad()
+        optimizer.step(lambda step=step: backward(model, step) if step != 1 else None)
+        rewirings.append(rewirer.rewirings)
+    assert rewirings == [0, 0, 1, 2, 2]
+
+
+def test_a_rewiring_that_is_overdue_is_in_the_checkpoint():
+    def start():
+        model = two_layers()
+        optimizer = SGD(model.parameters(), 0.1)
+        return model, optimizer, Rewirer(model, optimizer, RigL(0.5), every=4, until=20)
+
+    parts = model, optimizer, rewirer = start()
+    for step in range(4):
+        backward(model, step)
+        if step == 3:
+            model[0].values.grad[0] = float("nan")
+        rewirer.step()
+        optimizer.zero_grad()
+    resumed = start()
+    for part, other in zip(resumed, parts, strict=True):
+        part.load_state_dict(other.state_dict())
+    for one in (parts, resumed):
+        backward(one[0], 9)
+        assert not one[2].step()
+    assert resumed[0][0].topology.equal(model[0].topology)
+
+
+def test_an_optimizer_that_takes_no_steps_is_noticed():
+    model = two_layers()
+    old, new = SGD(model.parameters(), 0.1), SGD(model.parameters(), 0.1)
+    rewirer = Rewirer(model, old, SET(), every=10, until=1000)
+
+    def train():
+        for step in range(60):
+            model.zero_grad()
+            backward(model, step)
+            if rewirer.step():
+                new.step()
+
+    with pytest.warns(UserWarning, match=r"the last 50 steps that .* were not taken by the SGD that this Rewirer holds: if training has"):
+        train()

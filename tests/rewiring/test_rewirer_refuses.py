@@ -18,9 +18,9 @@ def test_states_that_cannot_be_loaded():
     with_generator = Rewirer(model, SGD(model.parameters(), 0.1), SET(), generator=torch.Generator())
     without = Rewirer(model, SGD(model.parameters(), 0.1), SET())
     budgets = {name: topology.nnz for name, topology in topologies(model).items()}
-    expected = {"steps": 0, "rewirings": 0, "memory": {}, "budgets": budgets, "records": [], "generator": None}
+    expected = {"steps": 0, "rewirings": 0, "overdue": False, "memory": {}, "budgets": budgets, "records": [], "generator": None}
     assert without.state_dict() == expected
-    with pytest.raises(ValueError, match="expected a state with budgets, generator, memory, records, rewirings, steps, got steps"):
+    with pytest.raises(ValueError, match="expected a state with budgets, generator, memory, overdue, records, rewirings, steps, got steps"):
         without.load_state_dict({"steps": 1})
     for one, other in ((with_generator, without), (without, with_generator)):
         with pytest.raises(ValueError, match="saved with a generator of its own and this Rewirer has none, or the other way round"):

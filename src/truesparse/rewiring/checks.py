@@ -50,28 +50,32 @@ def check_patterns(layers: Mapping[str, TopologyLayer], algorithm: AnyAlgorithm)
             raise ValueError(f"layer {name!r}: {error}") from error
 
 
-def held_layers(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> list[str]:
-    """The layers whose parameter the optimizer holds. Others stay as they are; those that are not frozen are named.
+def held_layers(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> dict[str, TopologyLayer]:
+    """Those whose parameter the optimizer holds."""
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    return {name: layer for name, layer in layers.items() if id(layer.parameter) in held}
+
+
+def check_held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> None:
+    """Name the layers whose parameter the optimizer does not hold, but for frozen ones: they stay as they are until it does.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if it holds none.
     """
     if not layers:
         raise ValueError("the model has no sparse layer: call truesparse.sparsify(model) first")
-    ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    held = [name for name, layer in layers.items() if id(layer.parameter) in ids]
-    missing = ", ".join(repr(name) for name, layer in layers.items() if name not in held and layer.parameter.requires_grad)
+    held = held_layers(layers, optimizer)
     if not held:
         raise ValueError(
             f"the optimizer does not hold the parameters of {', '.join(map(repr, layers))}: build it from model.parameters() after sparsify"
         )
+    missing = ", ".join(repr(name) for name, layer in layers.items() if name not in held and layer.parameter.requires_grad)
     if missing:
         warnings.warn(
             f"the optimizer does not hold the parameters of {missing}: they are neither trained nor rewired. Build it from "
             "model.parameters() after sparsify, or freeze them with requires_grad_(False)",
             stacklevel=3,
         )
-    return held
 
 
 def check_processes(algorithm: AnyAlgorithm, layers: Mapping[str, TopologyLayer], generator: torch.Generator | None) -> None:

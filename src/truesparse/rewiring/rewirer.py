@@ -19,7 +19,7 @@ from ..nn import TopologyLayer, topology_layers
 from ..topology import Move
 from ..topology.schedules import Periodic
 from .absent import Gradient, Momentum, Reads
-from .checks import check_algorithm, check_patterns, check_processes, check_schedule, held_layers
+from .checks import check_algorithm, check_held, check_patterns, check_processes, check_schedule, held_layers
 from .dense_gradient import DenseGradient
 from .optimizers import following, group_of, momentum_of, optimizers_in, smoothing_of
 from .outputs import output_layer
@@ -27,6 +27,7 @@ from .owners import StateOwners
 from .recorder import Recorder, exactly
 from .rewire import apply, check_move, move_of
 
+MOST_STEPS_NOT_TAKEN = 50  # a gradient scaler leaves out some twenty at first
 NOT_SEEN = "its algorithm says sees_absent = False, so gradients of absent connections were not recorded: leave that out"
 
 
@@ -89,7 +90,7 @@ class Rewirer:
         self.memory: Memory = {}
         self.budgets = {name: layer.topology.nnz for name, layer in self.layers.items()}
         check_schedule(algorithm, self.schedule)
-        self._held = held_layers(self.layers, self.optimizer)
+        check_held(self.layers, self.optimizer)
         check_patterns(self.layers, algorithm)
         check_processes(algorithm, self.layers, generator)
         self._wrapped = optimizer
@@ -98,7 +99,7 @@ class Rewirer:
         self._output = output_layer(model)
         self._sees_absent: bool = getattr(algorithm, "sees_absent", True)
         self._window: int = getattr(algorithm, "window", 1)
-        self._recorder = Recorder({name: self.layers[name] for name in self._held}, self._window)
+        self._recorder = Recorder(self.layers, self._window)
         self._reads = Reads()
         self._previous: dict[str, Tensor] = {}
         self._hooks: OrderedDict[int, Callable[[Mapping[str, Move]], None]] = OrderedDict()
@@ -106,6 +107,7 @@ class Rewirer:
         self._attachments: OrderedDict[int, None] = OrderedDict()  # by the handles that `attach` has given
         self._pending = False  # the optimizer's step under way has a rewiring after it
         self._overdue = False  # a rewiring that was due could not be made yet
+        self._steps_not_taken = 0
         self._left_out: Tensor | None = None  # a gradient whose step the rewiring has taken the place of
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_optimizer_step),
@@ -173,11 +175,15 @@ class Rewirer:
         return handle
 
     def state_dict(self) -> dict[str, Any]:
-        """Where this object stands: steps and rewirings so far, what the algorithm remembers, the budgets it began with, steps
-        recorded for the rewiring to come, and the state of its own generator (None without one)."""
+        """Where this object stands.
+
+        Steps and rewirings so far, whether one is overdue, what the algorithm remembers, the budgets it began with, steps recorded for the
+        rewiring to come, and the state of its own generator (None without one).
+        """
         return {
             "steps": self.steps,
             "rewirings": self.rewirings,
+            "overdue": self._overdue,
             "memory": dict(self.memory),
             "budgets": dict(self.budgets),
             "records": self._recorder.state(),
@@ -190,7 +196,7 @@ class Rewirer:
         Raises:
             ValueError: if the state is not one of `state_dict`, or has a generator where this object has none.
         """
-        expected = {"steps", "rewirings", "memory", "budgets", "records", "generator"}
+        expected = {"steps", "rewirings", "overdue", "memory", "budgets", "records", "generator"}
         if set(state) != expected:
             raise ValueError(f"expected a state with {', '.join(sorted(expected))}, got {', '.join(sorted(map(str, state)))}")
         if (state["generator"] is None) != (self.generator is None):
@@ -201,7 +207,7 @@ class Rewirer:
             self.generator.set_state(state["generator"])
         self.steps, self.rewirings = state["steps"], state["rewirings"]
         self.memory, self.budgets = dict(state["memory"]), dict(state["budgets"])
-        self._pending = self._overdue = False
+        self._pending, self._overdue = False, state["overdue"]
         self._left_out = None
         self._recorder.load(state["records"])
         self._begin_step()
@@ -214,8 +220,7 @@ class Rewirer:
         self._pending = False
         self._recorder.look()
         due = self.schedule.due(self.steps) or self._overdue
-        if due and self._sees_absent and not self._finite():
-            # Overflow, or a batch that is no number: a scaler skips the step, and no topology is made of it.
+        if due and self._sees_absent and not self._has_gradients():
             self._overdue, due = True, False
         if due and getattr(self.algorithm, "replaces_step", False):
             if self.steps == 2 and self.rewirings == 1:
@@ -232,6 +237,13 @@ class Rewirer:
         if due and getattr(self.algorithm, "sees_previous", False):
             self._previous = {name: layer.of_connections(layer.parameter.detach()).clone() for name, layer in self._trained().items()}
         self._pending = due
+        self._steps_not_taken += 1
+        if self._steps_not_taken == MOST_STEPS_NOT_TAKEN:
+            warnings.warn(
+                f"the last {MOST_STEPS_NOT_TAKEN} steps that rewirer.step() counted were not taken by the {type(self.optimizer).__name__} "
+                "that this Rewirer holds: if training has another optimizer by now, make a Rewirer with that one",
+                stacklevel=3,
+            )
         if not due:
             self._recorder.end()
             self._begin_step()
@@ -295,12 +307,14 @@ class Rewirer:
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._owners.stepped()
+        self._steps_not_taken = 0
         if self._pending:
             self._rewire()
 
     def _trained(self) -> dict[str, TopologyLayer]:
         """Layers that may change; frozen ones, and those that the optimizer does not hold, stay as they are."""
-        return {name: self.layers[name] for name in self._held if self.layers[name].parameter.requires_grad}
+        held = held_layers(self.layers, self.optimizer)  # asked anew: layers are unfrozen, and given to the optimizer, in the middle
+        return {name: layer for name, layer in held.items() if layer.parameter.requires_grad}
 
     def _rewired(self) -> dict[str, TopologyLayer]:
         """Those of them that this rewiring is for: where gradients decide, the ones that have a gradient."""
@@ -308,9 +322,14 @@ class Rewirer:
         taking_part = {name: layer for name, layer in trained.items() if not self._recorder.of(name)[-1].empty}
         return taking_part if self._sees_absent and taking_part else trained
 
-    def _finite(self) -> bool:
+    def _has_gradients(self) -> bool:
+        """Whether there is something to go by: no overflow, and no batch that is no number; a scaler skips such a step.
+
+        Without any gradient a framework has left out a batch. A loop of one's own has called `step()` too early, which it is told.
+        """
         gradients = [layer.parameter.grad for layer in self._trained().values()]
-        return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+        present = [gradient for gradient in gradients if gradient is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in present) and bool(present or not gradients or not self._attachments)
 
     @torch.no_grad()
     def _add_penalties(self) -> None:
