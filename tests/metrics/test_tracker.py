@@ -60,6 +60,27 @@ def test_a_report_one_can_check_by_eye():
     assert tracker.report()["layers"]["0"]["changes"]["dropped"] == [], "changes are those since the last report"
 
 
+def test_looks_taken_together_count_changes_and_average_distances():
+    """Of four connections in eight places, one moves at an odd rewiring, two at an even one: distances 1/4 and 1/2."""
+    drawings = ["xxxx...."]
+    for number in range(66):  # more than twice as many looks as a report tells apart, so that it takes three together
+        row = list(drawings[-1])
+        gone, come = ([at for at, mark in enumerate(row) if mark == what][: 1 + number % 2] for what in "x.")
+        for at in (*gone, *come):
+            row[at] = "." if row[at] == "x" else "x"
+        drawings.append("".join(row))
+    layer, rewirer, tracker = one_layer(*drawings)
+    run(layer, rewirer, 66)
+    changes = tracker.report()["layers"]["0"]["changes"]
+    assert changes["rewirings"] == 3
+    moved = [1 + number % 2 for number in range(66)]
+    assert changes["grown"] == changes["dropped"] == [sum(moved[start : start + 3]) for start in range(0, 66, 3)]
+    expected = [sum(one / 4 for one in moved[start : start + 3]) / 3 for start in range(0, 66, 3)]
+    assert changes["hamming"] == pytest.approx(expected, rel=1e-5)
+    distances = [2 * one / (4 + one) for one in moved]  # of what either has, the share that only one has
+    assert changes["jaccard"] == pytest.approx([sum(distances[start : start + 3]) / 3 for start in range(0, 66, 3)], rel=1e-5)
+
+
 def test_looking_at_some_rewirings_only():
     layer, rewirer, tracker = one_layer(*DRAWINGS, every=2)
     run(layer, rewirer, 3)
