@@ -5,26 +5,40 @@ The number stays the layer's through all rewirings, so that none of them compile
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from ..ops import Verbs
+from ..topology.geometry import Geometry
 from .base import Part
 
-if TYPE_CHECKING:
-    from .sparse import SparseLayer
 
-_layers: WeakValueDictionary[int, SparseLayer] = WeakValueDictionary()
+class Numbered(Protocol):
+    """What the operator asks of a layer."""
+
+    geometry: Geometry
+
+    @property
+    def parameter(self) -> Tensor: ...
+
+    def _verbs(self, dtype: torch.dtype | None = None) -> Verbs: ...
+
+    def _hears(self) -> Callable[[Part], None]: ...
+
+
+_layers: WeakValueDictionary[int, Numbered] = WeakValueDictionary()
 _numbers = count(1)
 
 PRODUCT = "(Tensor values, Tensor x, Tensor? bias, int layer) -> Tensor"
 BACKWARD = "(Tensor values, Tensor x, Tensor dy, bool[] need, int layer) -> (Tensor, Tensor, Tensor)"
 
 
-def numbered(layer: SparseLayer) -> int:
+def numbered(layer: Numbered) -> int:
     """A number that no other layer of this process has."""
     number = next(_numbers)
     _layers[number] = layer
