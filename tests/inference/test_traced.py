@@ -56,9 +56,9 @@ REFUSED = {
     "torch.fx.symbolic_trace of more": lambda packed, x: torch.fx.symbolic_trace(nn.Sequential(packed)),
     "make_fx": lambda packed, x: make_fx(lambda x: packed(x))(x),
     "make_fx with fake tensors": lambda packed, x: make_fx(lambda x: packed(x), tracing_mode="fake")(x),
-    "a transform of torch.func": lambda packed, x: torch.vmap(packed)(x[:, None]),
-    "a transform of torch.func, backwards": lambda packed, x: torch.func.grad(lambda x: packed(x).sum())(x),
-    "an input without memory": lambda packed, x: packed(FakeTensorMode().from_tensor(x)),
+    "torch.func": lambda packed, x: torch.vmap(packed)(x[:, None]),
+    "torch.func, backwards": lambda packed, x: torch.func.grad(lambda x: packed(x).sum())(x),
+    "torch.export, an input without memory": lambda packed, x: packed(FakeTensorMode().from_tensor(x)),
 }
 
 
