@@ -1,5 +1,6 @@
 """What all tests share: repeatable random examples and one seed."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from truesparse import _core, ops
 
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("repeatable")
+
+# A shell has what it runs in the background ignore Ctrl-C, and so would all processes that tests begin.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples are small: several threads would only wait for each other. Tests of threads ask for as many as they want.
 torch.set_num_threads(1)

@@ -60,7 +60,9 @@ class Terminal:
 
     def end(self):
         """The exit code; the terminal is as it was."""
+        end = time.monotonic() + PATIENCE
         while self.command.runs:
+            assert time.monotonic() < end, f"it has not ended:\n{self.text[-2000:]}"
             self._read(0.1)
         while self._read(0):
             pass
