@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -123,10 +125,11 @@ class SparseLayer(TopologyLayer):
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
 
     def _product(self, values: Tensor, x: Tensor) -> Tensor:
+        bias = self.bias
         if torch.compiler.is_compiling():
-            return product(ops.widened(values), x, None if self.bias is None else ops.widened(self.bias), self._number)
-        tell, of = self._hears(), self.values
-        return ops.product(values, x, self.bias, self._verbs(x.dtype), lambda dvalues, dy, x: tell(Part(of, dvalues, (dy, x))))
+            return product(ops.widened(values), x, None if bias is None else ops.widened(bias), self._number)
+        heard = partial(_tell, self._gradient_hooks, self.values)
+        return ops.product(values, x, bias, self._verbs(x.dtype), heard)
 
     def _autocast_dtypes(self, device: str) -> tuple[torch.dtype, torch.dtype]:
         """(in which dtype the kernels get x, that of the output)."""
@@ -295,3 +298,9 @@ class SparseLayer(TopologyLayer):
             and torch.equal(self.indptr, topology.indptr)
             and torch.equal(self.indices, topology.indices)
         )
+
+
+def _tell(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, dvalues: Tensor, dy: Tensor, x: Tensor) -> None:
+    """Tell those who listen at the time of a backward pass. Knows the hooks, not the layer, which a graph shall not keep alive."""
+    for hook in list(hooks.values()):
+        hook(Part(of, dvalues, (dy, x)))

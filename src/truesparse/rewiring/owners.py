@@ -53,6 +53,10 @@ class StateOwners:
         if any(layer.topology is not self._owners[name] for name, layer in self.layers.items()):
             self.update()
 
+    def changed_alone(self) -> bool:
+        """Whether a topology has changed alone since the last look: quickly told."""
+        return any(layer.changed_alone != self._changed_alone[name] for name, layer in self.layers.items())
+
     def follow(self) -> None:
         """Let the state follow: what is kept of a connection goes with it, those that were not there start as if never stepped."""
         for name in self._stale():

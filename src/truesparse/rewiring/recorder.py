@@ -176,9 +176,13 @@ class Recorder:
             self._past.append({name: follower.gradient for name, follower in self._followers.items()})
             self.stop()
 
-    @torch.no_grad()
     def look(self) -> None:
         """Take in what has been done to the gradients since the last backward pass."""
+        if self._followers:
+            self._look()
+
+    @torch.no_grad()
+    def _look(self) -> None:
         followers = self._followers.values()
         changes = {follower: follower.change() for follower in followers}
         # A gradient of zeros does not show what was done to it; loops do the same to all.

@@ -107,6 +107,7 @@ class Rewirer:
         self._attachments: OrderedDict[int, None] = OrderedDict()  # by the handles that `attach` has given
         self._pending = False  # the optimizer's step under way has a rewiring after it
         self._overdue = False  # a rewiring that was due could not be made yet
+        self._checked = False  # since the optimizer's last step, that its state is of the connections there are
         self._steps_not_taken = 0
         self._left_out: Tensor | None = None  # a gradient whose step the rewiring has taken the place of
         self._handles = [
@@ -214,6 +215,7 @@ class Rewirer:
 
     def _step(self) -> bool:
         self._owners.check()
+        self._checked = True
         self.steps += 1
         self._left_out = None
         self._overdue |= self._pending  # the optimizer was never asked to take the step before it
@@ -261,7 +263,8 @@ class Rewirer:
         if closure is None:
             if self._attachments:
                 self._step()
-            self._owners.check()
+            if not self._checked or self._owners.changed_alone():
+                self._owners.check()
             self._leave_out()
             return None
         if not self._attachments:
@@ -307,6 +310,7 @@ class Rewirer:
 
     def _after_optimizer_step(self, *_: Any) -> None:
         self._owners.stepped()
+        self._checked = False
         self._steps_not_taken = 0
         if self._pending:
             self._rewire()
