@@ -6,6 +6,20 @@ from torch import nn
 
 from truesparse import SparseConv2d, SparseLinear
 
+
+class Net(nn.Module):
+    """Layers by name, and a function of them and the input."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
 SMOOTH = (nn.Tanh, nn.GELU, nn.SiLU, nn.LeakyReLU)  # nothing dies by chance, and zero stays zero
 ANY = (*SMOOTH, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Sigmoid)
 

@@ -4,23 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from oracles import drawn
+from programs import Net
 from torch import nn
 
 from truesparse import NM, FanIn, SparseConv2d, SparseLinear, Unstructured
 from truesparse.inference import simplify
-
-
-class Net(nn.Module):
-    """Layers a, b, c by name (and what else it calls), and a function of them and the input."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def linear(text, bias=True, sparse=True, pattern=None):

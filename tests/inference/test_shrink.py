@@ -7,25 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from oracles import drawn
-from programs import KINDS, programs
+from programs import KINDS, Net, programs
 from torch import nn
 
 import truesparse as ts
 from truesparse import SparseConv2d, SparseLinear
 from truesparse.nn.wrapped import unwrapped
-
-
-class Net(nn.Module):
-    """Layers by name, and a function of them and the input."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def linear(text, bias=True, sparse=True):

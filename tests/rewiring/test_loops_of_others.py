@@ -476,3 +476,17 @@ def test_an_optimizer_that_takes_no_steps_is_noticed():
 
     with pytest.warns(UserWarning, match=r"the last 50 steps that .* were not taken by the SGD that this Rewirer holds: if training has"):
         train()
+
+
+def test_a_second_rewirer_of_the_same_layers_is_not_attached():
+    """As where a cell of a notebook is run twice."""
+    model = two_layers()
+    optimizer = SGD(model.parameters(), 0.1)
+    first, second = (Rewirer(model, optimizer, SET(), every=2) for _ in range(2))
+    first.attach()
+    with pytest.raises(RuntimeError, match=r"another Rewirer of these layers is attached to this optimizer, .* detach\(\) it first"):
+        second.attach()
+    part = Rewirer(model[2], SGD(model[2].parameters(), 0.1), SET(), every=2)
+    part.attach()  # another optimizer
+    first.detach()
+    second.attach()

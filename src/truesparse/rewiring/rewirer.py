@@ -141,7 +141,16 @@ class Rewirer:
 
         Returns:
             A handle whose `remove()` undoes this.
+
+        Raises:
+            RuntimeError: if another Rewirer is attached to the optimizer and rewires one of these layers: both would.
         """
+        hooks = self.optimizer._optimizer_step_pre_hooks.values()  # type: ignore[attr-defined]
+        others = [owner for hook in hooks if isinstance(owner := getattr(hook, "__self__", None), Rewirer) and owner is not self]
+        if any(other._attachments and {*other.layers.values()} & {*self.layers.values()} for other in others):
+            raise RuntimeError(
+                "another Rewirer of these layers is attached to this optimizer, and both would rewire them: detach() it first"
+            )
         handle = RemovableHandle(self._attachments)
         self._attachments[handle.id] = None
         return handle
