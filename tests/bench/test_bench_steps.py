@@ -102,3 +102,23 @@ def test_a_language_model_sees_only_what_came_before():
     assert before.shape == (1, 256, 65)
     assert torch.equal(before[:, :100], after[:, :100])
     assert not torch.allclose(before[:, 100:], after[:, 100:])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning")
+def test_compiled_networks_are_measured_beside(tiny_network, peaks, monkeypatch):
+    tried, check = [], steps._check
+
+    def wrong_at_first(said, models, *given):
+        tried.extend(models)
+        if tried.count("dense_compiled") == 1 and "dense_compiled" in models:
+            raise WrongResult("as inductor gives it")
+        check(said, models, *given)
+
+    monkeypatch.setattr(steps, "_check", wrong_at_first)
+    case = StepCase(tiny_network, Density(0.5), compiled=True)
+    (row,) = measure_steps([case], QUICK, [peaks], lambda name: None)
+    assert row.plain_seconds.keys() == {"dense", "masked", "sparse", "dense_compiled", "sparse_compiled"}
+    assert row.rewiring_seconds.keys() == {"masked", "sparse", "sparse_compiled"}
+    assert row.compiled_over_compiled == row.seconds["dense_compiled"] / row.seconds["sparse_compiled"]
+    assert row.compile_options == {"dense_compiled": "layout_optimization=False"}
+    assert tried[-3:] == ["dense_compiled", "dense_compiled", "sparse_compiled"]

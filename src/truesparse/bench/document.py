@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +63,14 @@ class StepRow:
         density: how it was asked for: "90 %", "epsilon 20".
         sparsity: of the layers made sparse, together.
         connections: of the same.
-        seconds: of one step by way, rewiring every `every` steps included.
+        seconds: of one step by way, rewiring every `every` steps included; with "dense_compiled" and "sparse_compiled" if asked for.
         plain_seconds: medians of steps that do not rewire.
         rewiring_seconds: medians of those that do, with what the step after them takes longer (plans are made anew there).
         times_as_fast: ratios of `seconds` to dense.
         phases: where the plain step's time goes, by way: medians of forward (with the loss), backward, optimizer; and "rewiring",
             what rewiring adds to each step on average.
         share_of_multiply_adds: of the measured peak, by the sparse layers' y, dW and dx over the whole sparse step.
+        compile_options: of `torch.compile`, by way, where its defaults computed something else.
     """
 
     network: str
@@ -86,6 +87,13 @@ class StepRow:
     times_as_fast: Mapping[str, float]
     phases: Mapping[str, Mapping[str, float]]
     share_of_multiply_adds: float
+    compile_options: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def compiled_over_compiled(self) -> float | None:
+        """How many times as fast as the compiled dense step the compiled sparse one is; None where they were not measured."""
+        both = [self.seconds.get(f"{way}_compiled") for way in ("dense", "sparse")]
+        return both[0] / both[1] if both[0] and both[1] else None
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,8 @@ def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
         parts.append("\n".join(f"* {line}" for line in points))
     if steps := _rows(documents, StepRow):
         parts += [_step_table(steps), _phase_table(steps)]
+        if compiled := [row for row in steps if row.compiled_over_compiled]:
+            parts.append(_compiled_table(compiled))
     if memory := _rows(documents, MemoryRow):
         parts.append(_memory_table(memory))
     if rewirings := _rows(documents, RewireRow):
@@ -119,6 +121,16 @@ def _step_table(rows: Sequence[StepRow]) -> str:
     for row in rows:
         times = (f"{row.seconds[way] * 1e3:.1f} ms" for way in ("dense", "masked", "sparse"))
         lines.append(table_row(_step_name(row), row.batch, row.threads, *times, f"**{_times(row.times_as_fast['sparse'])}**"))
+    return "\n".join(lines)
+
+
+def _compiled_table(rows: Sequence[StepRow]) -> str:
+    said = ("dense", "truesparse", "dense, compiled", "truesparse, compiled", "compiled over compiled", "over dense")
+    lines = table_head("whole training step under torch.compile", "batch", "threads", *said)
+    for row in rows:
+        times = (f"{row.seconds[way] * 1e3:.1f} ms" for way in ("dense", "sparse", "dense_compiled", "sparse_compiled"))
+        ratios = (f"**{row.compiled_over_compiled:.2f}**", f"{row.times_as_fast['sparse_compiled']:.2f}")
+        lines.append(table_row(_step_name(row), row.batch, row.threads, *times, *ratios))
     return "\n".join(lines)
 
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib import import_module
 from statistics import median
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from ..algorithms import RigL  # type: ignore[attr-defined]
 from ..nn import TopologyLayer, topology_layers
+from ..nn.wrapped import unwrapped
 from ..rewiring import Rewirer
 from ..runs.machine import threads_said
 from .document import StepRow
@@ -26,16 +28,19 @@ from .networks import SEED, Density, Example, Network, example_of, twins
 from .request import Conditions
 from .timing import amortised, interleaved, times_as_fast
 from .work import Peaks, forward_work
-from .wrong import of_connections, refuse_if_far
+from .wrong import WrongResult, of_connections, refuse_if_far
 
 STEPS_BETWEEN_REWIRINGS = 100
 LEARNING_RATE = 1e-4
 SHARE_FOR_REWIRING = 0.2  # of the time of a line, for each way
-LEAST_REWIRINGS = {"sparse": 3, "masked": 1}  # a mask may take seconds: it sorts a dense gradient
+LEAST_REWIRINGS = {"sparse": 3, "sparse_compiled": 3, "masked": 1}  # a mask may take seconds: it sorts a dense gradient
 # Relative, in Euclidean norm: a ReLU or maximum that falls on the other side moves single entries.
 TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 2e-1}
 LEAST_SHARE = 1e-4  # of the whole gradient: what should be zero (a bias before a norm) is as far off as what it is the difference of
 PHASES = ("forward", "backward", "optimizer")
+COMPILED = ("dense", "sparse")
+# What torch.compile is told. Before a max pooling, torch 2.13's default gives dense convolutions gradients of zero on a CPU.
+COMPILE_OPTIONS: tuple[dict[str, str | int | bool], ...] = ({}, {"layout_optimization": False})
 
 
 Truth = tuple[Tensor, Mapping[str, Tensor]]
@@ -50,12 +55,14 @@ class StepCase:
         density: how much is kept.
         budget: "erk", "er" or "uniform": how layers share it, unless the density is an epsilon.
         batch: samples in a step; None: the network's own.
+        compiled: also the dense and the sparse network under `torch.compile`.
     """
 
     network: Network
     density: Density
     budget: str = "erk"
     batch: int | None = None
+    compiled: bool = False
 
     @property
     def samples(self) -> int:
@@ -85,8 +92,34 @@ def measure_steps(
             torch.set_num_threads(peak.threads)
             said = f"{case.network.name}, {case.density}"
             tell(f"{said}, batch {case.samples}, {threads_said(peak.threads)}")
-            _check(said, models, example, truth, conditions)
-            yield _measured(case, deepcopy(models), example, conditions, peak)
+            _check(said, models, models["sparse"], example, truth, conditions)
+            compiled, options = _compiled(said, models, example, truth, conditions, peak.threads) if case.compiled else ({}, {})
+            yield replace(_measured(case, deepcopy(models) | compiled, example, conditions, peak), compile_options=options)
+
+
+def _compiled(
+    said: str, models: Mapping[str, nn.Module], example: Example, truth: Truth, conditions: Conditions, threads: int
+) -> tuple[dict[str, nn.Module], dict[str, str]]:
+    """The dense and the sparse network under `torch.compile`, and the options without which torch compiled something else."""
+    torch.compiler.reset()
+    config = import_module("torch._inductor.config")
+    made: dict[str, nn.Module] = {}
+    options: dict[str, str] = {}
+    for way in COMPILED:
+        for tried in COMPILE_OPTIONS:
+            name, model = f"{way}_compiled", torch.compile(deepcopy(models[way]), options=dict(tried))
+            try:
+                with config.patch({"cpp.threads": threads}):  # what was compiled for another number is no answer
+                    _check(said, {name: model}, models["sparse"], example, truth, conditions)  # type: ignore[dict-item]
+            except WrongResult:
+                if tried is COMPILE_OPTIONS[-1]:
+                    raise
+                continue
+            made[name] = model  # type: ignore[assignment]
+            if tried:
+                options[name] = ", ".join(f"{option}={value}" for option, value in tried.items())
+            break
+    return made, options
 
 
 @dataclass
@@ -177,6 +210,8 @@ def _measured(case: StepCase, models: Mapping[str, nn.Module], example: Example,
         training.seconds = {phase: times[1::2] for phase, times in training.seconds.items()}  # without the steps that warm up
     pairs: dict[str, float] = {}
     for name, rounds in LEAST_REWIRINGS.items():
+        if name not in trainings:
+            continue
         pairs |= interleaved({name: trainings[name].rewiring_pair}, conditions.seconds * SHARE_FOR_REWIRING, rounds)
     rewiring_seconds = {name: pair - plain[name] for name, pair in pairs.items()}
     seconds = {name: amortised(own, rewiring_seconds.get(name, own), STEPS_BETWEEN_REWIRINGS) for name, own in plain.items()}
@@ -207,21 +242,25 @@ def _truth(dense: nn.Module, example: Example) -> Truth:
     return loss.detach(), {name: parameter.grad for name, parameter in exact.named_parameters() if parameter.grad is not None}
 
 
-def _check(said: str, models: Mapping[str, nn.Module], example: Example, truth: Truth, conditions: Conditions) -> None:
+def _check(said: str, models: Mapping[str, nn.Module], sparse: nn.Module, example: Example, truth: Truth, conditions: Conditions) -> None:
     """
+    Args:
+        models: to be held against `truth`, by way.
+        sparse: has the connections.
+
     Raises:
         WrongResult: if the loss or a gradient, that of a sparse layer on its connections, is not the true one.
     """
     tolerance, (exact_loss, gradients) = TOLERANCE[conditions.dtype], truth
     least = LEAST_SHARE * float(torch.stack([gradient.norm() for gradient in gradients.values()]).norm())
-    sparse_layers = topology_layers(models["sparse"])
+    sparse_layers = topology_layers(sparse)
     for way, model in models.items():
-        tested = deepcopy(model)  # running statistics of the norms stay as they were
+        before = deepcopy(model.state_dict())
         with conditions.autocast():
-            loss = loss_of(tested, *example)
+            loss = loss_of(model, *example)
         loss.backward()
         refuse_if_far(f"{said}: the loss of {way}", loss, exact_loss, tolerance)
-        layers, parameters = topology_layers(tested), dict(tested.named_parameters())
+        layers, parameters = topology_layers(unwrapped(model)), dict(unwrapped(model).named_parameters())
         for name, exact in gradients.items():
             layer, _, kind = name.rpartition(".")
             actual = (layers[layer].parameter if kind == "weight" and layer in layers else parameters[name]).grad
@@ -229,3 +268,5 @@ def _check(said: str, models: Mapping[str, nn.Module], example: Example, truth: 
                 topology = sparse_layers[layer].topology
                 exact, actual = exact.flatten()[topology.keys], of_connections(actual, topology)
             refuse_if_far(f"{said}: the gradient of {name} of {way}", actual, exact, tolerance, least)
+        model.load_state_dict(before)  # running statistics of the norms
+        model.zero_grad()

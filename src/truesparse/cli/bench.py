@@ -106,6 +106,7 @@ def step(
     threads: Threads = None,
     isa: Isa = None,
     dtype: Dtype = "float32",
+    compiled: Annotated[bool, typer.Option("--compile", help="Also both networks under torch.compile, which takes a minute each.")] = False,
     seconds: Annotated[float, typer.Option(help="Of timing for each line of the table, three steps of each kind at least.")] = 4.0,
     json: Json = None,
 ) -> None:
@@ -125,7 +126,7 @@ def step(
     batches = (None,) if batch is None else counts_of("--batch", batch)
     conditions = make_conditions(threads, seconds, dtype)
     cases = [
-        StepCase(NETWORKS[name], density, budget, samples)
+        StepCase(NETWORKS[name], density, budget, samples, compiled)
         for name in names
         for samples in batches
         for density in densities or NETWORKS[name].densities

@@ -19,6 +19,8 @@ ALL_NAMES = {
     "csr_features_first": "CSR, features first",
     "ablated": "ablated dense",
     "sparse": "truesparse",
+    "dense_compiled": "dense, compiled",
+    "sparse_compiled": "truesparse, compiled",
     "packed": "packed",
 }
 
@@ -34,6 +36,7 @@ def print_document(document: Document) -> None:
     for table in (
         *([_layer_table(layers)] if layers else []),
         *([_step_table(steps), _phase_table(steps)] if steps else []),
+        *([_compiled_table(compiled)] if (compiled := [row for row in steps if row.compiled_over_compiled]) else []),
         *([_memory_table(memory)] if memory else []),
         *([_rewire_table(rewirings)] if rewirings else []),
         *([_inference_table(inference)] if inference else []),
@@ -76,6 +79,20 @@ def _step_table(rows: Sequence[StepRow]) -> Table:
     for row in rows:
         given = (row.network, row.density, row.budget, f"{row.sparsity:.1%}", str(row.batch), str(row.threads))
         table.add_row(*given, *(_time(way, row.seconds, row.times_as_fast) for way in ways), f"{row.share_of_multiply_adds:.0%}")
+    return table
+
+
+def _compiled_table(rows: Sequence[StepRow]) -> Table:
+    ways = ("dense", "sparse", "dense_compiled", "sparse_compiled")
+    names = ("network", "density", "threads")
+    without = {f"{ALL_NAMES[way]} of {row.network}: {given}" for row in rows for way, given in row.compile_options.items()}
+    caption = "; ".join(["in brackets times as fast as dense without torch.compile", *sorted(without)])
+    table = _table(
+        "whole training steps under torch.compile", caption, names, [*(ALL_NAMES[way] for way in ways), "compiled over compiled"]
+    )
+    for row in rows:
+        times = (_time(way, row.seconds, row.times_as_fast) for way in ways)
+        table.add_row(row.network, row.density, str(row.threads), *times, f"{row.compiled_over_compiled:.2f}")
     return table
 
 
