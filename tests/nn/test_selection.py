@@ -47,7 +47,7 @@ def advice(message):
 
 def test_matrices_in_modules_of_other_kinds_are_told_with_their_share():
     model = nn.Sequential(Residual(), Residual(), nn.Linear(8, 8))
-    says = r"1,024 of 1,216 matrix weights \(84%\) stay dense: they are in Projection, and sparsify replaces nn.Linear and nn.Conv2d"
+    says = r"1,024 of 1,216 matrix weights \(84%\) stay dense: they are in Projection, and sparsify replaces nn.Linear and convolutions"
     with pytest.warns(UserWarning, match=says) as told:
         sparsify(model, 0.5)
     assert told[0].filename == __file__

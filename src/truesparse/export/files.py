@@ -178,7 +178,7 @@ def _put_layer(state: dict[str, Tensor], name: str, layer: TopologyLayer, values
     state.pop(tensor_name(name, "fingerprint"), None)  # the digest of the file sees more
     module, arguments = described(layer)
     if not module:
-        raise TypeError(f"layer {name!r} ({type(layer).__name__}) stands for neither nn.Linear nor nn.Conv2d")
+        raise TypeError(f"layer {name!r} ({type(layer).__name__}) stands for no layer of torch that a file can name")
     coding, arrays = encode(layer.topology.to("cpu"))
     kept = layer.of_connections(layer.parameter).detach().cpu()
     parts = {part: torch.from_numpy(array) for part, array in arrays.items()}

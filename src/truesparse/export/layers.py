@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from ..nn import TopologyLayer
+from ..nn.kinds import kind_of
 from ..topology.patterns import PATTERNS
 from ..topology.topology import LARGEST_COUNT, Topology
 
@@ -23,10 +23,11 @@ Layer = tuple[str, dict[str, Any]]  # (name of the module in torch.nn, its argum
 
 def described(module: nn.Module) -> Layer:
     """The layer of torch that `module`, sparse, masked or dense, stands for; ("", {}) if there is none."""
-    for name, arguments in ARGUMENTS.items():
-        if isinstance(module, (TopologyLayer, nn.Linear, nn.Conv2d)) and hasattr(module, arguments[0]):
-            return name, {argument: _plain(getattr(module, argument)) for argument in arguments}
-    return "", {}
+    kind = kind_of(module)
+    if kind is None:
+        return "", {}
+    name = kind.dense.__name__
+    return name, {argument: _plain(getattr(module, argument)) for argument in ARGUMENTS[name]}
 
 
 def weight_shape(module: str, arguments: Mapping[str, Any]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class TopologyLayer(nn.Module):
     (`rewire`, `Rewirer`, the algorithms) sees only what is declared here.
 
     Attributes:
+        stands_for: the class of torch whose place it takes (`kinds.py` lists them all).
         geometry: the dense operation this layer stands for.
         pattern: the rule its topology obeys.
         bias: [rows], or None.
@@ -56,6 +57,7 @@ class TopologyLayer(nn.Module):
         met_float16: whether a forward pass has run under autocast in float16, which asks for a gradient scaler.
     """
 
+    stands_for: ClassVar[type[nn.Module]]
     bias: nn.Parameter | None
     acting: Tensor | None
     _topology: Topology
@@ -93,12 +95,33 @@ class TopologyLayer(nn.Module):
         offsets = None if offsets is None else offsets.to(device)
         TopologyLayer.__init__(self, geometry, topology.to(device), values.to(device), offsets, pattern)
 
+    @staticmethod
+    @abstractmethod
+    def geometry_of(module: Any) -> Geometry:
+        """The geometry of a dense layer."""
+
+    @abstractmethod
+    def dense_module(self) -> nn.Module:
+        """The dense layer of torch that computes exactly the same."""
+
     @classmethod
-    def _convert(
-        cls, module: nn.Module, geometry: Geometry, topology: Topology | None, pattern: Pattern | None, values: Tensor | None
+    def from_dense(
+        cls, module: Any, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
     ) -> Self:
-        """A layer of this class with the weight, bias, device and mode of a dense `module`."""
-        weight: Tensor = module.weight.detach()  # type: ignore[assignment]
+        """A layer with the weight, bias, device and mode of `module`; nothing is shared with it.
+
+        Args:
+            module: the dense layer.
+            topology: which weights to keep, over [rows, columns]: the first dimension of its weight, and the others flattened; None
+                keeps those that are not zero.
+            pattern: the rule the topology obeys; None is `Unstructured()`.
+            values: [nnz] to use instead of the weights of `module`.
+
+        Raises:
+            ValueError: if the topology has another shape or does not obey the pattern.
+        """
+        geometry = cls.geometry_of(module)
+        weight: Tensor = module.weight.detach()
         if topology is None:
             topology = Topology.from_mask(weight.flatten(1) != 0)
         elif topology.shape != geometry.shape:
@@ -107,7 +130,7 @@ class TopologyLayer(nn.Module):
         pattern.check(topology)
         topology = topology.to(weight.device)
         values = weight.flatten()[topology.keys] if values is None else values.to(weight, copy=True)
-        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        bias: Tensor | None = module.bias
         layer = cls.__new__(cls)
         TopologyLayer.__init__(layer, geometry, topology, values, None if bias is None else bias.detach().clone(), pattern)
         for new, old in ((layer.parameter, module.weight), (layer.bias, bias)):

@@ -21,6 +21,7 @@ PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replic
 class ConvolutionInterface(TopologyLayer):
     """The arguments and attributes of `nn.Conv2d`, however the values are held."""
 
+    stands_for = nn.Conv2d
     geometry: Convolution
     padding: Pair | str
     padding_mode: PaddingMode
@@ -81,19 +82,7 @@ class ConvolutionInterface(TopologyLayer):
     def from_dense(
         cls, module: nn.Conv2d, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
     ) -> Self:
-        """A layer with the weight, bias, device and mode of `module`; nothing is shared with it.
-
-        Args:
-            module: the dense layer.
-            topology: which weights to keep, [out_channels, in_channels / groups * kernel height * kernel width]; None keeps
-                those that are not zero.
-            pattern: the rule the topology obeys; None is `Unstructured()`.
-            values: [nnz] to use instead of the weights of `module`.
-
-        Raises:
-            ValueError: if the topology has another shape or does not obey the pattern.
-        """
-        layer = cls._convert(module, cls.geometry_of(module), topology, pattern, values)
+        layer = super().from_dense(module, topology, pattern=pattern, values=values)
         layer._set_padding(module)
         return layer
 

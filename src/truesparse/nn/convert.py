@@ -19,11 +19,9 @@ from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from ..topology.select import shared_out
 from .base import TopologyLayer
-from .conv import ConvolutionInterface, SparseConv2d
 from .initial import initial_values, kept_values
-from .linear import LinearInterface, SparseLinear
-from .masked import MaskedConv2d, MaskedLinear
-from .selection import Dense, Excluded, select
+from .kinds import Dense, kind_of
+from .selection import Excluded, select
 
 Model = TypeVar("Model", bound=nn.Module)
 Initialisation = Literal["keep", "he"]
@@ -44,7 +42,7 @@ def sparsify(
     masked: bool = False,
     generator: torch.Generator | None = None,
 ) -> Model:
-    """Replace every `nn.Linear` and `nn.Conv2d` of `model` by a sparse layer, in place.
+    """Replace every linear layer and convolution of `model` by a sparse layer, in place.
 
     A layer to which the budget gives all its connections gets a full topology, and runs as dense PyTorch does; at sparsity 0 the
     model computes what it did.
@@ -87,7 +85,7 @@ def sparsify(
     if not layers:
         left = f" (its matrices are in {selection.kinds_left}: replace those by nn.Linear)" if selection.left else ""
         raise ValueError(
-            f"found no nn.Linear or nn.Conv2d to make sparse: the model has none{left}, they are all excluded, or it is sparse already"
+            f"found no nn.Linear or convolution to make sparse: the model has none{left}, they are all excluded, or it is sparse already"
         )
     counts: Mapping[str, int] = {}
     if sparsity is not None:
@@ -108,8 +106,7 @@ def densify(model: Model) -> Model:
     Returns:
         The same model (or, if it is itself such a layer, the dense layer).
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, (LinearInterface, ConvolutionInterface))}
-    return _replaced(model, {name: layer.dense_module() for name, layer in layers.items()})
+    return _replaced(model, {name: layer.dense_module() for name, layer in topology_layers(model).items()})
 
 
 def topology_layers(model: nn.Module) -> dict[str, TopologyLayer]:
@@ -203,8 +200,9 @@ def _connections_of_weights(weight: Tensor, pattern: Pattern) -> int:
 
 
 def _fitted(pattern: Pattern, layer: Dense) -> Pattern:
-    interface = LinearInterface if isinstance(layer, nn.Linear) else ConvolutionInterface
-    return pattern.fitted(interface.geometry_of(layer))  # type: ignore[arg-type]
+    kind = kind_of(layer)
+    assert kind is not None
+    return pattern.fitted(kind.sparse.geometry_of(layer))
 
 
 def _sparse(
@@ -215,12 +213,9 @@ def _sparse(
     init: Initialisation,
     masked: bool,
     generator: torch.Generator | None,
-) -> LinearInterface | ConvolutionInterface:
-    kind: type[LinearInterface] | type[ConvolutionInterface]
-    if isinstance(layer, nn.Linear):
-        kind = MaskedLinear if masked else SparseLinear
-    else:
-        kind = MaskedConv2d if masked else SparseConv2d
+) -> TopologyLayer:
+    kind = kind_of(layer)
+    assert kind is not None
     pattern = _fitted(pattern, layer)
     weight, values = layer.weight.detach(), None
     if count is None:
@@ -233,7 +228,7 @@ def _sparse(
             values = initial_values(topology, generator, weight.dtype)
         else:
             values = kept_values(weight, topology.to(weight.device))
-    return kind.from_dense(layer, topology, pattern=pattern, values=values)  # type: ignore[arg-type]
+    return (kind.masked if masked else kind.sparse).from_dense(layer, topology, pattern=pattern, values=values)
 
 
 def _ranks(scores: Tensor, pattern: Pattern, generator: torch.Generator | None) -> Tensor:

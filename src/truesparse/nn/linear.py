@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ..topology import Topology
 from ..topology.geometry import Matrix
 from ..topology.patterns import Pattern
 from .base import TopologyLayer
@@ -17,6 +14,7 @@ from .sparse import SparseLayer
 class LinearInterface(TopologyLayer):
     """The arguments and attributes of `nn.Linear`, however the values are held."""
 
+    stands_for = nn.Linear
     geometry: Matrix
 
     def __init__(
@@ -43,23 +41,6 @@ class LinearInterface(TopologyLayer):
     @property
     def out_features(self) -> int:
         return self.geometry.rows
-
-    @classmethod
-    def from_dense(
-        cls, module: nn.Linear, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
-    ) -> Self:
-        """A layer with the weight, bias, device and mode of `module`; nothing is shared with it.
-
-        Args:
-            module: the dense layer.
-            topology: which weights to keep; None keeps those that are not zero.
-            pattern: the rule the topology obeys; None is `Unstructured()`.
-            values: [nnz] to use instead of the weights of `module`.
-
-        Raises:
-            ValueError: if the topology has another shape or does not obey the pattern.
-        """
-        return cls._convert(module, cls.geometry_of(module), topology, pattern, values)
 
     @staticmethod
     def geometry_of(module: nn.Linear) -> Matrix:

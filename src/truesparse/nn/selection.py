@@ -15,8 +15,8 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from .base import TopologyLayer
+from .kinds import DENSE, Dense
 
-Dense = nn.Linear | nn.Conv2d
 Excluded = str | type[nn.Module] | nn.Module
 
 # It reads the weights of the linear layer inside it directly, so that cannot be replaced.
@@ -50,7 +50,7 @@ class Selection:
             names = [name for name, *_ in self.left]
             warnings.warn(
                 f"{dense:,} of {dense + found:,} matrix weights ({dense / (dense + found):.0%}) stay dense: they are in {self.kinds_left}, "
-                f"and sparsify replaces nn.Linear and nn.Conv2d; replace those modules by nn.Linear, "
+                f"and sparsify replaces nn.Linear and convolutions; replace those modules by nn.Linear, "
                 f"or pass exclude={_exclude(names, model)} if this is meant",
                 stacklevel=stacklevel + 1,
             )
@@ -81,8 +81,8 @@ def select(model: nn.Module, exclude: Iterable[Excluded]) -> Selection:
         if reason:
             refused[name] = module, reason
             inside.update(module.modules())
-        elif isinstance(module, Dense):
-            layers[name] = module
+        elif isinstance(module, DENSE):
+            layers[name] = module  # type: ignore[assignment]
         elif not isinstance(module, (*NO_PRODUCT, TopologyLayer)):
             left.extend(_matrices(name, module, exclude))
     if refused:
@@ -121,7 +121,7 @@ def _refuse_unmatched(model: nn.Module, exclude: list[Excluded]) -> None:
     weights = [
         own
         for name, module in modules.items()
-        if not isinstance(module, (Dense, *CLOSED, *WITHOUT_SPARSE_LAYER))
+        if not isinstance(module, (*DENSE, *CLOSED, *WITHOUT_SPARSE_LAYER))
         for own, weight in module.named_parameters(name, recurse=False)
         if weight.ndim > 1
     ]
@@ -138,17 +138,18 @@ def _reason_against(module: nn.Module, shared: set[torch.Tensor]) -> str:
         return "reads its weights itself"
     if isinstance(module, LazyModuleMixin):
         return "has no shape yet (run the model once on an example before sparsify)"
-    if isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, nn.Conv2d):
+    if isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, DENSE):
         return "has no sparse counterpart"
-    if not isinstance(module, Dense):
+    if not isinstance(module, DENSE):
         return ""
-    if is_parametrized(module) or not isinstance(getattr(module, "weight", None), nn.Parameter):
+    weight = getattr(module, "weight", None)
+    if is_parametrized(module) or not isinstance(weight, nn.Parameter):
         return "has a parametrized or pruned weight (make it permanent first)"
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if type(module) not in DENSE:
         return f"is a subclass of {type(module).__mro__[1].__name__} whose own behaviour would be lost"
     if any(getattr(module, hooks) for hooks in HOOKS):
         return "has hooks that would be lost (register them after sparsify)"
-    if module.weight.is_meta:
+    if weight.is_meta:
         return "is on the meta device and has no values yet"
     if any(parameter in shared for parameter in module.parameters(recurse=False)):
         return "shares its weight or bias with another module (tied weights)"
