@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from ..nn import SparseLayer, TopologyLayer
 from ..topology import Topology
 from .absent import Smoothing
 
+GrownState = Literal["zero", "warm"]
+SECOND_MOMENT = "exp_avg_sq"
+
 
 @dataclass(frozen=True)
 class StateEntry:
@@ -22,7 +25,7 @@ class StateEntry:
     Args:
         state: what the optimizer keeps for the parameter, by name.
         name: of the tensor in it.
-        fill: what grown connections start at: what the optimizer itself starts it at.
+        fill: what grown connections start at.
     """
 
     state: dict[str, Any]
@@ -53,14 +56,17 @@ def optimizers_in(optimizer: Any) -> list[Optimizer]:
     return found
 
 
-def following(layer: TopologyLayer, optimizer: Any, owner: Topology | None = None) -> list[StateEntry]:
+def following(layer: TopologyLayer, optimizer: Any, owner: Topology | None = None, grown_state: GrownState = "zero") -> list[StateEntry]:
     """What an optimizer, and those it wraps, keep for the connections of `layer` and has to follow them. Nothing for None.
 
     Args:
         owner: the topology that the state belongs to, if not the present one.
+        grown_state: what grown connections start at: "zero", what the optimizer itself starts with; "warm", the second moment at its mean
+            over the layer's connections.
 
     Raises:
         TypeError: if something is kept that cannot follow.
+        ValueError: if there is no second moment to start.
     """
     if optimizer is None:
         return []
@@ -73,7 +79,38 @@ def following(layer: TopologyLayer, optimizer: Any, owner: Topology | None = Non
         for entry in _following(layer, one, shape):
             states.setdefault(id(entry.state[entry.name]), entry)
     _refuse_own_tensors(layer, [optimizer, *chain[:-1]])
-    return list(states.values())
+    entries = list(states.values())
+    return entries if grown_state == "zero" else _warm(layer, chain[-1], entries)
+
+
+def check_grown_state(grown_state: str, optimizer: Optimizer) -> None:
+    """
+    Raises:
+        ValueError: if there is no such rule, or the optimizer keeps no second moment as Adam does.
+    """
+    if grown_state not in get_args(GrownState):
+        raise ValueError(f"grown_state is {' or '.join(map(repr, get_args(GrownState)))}, got {grown_state!r}")
+    if grown_state == "warm" and "betas" not in optimizer.defaults:
+        raise ValueError(_nothing_to_warm(optimizer))
+
+
+def _warm(layer: TopologyLayer, optimizer: Optimizer, entries: list[StateEntry]) -> list[StateEntry]:
+    """The same, with grown connections at the mean of the second moment."""
+    if entries and not any(entry.name == SECOND_MOMENT for entry in entries):
+        raise ValueError(_nothing_to_warm(optimizer))
+    return [replace(entry, fill=_mean(layer, entry)) if entry.name == SECOND_MOMENT else entry for entry in entries]
+
+
+def _mean(layer: TopologyLayer, entry: StateEntry) -> float:
+    held = layer.of_connections(entry.state[entry.name]).double()
+    return float(held.mean()) if held.numel() else entry.fill
+
+
+def _nothing_to_warm(optimizer: Optimizer) -> str:
+    return (
+        f"grown_state='warm' starts the second moment that Adam and its kin keep as {SECOND_MOMENT!r}, and "
+        f"{type(optimizer).__name__} keeps none: leave grown_state out"
+    )
 
 
 def _following(layer: TopologyLayer, optimizer: Optimizer, shape: torch.Size) -> Iterator[StateEntry]:

@@ -21,7 +21,7 @@ from ..topology.schedules import Periodic
 from .absent import Gradient, Momentum, Reads
 from .checks import check_algorithm, check_held, check_patterns, check_processes, check_schedule, held_layers
 from .dense_gradient import DenseGradient
-from .optimizers import following, group_of, momentum_of, optimizers_in, smoothing_of
+from .optimizers import GrownState, check_grown_state, following, group_of, momentum_of, optimizers_in, smoothing_of
 from .outputs import output_layer
 from .owners import StateOwners
 from .recorder import Recorder, exactly
@@ -55,6 +55,8 @@ class Rewirer:
         until: the step at which rewiring ends, usually three quarters of the training; None never ends (and algorithms
             that decay with progress then do not).
         generator: CPU generator for every random choice; None is torch's global one.
+        grown_state: what the optimizer keeps of a connection that grows: "zero", what it starts with; "warm", for Adam and its kin, the
+            second moment at its mean over the layer, so that its first updates are no larger than others'. The training guide says when.
 
     Attributes:
         optimizer: the innermost one, which takes the steps.
@@ -63,7 +65,8 @@ class Rewirer:
 
     Raises:
         ValueError: if the model has no sparse layer, the optimizer holds the parameter of none, the algorithm cannot keep
-            the pattern of one, it needs an end and there is none, or no rewiring (or no training step) could ever happen.
+            the pattern of one, it needs an end and there is none, no rewiring (or no training step) could ever happen, or there is nothing
+            that `grown_state` could warm.
         TypeError: if the algorithm has no `update`, or the optimizer keeps state that cannot follow the connections.
         RuntimeError: if several processes train together, but for algorithms that come to the same on all of them.
     """
@@ -76,6 +79,7 @@ class Rewirer:
         every: int = 100,
         until: float | None = None,
         generator: torch.Generator | None = None,
+        grown_state: GrownState = "zero",
     ) -> None:
         check_algorithm(algorithm)
         self.layers = topology_layers(model)
@@ -93,6 +97,8 @@ class Rewirer:
         check_held(self.layers, self.optimizer)
         check_patterns(self.layers, algorithm)
         check_processes(algorithm, self.layers, generator)
+        check_grown_state(grown_state, self.optimizer)
+        self.grown_state: GrownState = grown_state
         self._wrapped = optimizer
         for layer in self.layers.values():
             following(layer, optimizer)
@@ -356,7 +362,7 @@ class Rewirer:
         self._pending = self._overdue = False
         # Two passes: whatever can be refused is refused before any layer changes.
         layers = self._rewired()
-        plans = {name: following(layer, self._wrapped) for name, layer in layers.items()}
+        plans = {name: following(layer, self._wrapped, grown_state=self.grown_state) for name, layer in layers.items()}
         with exactly(next(iter(self.layers.values()))):
             new, memory = updated(self.algorithm, {name: self._signals(name, layer) for name, layer in layers.items()}, self.memory)
         moves = {name: move_of(layer, new[name]) for name, layer in layers.items()}
