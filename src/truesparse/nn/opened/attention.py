@@ -47,8 +47,8 @@ class OpenedAttention(Opened):
         opened = cls(module.embed_dim, module.num_heads, module.dropout, module.batch_first, module.add_zero_attn)
         opened.bias_k, opened.bias_v = module.bias_k, module.bias_v  # type: ignore[assignment]
         whole, bias = module.in_proj_weight, module.in_proj_bias
-        weights = [getattr(module, f"{name}_weight") for name in PROJECTIONS] if whole is None else whole.detach().clone().chunk(3)
-        biases = (None,) * 3 if bias is None else bias.detach().clone().chunk(3)
+        weights = [getattr(module, f"{name}_weight") for name in PROJECTIONS] if whole is None else _thirds(whole)
+        biases = [None] * 3 if bias is None else _thirds(bias)
         trained = whole is None or whole.requires_grad, bias is not None and bias.requires_grad
         for name, own_weight, own_bias in zip(PROJECTIONS, weights, biases, strict=True):
             setattr(opened, name, linear(own_weight, own_bias, trained))
@@ -165,6 +165,10 @@ class OpenedAttention(Opened):
 def _bias(layer: nn.Linear) -> nn.Parameter:
     held: nn.Parameter | None = layer.bias
     return nn.Parameter(layer.weight.new_zeros(layer.out_features), requires_grad=False) if held is None else held
+
+
+def _thirds(whole: Tensor) -> list[Tensor]:
+    return [part.clone() for part in whole.detach().chunk(3)]
 
 
 def _joined(parts: Sequence[Tensor]) -> nn.Parameter:
