@@ -32,6 +32,7 @@ from .header import (
     written,
 )
 from .layers import check_pattern, described
+from .opening import closed_state, opened_for, opened_modules, opened_state
 from .written import write_file
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -109,7 +110,7 @@ def save(model: nn.Module, path: str | Path, *, values: Literal["float32", "bflo
     # Each tensor apart from all others: safetensors refuses those that share memory.
     state = {plain_name(model, name): _copied(name, tensor) for name, tensor in model.state_dict().items()}
     descriptions: dict[str, dict[str, Any]] = {}
-    for name, layer in _modules_of(model).items():
+    for name, layer in opened_modules(model, {}).items():
         if isinstance(layer, TopologyLayer):
             descriptions[name] = _put_layer(state, name, layer, values)
     try:
@@ -133,8 +134,8 @@ def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
     Args:
         path: of the file.
         model: what to fill, in place: a model of the same architecture. Its layers may be sparse with any topology, masked
-            or dense; values take the dtype and device that they have there. Of a wrapped one, as `save` takes it, the network
-            inside is filled. None fills nothing.
+            or dense, attention opened or as torch has it; values take the dtype and device that they have there. Of a wrapped
+            one, as `save` takes it, the network inside is filled. None fills nothing.
 
     Returns:
         `model`, or, without one, what the file holds.
@@ -155,11 +156,6 @@ def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
     owners = {name: name.rpartition(".") for name in state}
     inside.load_state_dict({tensor_name(held[owner], leaf): state[name] for name, (owner, _, leaf) in owners.items()})
     return model
-
-
-def _modules_of(model: nn.Module) -> dict[str, nn.Module]:
-    """By the names that they have when nothing is wrapped; where a part is, what is inside."""
-    return {plain_name(model, name): module for name, module in model.named_modules(remove_duplicate=False)}
 
 
 def _copied(name: str, tensor: Any) -> Tensor:
@@ -232,7 +228,8 @@ def _state_for(model: nn.Module, saved: SavedModel) -> dict[str, Tensor]:
     Raises:
         ValueError: if the model is another one.
     """
-    modules, own = _modules_of(model), {plain_name(model, name): tensor for name, tensor in model.state_dict().items()}
+    opened = opened_for(model, saved.layers)
+    modules, own = opened_modules(model, opened), opened_state(model, opened)
     _refuse_other_prefix({*saved.tensors, *saved.layers}, {*own, *modules})
     state, of_any_length = dict(saved.tensors), set[str]()
     layers = [name for name, module in modules.items() if isinstance(module, TopologyLayer)]
@@ -253,7 +250,7 @@ def _state_for(model: nn.Module, saved: SavedModel) -> dict[str, Tensor]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)} in the file, {tuple(own[name].shape)} in the model")
         if tensor.dtype != own[name].dtype and not (tensor.is_floating_point() and own[name].is_floating_point()):
             raise ValueError(f"{name} is {tensor.dtype} in the file, {own[name].dtype} in the model")
-    return state
+    return closed_state(model, opened, state)
 
 
 def _refuse_other_prefix(names: set[str], known: set[str]) -> None:

@@ -21,7 +21,8 @@ from ..topology.select import shared_out
 from .base import TopologyLayer
 from .initial import initial_values, kept_values
 from .kinds import Dense, kind_of
-from .selection import Excluded, select
+from .opened import Opened
+from .selection import Excluded, Selection, select
 
 Model = TypeVar("Model", bound=nn.Module)
 Initialisation = Literal["keep", "he"]
@@ -89,13 +90,13 @@ def sparsify(
         )
     counts: Mapping[str, int] = {}
     if sparsity is not None:
-        own = _own_counts(layers, sparsities or {}, rule)
+        own = _own_counts(selection, sparsities or {}, rule)
         shared = _shared_counts({name: layer for name, layer in layers.items() if name not in own}, sparsity, budget, rule, from_weights)
         counts = own | shared
-    replacements: dict[str, nn.Module] = {}
+    replacements: dict[nn.Module, nn.Module] = {**selection.opened}
     for name, layer in layers.items():
         with _named(name):
-            replacements[name] = _sparse(layer, counts.get(name), rule, from_weights, init, masked, generator)
+            replacements[layer] = _sparse(layer, counts.get(name), rule, from_weights, init, masked, generator)
     selection.warn_of_what_is_left(model, stacklevel=2)
     return _replaced(model, replacements)
 
@@ -106,7 +107,9 @@ def densify(model: Model) -> Model:
     Returns:
         The same model (or, if it is itself such a layer, the dense layer).
     """
-    return _replaced(model, {name: layer.dense_module() for name, layer in topology_layers(model).items()})
+    layers = [module for module in model.modules() if isinstance(module, TopologyLayer)]
+    model = _replaced(model, {layer: layer.dense_module() for layer in layers})
+    return _replaced(model, {module: module.closed() for module in model.modules() if isinstance(module, Opened) and module.can_be_closed})
 
 
 def topology_layers(model: nn.Module) -> dict[str, TopologyLayer]:
@@ -125,11 +128,12 @@ def _check_arguments(sparsity: float | None, from_weights: bool, init: str, spar
         raise ValueError("sparsity=None takes over the zeros of every layer, so sparsities cannot be given with it")
 
 
-def _own_counts(layers: Mapping[str, Dense], sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, int]:
-    """Connections of the layers that have a sparsity of their own."""
+def _own_counts(selection: Selection, sparsities: Mapping[str, float], pattern: Pattern) -> dict[str, int]:
+    """Connections of the layers that have a sparsity of their own; what is said of an opened module goes for all that are in it."""
+    layers, within = selection.layers, selection.within
     own: dict[str, int] = {}
     for glob, value in sparsities.items():
-        names = [name for name in layers if fnmatchcase(name, glob)]
+        names = [name for name in layers if fnmatchcase(name, glob) or fnmatchcase(within.get(name, name), glob)]
         if not names:
             raise ValueError(f"sparsities names {glob!r}, which matches no layer; there are: {', '.join(layers)}")
         if not 0.0 <= value <= 1.0:
@@ -261,31 +265,30 @@ def _named(layer: str) -> Iterator[None]:
         raise ValueError(f"layer {layer!r}: {error}") from error
 
 
-def _replaced(model: Model, replacements: Mapping[str, nn.Module]) -> Model:
-    same = {id(model.get_submodule(name)): new for name, new in replacements.items()}
-    if id(model) in same:
-        return same[id(model)]  # type: ignore[return-value]
-    for module in list(model.modules()):
+def _replaced(model: Model, replacements: Mapping[nn.Module, nn.Module]) -> Model:
+    """The model with other modules in the places of these, also where a replacement holds one of them."""
+    model = replacements.get(model, model)  # type: ignore[assignment]
+    for module in [*model.modules(), *(part for new in replacements.values() for part in new.modules())]:
         for child_name, child in list(module._modules.items()):
-            if id(child) in same:
-                module._modules[child_name] = same[id(child)]
+            if child is not None and child in replacements:
+                module._modules[child_name] = replacements[child]
     _leave_the_fast_path(model)
     return model
 
 
 def _leave_the_fast_path(model: nn.Module) -> None:
-    """Let torch's encoder layers call their linear layers where these are sparse.
+    """Let torch's encoder layers call their parts where these are sparse, or attention is opened.
 
     In evaluation they would hand the weights of all their layers to one dense kernel. Both attributes are what torch sets itself for
     layers which that kernel cannot run.
     """
-    sparse = [
+    left = {
         module
         for module in model.modules()
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(child, TopologyLayer) for child in module.children())
-    ]
-    for layer in sparse:
+        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(part, (TopologyLayer, Opened)) for part in module.modules())
+    }
+    for layer in left:
         layer.activation_relu_or_gelu = 0
     for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and any(layer in sparse for layer in module.layers):
+        if isinstance(module, nn.TransformerEncoder) and not left.isdisjoint(module.layers):
             module.use_nested_tensor = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,20 +13,20 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
 
 from .base import TopologyLayer
 from .kinds import DENSE, Dense
+from .opened import Opened, closed_base, named_opened, opened_kind
+from .opened.base import HOOKS
+from .reparametrized import made_anew
 
 Excluded = str | type[nn.Module] | nn.Module
+Names = list[tuple[str, nn.Module]]  # a module is there under each of its names
 
-# It reads the weights of the linear layer inside it directly, so that cannot be replaced.
-CLOSED = (nn.MultiheadAttention,)
 # They hold a matrix of weights for which there is no sparse layer.
 WITHOUT_SPARSE_LAYER = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 # Their weights of two or more dimensions are looked up or multiplied one by one: no matrix product could be spared.
 NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 UNNOTICED_SHARE = 0.1  # of the matrix weights of a model, above which what stays dense is told
 NAMES_SAID = 6
@@ -38,10 +39,14 @@ class Selection:
     Attributes:
         layers: to be made sparse, by name, in order, each once.
         left: weights of two or more dimensions that stay dense and that nobody excluded: (name to exclude, module, weight).
+        opened: modules of the model, each with what takes its place because some of these layers are in it.
+        within: {name of a layer: name of the opened module that it is in}, of the layers that are in one.
     """
 
     layers: dict[str, Dense]
     left: list[tuple[str, nn.Module, nn.Parameter]]
+    opened: Mapping[nn.Module, Opened]
+    within: Mapping[str, str]
 
     def warn_of_what_is_left(self, model: nn.Module, stacklevel: int) -> None:
         """Say so if a good share of the matrix weights stays dense and nobody said that this is meant."""
@@ -51,7 +56,7 @@ class Selection:
             warnings.warn(
                 f"{dense:,} of {dense + found:,} matrix weights ({dense / (dense + found):.0%}) stay dense: they are in {self.kinds_left}, "
                 f"and sparsify replaces nn.Linear and convolutions; replace those modules by nn.Linear, "
-                f"or pass exclude={_exclude(names, model)} if this is meant",
+                f"or pass exclude={_exclude(names, list(model.named_modules(remove_duplicate=False)))} if this is meant",
                 stacklevel=stacklevel + 1,
             )
 
@@ -68,37 +73,56 @@ def select(model: nn.Module, exclude: Iterable[Excluded]) -> Selection:
         ValueError: if a name of `exclude` matches nothing.
         TypeError: if layers cannot be made sparse and are not excluded. The message names them all, and what to exclude.
     """
-    exclude = list(exclude)
-    _refuse_unmatched(model, exclude)
+    exclude, shared, closed = list(exclude), _shared(model), list(model.named_modules(remove_duplicate=False))
+    opened = _opened(closed, _excluded(closed, exclude), shared)
+    names = list(named_opened(model, opened))
+    _refuse_unmatched(closed, names, exclude)
+    met = _excluded(names, exclude, _names_of(closed, _excluded(closed, exclude)))
     layers: dict[str, Dense] = {}
     refused: dict[str, tuple[nn.Module, str]] = {}
     left: list[tuple[str, nn.Module, nn.Parameter]] = []
-    shared, inside = _shared(model), set[nn.Module]()
-    for name, module in _walk(model, exclude):
-        if module in inside:
+    for name, module in names:
+        if module in met:
             continue
+        met.add(module)
         reason = _reason_against(module, shared)
         if reason:
             refused[name] = module, reason
-            inside.update(module.modules())
+            met.update(module.modules())
         elif isinstance(module, DENSE):
             layers[name] = module  # type: ignore[assignment]
-        elif not isinstance(module, (*NO_PRODUCT, TopologyLayer)):
+        elif not isinstance(module, (*NO_PRODUCT, TopologyLayer, Opened)):
             left.extend(_matrices(name, module, exclude))
     if refused:
-        raise TypeError(_refusal(refused, model))
-    return Selection(layers, left)
+        raise TypeError(_refusal(refused, names))
+    return Selection(layers, left, _with_layers(opened, layers), _owners(names, layers))
 
 
-def _walk(model: nn.Module, exclude: list[Excluded]) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that are not excluded and not inside an excluded one, each once."""
-    excluded: set[nn.Module] = set()
-    for name, module in model.named_modules(remove_duplicate=False):
-        if any(_matches(entry, name, module) for entry in exclude):
-            excluded.update(module.modules())
-    for name, module in model.named_modules():
-        if module not in excluded:
-            yield name, module
+def _opened(names: Names, excluded: set[nn.Module], shared: set[torch.Tensor]) -> dict[nn.Module, Opened]:
+    """{module that holds matrices no layer can replace: the same, opened}, of those for which nothing speaks against it."""
+    kinds = {module: opened_kind(type(module)) for _, module in names if module not in excluded}
+    return {module: kind.opening(module) for module, kind in kinds.items() if kind and not _reason_against(module, shared)}
+
+
+def _with_layers(opened: Mapping[nn.Module, Opened], layers: Mapping[str, Dense]) -> dict[nn.Module, Opened]:
+    chosen = set[nn.Module](layers.values())
+    return {closed: one for closed, one in opened.items() if not chosen.isdisjoint(one.modules())}
+
+
+def _owners(names: Names, layers: Mapping[str, Dense]) -> dict[str, str]:
+    """{layer: the opened module that it is in}"""
+    owners = [f"{name}." if name else "" for name, module in names if isinstance(module, Opened)]
+    return {layer: owner.removesuffix(".") for owner in owners for layer in layers if layer.startswith(owner)}
+
+
+def _excluded(names: Names, exclude: list[Excluded], also: Collection[str] = ()) -> set[nn.Module]:
+    """Modules that are excluded, or inside an excluded one."""
+    found = [module for name, module in names if name in also or any(_matches(entry, name, module) for entry in exclude)]
+    return {inside for module in found for inside in module.modules()}
+
+
+def _names_of(names: Names, modules: set[nn.Module]) -> set[str]:
+    return {name for name, module in names if module in modules}
 
 
 def _matches(entry: Excluded, name: str, module: nn.Module) -> bool:
@@ -116,56 +140,55 @@ def _matrices(name: str, module: nn.Module, exclude: list[Excluded]) -> Iterator
             yield (name if alone and name else own), module, weight
 
 
-def _refuse_unmatched(model: nn.Module, exclude: list[Excluded]) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))
+def _refuse_unmatched(closed: Names, names: Names, exclude: list[Excluded]) -> None:
     weights = [
         own
-        for name, module in modules.items()
-        if not isinstance(module, (*DENSE, *CLOSED, *WITHOUT_SPARSE_LAYER))
+        for name, module in names
+        if not isinstance(module, (*DENSE, Opened, *WITHOUT_SPARSE_LAYER))
         for own, weight in module.named_parameters(name, recurse=False)
         if weight.ndim > 1
     ]
-    names = [entry for entry in exclude if isinstance(entry, str)]
-    unmatched = sorted(entry for entry in names if not any(fnmatchcase(name, entry) for name in (*modules, *weights)))
+    known = [*(name for name, _ in (*names, *closed)), *weights]
+    unmatched = sorted(entry for entry in exclude if isinstance(entry, str) and not any(fnmatchcase(name, entry) for name in known))
     if unmatched:
-        known = ", ".join(name for name, _ in model.named_modules() if name)
-        raise ValueError(f"exclude names {', '.join(map(repr, unmatched))}, which match no module; there are: {known}")
+        first: dict[nn.Module, str] = {}
+        for name, module in names:
+            first.setdefault(module, name)
+        there = ", ".join(name for name in first.values() if name)
+        raise ValueError(f"exclude names {', '.join(map(repr, unmatched))}, which match no module; there are: {there}")
 
 
 def _reason_against(module: nn.Module, shared: set[torch.Tensor]) -> str:
     """Why it cannot be made sparse, or nothing."""
-    if isinstance(module, CLOSED):
-        return "reads its weights itself"
     if isinstance(module, LazyModuleMixin):
         return "has no shape yet (run the model once on an example before sparsify)"
     if isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, DENSE):
         return "has no sparse counterpart"
-    if not isinstance(module, DENSE):
+    if not isinstance(module, DENSE) and not closed_base(type(module)):
         return ""
-    weight = getattr(module, "weight", None)
-    if is_parametrized(module) or not isinstance(weight, nn.Parameter):
-        return "has a parametrized or pruned weight (make it permanent first)"
-    if type(module) not in DENSE:
+    anew = made_anew(module)
+    if anew:
+        return anew
+    if isinstance(module, DENSE) and not isinstance(getattr(module, "weight", None), nn.Parameter):
+        return "has a weight that is no parameter (assign nn.Parameter(layer.weight) before sparsify)"
+    if type(module) not in DENSE and not opened_kind(type(module)):
         return f"is a subclass of {type(module).__mro__[1].__name__} whose own behaviour would be lost"
-    if any(getattr(module, hooks) for hooks in HOOKS):
+    if any(getattr(part, hooks) for part in module.modules() for hooks in HOOKS):
         return "has hooks that would be lost (register them after sparsify)"
-    if weight.is_meta:
+    if any(parameter.is_meta for parameter in module.parameters()):
         return "is on the meta device and has no values yet"
-    if any(parameter in shared for parameter in module.parameters(recurse=False)):
+    if any(parameter in shared for parameter in module.parameters()):
         return "shares its weight or bias with another module (tied weights)"
     return ""
 
 
 def _shared(model: nn.Module) -> set[torch.Tensor]:
-    """Parameters that more than one module holds."""
-    owners: dict[torch.Tensor, set[nn.Module]] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, set()).add(module)
-    return {parameter for parameter, modules in owners.items() if len(modules) > 1}
+    """Parameters that are in more than one place."""
+    places = Counter(parameter for module in model.modules() for parameter in module._parameters.values() if parameter is not None)
+    return {parameter for parameter, times in places.items() if times > 1}
 
 
-def _refusal(refused: dict[str, tuple[nn.Module, str]], model: nn.Module) -> str:
+def _refusal(refused: dict[str, tuple[nn.Module, str]], names: Names) -> str:
     if "" in refused:
         module, reason = refused[""]
         return f"the model is itself a layer ({type(module).__name__}) that cannot be made sparse: it {reason}"
@@ -178,7 +201,7 @@ def _refusal(refused: dict[str, tuple[nn.Module, str]], model: nn.Module) -> str
         else f"layers {_listed(names)} ({kind}) cannot be made sparse: each {reason}"
         for (kind, reason), names in alike.items()
     ]
-    return f"{'; '.join(said)}; pass exclude={_exclude(list(refused), model)} to leave {'it' if len(refused) == 1 else 'them'} dense"
+    return f"{'; '.join(said)}; pass exclude={_exclude(list(refused), names)} to leave {'it' if len(refused) == 1 else 'them'} dense"
 
 
 def _listed(names: list[str]) -> str:
@@ -186,9 +209,9 @@ def _listed(names: list[str]) -> str:
     return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"
 
 
-def _exclude(names: list[str], model: nn.Module) -> tuple[str, ...]:
+def _exclude(names: list[str], modules: Names) -> tuple[str, ...]:
     """What to pass as `exclude` to leave out exactly these, names that differ in numbers only as one pattern where that is exact."""
-    known = {name for name, _ in model.named_modules(remove_duplicate=False)} | {name for name, _ in model.named_parameters()}
+    known = {name for name, _ in modules} | {own for name, module in modules for own, _ in module.named_parameters(name, recurse=False)}
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(re.sub(r"(?<![^.])\d+(?![^.])", "*", name), []).append(name)
