@@ -74,10 +74,12 @@ def select(model: nn.Module, exclude: Iterable[Excluded]) -> Selection:
         TypeError: if layers cannot be made sparse and are not excluded. The message names them all, and what to exclude.
     """
     exclude, shared, closed = list(exclude), _shared(model), list(model.named_modules(remove_duplicate=False))
-    opened = _opened(closed, _excluded(closed, exclude), shared)
+    excluded = _excluded(closed, exclude)
+    opened = _opened(closed, excluded, shared)
     names = list(named_opened(model, opened))
     _refuse_unmatched(closed, names, exclude)
-    met = _excluded(names, exclude, _names_of(closed, _excluded(closed, exclude)))
+    # A part that is excluded by its class or itself is another object once the module around it is opened, of the same name.
+    met = _excluded(names, exclude, {name for name, module in closed if module in excluded})
     layers: dict[str, Dense] = {}
     refused: dict[str, tuple[nn.Module, str]] = {}
     left: list[tuple[str, nn.Module, nn.Parameter]] = []
@@ -119,10 +121,6 @@ def _excluded(names: Names, exclude: list[Excluded], also: Collection[str] = ())
     """Modules that are excluded, or inside an excluded one."""
     found = [module for name, module in names if name in also or any(_matches(entry, name, module) for entry in exclude)]
     return {inside for module in found for inside in module.modules()}
-
-
-def _names_of(names: Names, modules: set[nn.Module]) -> set[str]:
-    return {name for name, module in names if module in modules}
 
 
 def _matches(entry: Excluded, name: str, module: nn.Module) -> bool:
