@@ -10,27 +10,34 @@ from ..common.tracing import JIT_TRACE, SYMBOLIC_TRACE, follower, may_be_followe
 DENSE = torch.strided
 
 EXPORT = "export it with torch.export, write a file with ts.export_onnx, or give it ts.densify(copy.deepcopy(model)), which computes the same"
+ONNX = "torch.onnx.export"
+NOT = (JIT_TRACE, SYMBOLIC_TRACE)
 INSTEAD = {
+    ONNX: "write the file with ts.export_onnx, or export ts.densify(copy.deepcopy(model)), which computes the same",
     SYMBOLIC_TRACE: "make it a leaf of the tracer (is_leaf_module), or trace ts.densify(copy.deepcopy(model)); "
     "ts.pack traces the model itself",
 }
 
 
-def check_eager(layer: nn.Module, x: Tensor) -> None:
-    """Refuse an input that is being traced by what knows no operators of others.
+def check_followed(layer: nn.Module, x: Tensor) -> bool:
+    """Whether somebody records or transforms what is called, who sees torch's operators; torch.compile does not count.
 
     Raises:
-        TypeError: under torch.jit.trace, torch.onnx.export and fx.symbolic_trace, and for sparse inputs.
+        TypeError: under torch.jit.trace, torch.onnx.export and fx.symbolic_trace, which know no operators of others, and for sparse inputs.
     """
-    # One line that costs next to nothing where all is well, which is always.
-    if may_be_followed() or type(x) is not Tensor or x.layout is not DENSE:
+    # Lines that cost next to nothing where all is well, which is always.
+    if torch.compiler.is_compiling():
+        return False
+    followed = may_be_followed()
+    if followed or type(x) is not Tensor or x.layout is not DENSE:
         _check(type(layer).__name__, x)
+    return followed
 
 
 def _check(kind: str, x: Tensor) -> None:
-    who = "torch.onnx.export" if torch.onnx.is_in_onnx_export() else follower(x)
-    if who in ("torch.onnx.export", JIT_TRACE, SYMBOLIC_TRACE):
-        raise refusal(kind, who)
+    who = follower(x)
+    if who is not None and (who in NOT or torch.onnx.is_in_onnx_export()):
+        raise refusal(kind, ONNX if torch.onnx.is_in_onnx_export() else who)
     if x.layout is not DENSE:
         raise TypeError(f"{kind} takes dense inputs, got one of layout {x.layout}: convert it with .to_dense()")
 

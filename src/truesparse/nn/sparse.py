@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
 from ..common.tracing import follower
@@ -17,9 +18,9 @@ from ..topology import Move, Topology
 from ..topology.identity import fingerprint, identity_of
 from .base import Part, Sample, TopologyLayer
 from .compiled import of_any_length
-from .eager import check_eager, refusal
+from .eager import check_followed, refusal
 from .state import ARRAYS, stated_topology
-from .values import recognised, values_parameter
+from .values import as_plain, recognised, values_parameter
 from .weight import DenseWeight
 
 
@@ -112,9 +113,10 @@ class SparseLayer(TopologyLayer):
             TypeError: if `input` and the values differ in dtype, outside of autocast; if a program is being traced or transformed.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
-        if not torch.compiler.is_compiling():
-            check_eager(self, input)
-        x, values = self._prepared(input), self._acting(self._array("values"))
+        values = self._array("values")
+        if check_followed(self, input):
+            values = as_plain(values)
+        x, values = self._prepared(input), self._acting(values)
         self.geometry.check_input(x)
         held = output = values.dtype
         if torch.is_autocast_enabled(x.device.type):
@@ -137,11 +139,12 @@ class SparseLayer(TopologyLayer):
         return self._array("indptr"), self._array("indices"), self._spelled, self._listener()
 
     def _array(self, name: str) -> Any:
-        """The parameter or buffer of that name, in less time than `getattr`, and on a way that torch.compile does not know.
+        """The parameter or buffer of that name, in less time than `getattr`.
 
-        What it finds in `_parameters` or `_buffers` it takes for one whose length never changes.
+        On the way there torch.compile does not see that it is one: it would take its length for one that never changes.
         """
-        parameters, buffers = self._arrays if torch.compiler.is_compiling() else (self._parameters, self._buffers)
+        held = self.__dict__
+        parameters, buffers = held["_parameters"], held["_buffers"]
         found = parameters.get(name, _ABSENT)
         found = buffers.get(name, _ABSENT) if found is _ABSENT else found
         return getattr(self, name) if found is _ABSENT else found  # a parametrization computes it
@@ -149,8 +152,17 @@ class SparseLayer(TopologyLayer):
     def _listener(self) -> int:
         compiling = torch.compiler.is_compiling()
         if torch.compiler.is_exporting() or (not compiling and follower() is not None):
+            self._check_arrays()
             return NOBODY  # a program that others run, or gradients that go to no .grad
         return self._number if isinstance(self._array("values"), nn.Parameter) else -self._number
+
+    def _check_arrays(self) -> None:
+        """What `topology` refuses, where the buffers are wrapped or have no memory, so that only those can be asked that they stand for."""
+        if not torch.compiler.is_dynamo_compiling():
+            with _disable_current_modes():
+                indptr, indices = self._topology.indptr, self._topology.indices
+                if identity_of(indptr, indices) != self._seen:
+                    self._topology, self._seen = self._still(indptr, indices), identity_of(indptr, indices)
 
     def verbs(self, dtype: torch.dtype | None = None) -> ops.Verbs:
         """Those for inputs of `dtype`; None is the dtype of the values."""
@@ -263,7 +275,7 @@ class SparseLayer(TopologyLayer):
             )
 
     def _recognise(self) -> None:
-        self._number, self._spelled, self._arrays = numbered(self), repr(self.geometry), (self._parameters, self._buffers)
+        self._number, self._spelled = numbered(self), repr(self.geometry)
 
     def _recognise_values(self) -> None:
         values = self._parameters.get("values")
@@ -273,6 +285,8 @@ class SparseLayer(TopologyLayer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._recognise()
+        indptr, indices = self._array("indptr"), self._array("indices")
+        self._topology, self._seen = Topology._trusted(self.geometry.shape, indptr, indices), None  # to be looked at before its use
         self._recognise_values()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
