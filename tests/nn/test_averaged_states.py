@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import truesparse as ts
-from truesparse.nn.identity import FINGERPRINTS, fingerprint
+from truesparse.topology.identity import FINGERPRINTS, fingerprint
 
 WRITTEN = r"something wrote another topology, or none, into the buffers of a SparseLinear .*load_state_dict.*ts\.stability\.Average"
 AVERAGED = r"the topology is not the one that was saved with these values.*ts\.stability\.Average"

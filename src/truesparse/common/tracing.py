@@ -11,6 +11,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 FUNC = "torch.func (grad, vmap, jacrev and others)"
+JIT_TRACE = "torch.jit.trace"
 SYMBOLIC_TRACE = "torch.fx.symbolic_trace"
 EXPORT = "torch.export"  # and all else that calls with tensors that have no memory
 
@@ -25,7 +26,7 @@ def follower(*inputs: object) -> str | None:
     if torch.compiler.is_exporting():
         return EXPORT
     if _is_tracing():
-        return "torch.jit.trace"
+        return JIT_TRACE
     if _are_functorch_transforms_active():
         return FUNC
     if _get_dispatch_mode(Mode.PROXY) is not None:

@@ -214,7 +214,12 @@ class TopologyLayer(nn.Module):
 
     def _acting(self, values: Tensor) -> Tensor:
         """`values`, shaped as `parameter`, with what does not act at zero; gradients flow through as if it did."""
-        return values if self.acting is None else values - values.detach().masked_fill(self.acting, 0)
+        acting = self._array("acting")
+        return values if acting is None else values - values.detach().masked_fill(acting, 0)
+
+    def _array(self, name: str) -> Any:
+        """The parameter or buffer of that name."""
+        return getattr(self, name)
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Draw values and bias anew, as the constructor does; the topology stays.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..topology import Move, Topology
 from .base import Magnitudes, TopologyLayer
 from .conv import ConvolutionInterface
-from .identity import identity_of
+from ..topology.identity import identity_of
 from .linear import LinearInterface
 
 

@@ -8,17 +8,23 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
-from ..ops.counted import counted
+from ..common.tracing import follower
+from ..ops import operators
+from ..ops.listeners import NOBODY, leaves, numbered
 from ..topology import Move, Topology
+from ..topology.identity import fingerprint, identity_of
 from .base import Part, Sample, TopologyLayer
-from .compiled import numbered, product
-from .eager import check_eager, refusal
-from .identity import fingerprint, identity_of
+from .compiled import of_any_length
+from .eager import check_followed, refusal
 from .state import ARRAYS, stated_topology
-from .values import recognised, values_parameter
+from .values import as_plain, recognised, values_parameter
 from .weight import DenseWeight
+
+
+_ABSENT = object()
 
 
 class SparseLayer(TopologyLayer):
@@ -38,15 +44,18 @@ class SparseLayer(TopologyLayer):
 
     def _hold(self, topology: Topology, values: Tensor) -> None:
         self.values = values_parameter(values, len(self.geometry.weight_shape))
-        self._number = numbered(self)
+        self._recognise()
         self._set_topology(topology)
 
     def _set_topology(self, topology: Topology) -> None:
+        if "_topology" in self.__dict__:
+            leaves(self._number, self._topology)
         self._installed: int | None = fingerprint(topology.indptr, topology.indices)
         self.register_buffer("indptr", topology.indptr)
         self.register_buffer("indices", topology.indices)
         self.register_buffer("fingerprint", torch.tensor(self._installed, dtype=torch.int32, device=topology.device))
         self._topology, self._seen = topology, identity_of(topology.indptr, topology.indices)
+        of_any_length(self.values, topology.indices)
 
     @property
     def topology(self) -> Topology:
@@ -88,12 +97,12 @@ class SparseLayer(TopologyLayer):
         return self.values
 
     def plan_nbytes(self) -> int:
-        return self._verbs().nbytes
+        return self.verbs().nbytes
 
     @property
     def kernel(self) -> str:
         """Which kernel runs this layer: "cpu.matrix[avx512]"."""
-        return self._verbs().name
+        return self.verbs().name
 
     def forward(self, input: Tensor) -> Tensor:
         """
@@ -104,12 +113,10 @@ class SparseLayer(TopologyLayer):
             TypeError: if `input` and the values differ in dtype, outside of autocast; if a program is being traced or transformed.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
-        if torch.compiler.is_compiling():
-            if torch.compiler.is_exporting():
-                raise refusal(type(self).__name__, "torch.export")
-        else:
-            check_eager(self, input)
-        x, values = self._prepared(input), self._acting(self.values)
+        values = self._array("values")
+        if check_followed(self, input):
+            values = as_plain(values)
+        x, values = self._prepared(input), self._acting(values)
         self.geometry.check_input(x)
         held = output = values.dtype
         if torch.is_autocast_enabled(x.device.type):
@@ -125,11 +132,50 @@ class SparseLayer(TopologyLayer):
         return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
 
     def _product(self, values: Tensor, x: Tensor) -> Tensor:
-        bias = self.bias
-        if torch.compiler.is_compiling():
-            return product(ops.widened(values), x, None if bias is None else ops.widened(bias), self._number)
-        heard = partial(_tell, self._gradient_hooks, self.values)
-        return ops.product(values, x, bias, self._verbs(x.dtype), heard)
+        return operators.product(values, x, self._array("bias"), self)
+
+    def operands(self) -> tuple[Tensor, Tensor, str, int]:
+        """(indptr, indices, geometry, listener), as operators take them."""
+        return self._array("indptr"), self._array("indices"), self._spelled, self._listener()
+
+    def _array(self, name: str) -> Any:
+        """The parameter or buffer of that name, in less time than `getattr`.
+
+        On the way there torch.compile does not see that it is one: it would take its length for one that never changes.
+        """
+        held = self.__dict__
+        parameters, buffers = held["_parameters"], held["_buffers"]
+        found = parameters.get(name, _ABSENT)
+        found = buffers.get(name, _ABSENT) if found is _ABSENT else found
+        return getattr(self, name) if found is _ABSENT else found  # a parametrization computes it
+
+    def _listener(self) -> int:
+        compiling = torch.compiler.is_compiling()
+        if torch.compiler.is_exporting() or (not compiling and follower() is not None):
+            self._check_arrays()
+            return NOBODY  # a program that others run, or gradients that go to no .grad
+        return self._number if isinstance(self._array("values"), nn.Parameter) else -self._number
+
+    def _check_arrays(self) -> None:
+        """What `topology` refuses, where the buffers are wrapped or have no memory, so that only those can be asked that they stand for."""
+        if not torch.compiler.is_dynamo_compiling():
+            with _disable_current_modes():
+                indptr, indices = self._topology.indptr, self._topology.indices
+                if identity_of(indptr, indices) != self._seen:
+                    self._topology, self._seen = self._still(indptr, indices), identity_of(indptr, indices)
+
+    def verbs(self, dtype: torch.dtype | None = None) -> ops.Verbs:
+        """Those for inputs of `dtype`; None is the dtype of the values."""
+        return ops.verbs_for(self.topology, self.geometry, dtype or self.values.dtype)
+
+    def heard(self) -> Callable[[Tensor, Tensor, Tensor], None]:
+        """What tells the hooks of the gradients of the forward pass under way."""
+        return partial(_tell, self._gradient_hooks, self.values)
+
+    def hear(self, dvalues: Tensor, dy: Tensor, x: Tensor, own: bool) -> None:
+        values = self.values
+        with torch.enable_grad():
+            _tell(self._gradient_hooks, values if own else values.view(-1), dvalues, dy, x)
 
     def _autocast_dtypes(self, device: str) -> tuple[torch.dtype, torch.dtype]:
         """(in which dtype the kernels get x, that of the output)."""
@@ -159,11 +205,11 @@ class SparseLayer(TopologyLayer):
 
     def gradient_rows(self, samples: list[Sample], start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the dense gradient, summed over one or more backward passes, [stop - start, columns]."""
-        return ops.summed_rows(self._verbs().gradient_rows, self._widened(samples), start, stop)
+        return ops.summed_rows(self.verbs().gradient_rows, self._widened(samples), start, stop)
 
     def top_gradients(self, samples: list[Sample], kept: Topology, count: int) -> Tensor:
         """Positions outside `kept` of the `count` largest absolute entries of the summed dense gradient, ascending int64."""
-        return self._verbs().top_gradients(self._widened(samples), kept, count)
+        return self.verbs().top_gradients(self._widened(samples), kept, count)
 
     def gradients_at(self, samples: list[Sample], positions: Topology) -> Tensor:
         """The summed dense gradient at `positions`, [positions.nnz], whether there are connections or not."""
@@ -173,11 +219,6 @@ class SparseLayer(TopologyLayer):
         for dy, x in others:
             total += verbs.sddmm(dy, x)
         return total
-
-    def _verbs(self, dtype: torch.dtype | None = None) -> ops.Verbs:
-        """Those for inputs of `dtype`; None is the dtype of the values."""
-        topology = self.topology
-        return counted(ops.verbs_for(topology, self.geometry, dtype or self.values.dtype), topology.nnz)
 
     def _replace_values(self, values: Tensor) -> None:
         """Give the parameter other data, possibly of another length, while optimizers keep holding the same parameter."""
@@ -233,12 +274,19 @@ class SparseLayer(TopologyLayer):
                 "load_state_dict, or leave a layer whose weight is shared dense with sparsify(..., exclude=...)"
             )
 
+    def _recognise(self) -> None:
+        self._number, self._spelled = numbered(self), repr(self.geometry)
+
     def _recognise_values(self) -> None:
-        recognised(self._parameters.get("values"), len(self.geometry.weight_shape))
+        values = self._parameters.get("values")
+        recognised(values, len(self.geometry.weight_shape))
+        of_any_length(values, self._buffers.get("indices"), self._buffers.get("acting"))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._number = numbered(self)
+        self._recognise()
+        indptr, indices = self._array("indptr"), self._array("indices")
+        self._topology, self._seen = Topology._trusted(self.geometry.shape, indptr, indices), None  # to be looked at before its use
         self._recognise_values()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

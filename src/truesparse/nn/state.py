@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..topology import Topology
 from .base import TopologyLayer
-from .identity import fingerprint
+from ..topology.identity import fingerprint
 
 ARRAYS = ("indptr", "indices", "values")
 

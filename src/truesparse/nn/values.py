@@ -70,3 +70,15 @@ def recognised(parameter: Tensor | None, dimensions: int) -> None:
     """Give a plain parameter its kind. It stays the same object, so that whoever holds it, as optimizers do, holds it still."""
     if type(parameter) is nn.Parameter:
         parameter.__class__ = KINDS[dimensions]
+
+
+def as_plain(values: Tensor) -> Tensor:
+    """The same as a tensor of no class of its own, which is all that those who record programs take. Differentiable."""
+    kind = type(values)
+    if not issubclass(kind, Values):
+        return values
+    values.__class__ = nn.Parameter
+    try:
+        return values.view_as(values)
+    finally:
+        values.__class__ = kind

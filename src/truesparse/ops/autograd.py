@@ -38,6 +38,12 @@ def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard:
     return result
 
 
+def transposed(values: Tensor, dy: Tensor, like: torch.Size, verbs: Verbs, heard: Heard | None = None) -> Tensor:
+    """W^T dy, of shape `like`, in the same way."""
+    result: Tensor = _Transposed.apply(widened(values), dy, like, verbs, heard)  # type: ignore[assignment]
+    return result
+
+
 class _Product(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard: Heard | None) -> Tensor:

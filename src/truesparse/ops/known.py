@@ -1,0 +1,53 @@
+"""Which topology is in two tensors, and which geometry in a string? Operators are given these; what is made of them is kept."""
+
+from __future__ import annotations
+
+import ast
+from functools import lru_cache
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary, TensorWeakRef
+
+from ..topology import Topology, geometry
+from ..topology.geometry import Geometry
+from ..topology.identity import identity_of
+
+
+class _Known(NamedTuple):
+    indptr: TensorWeakRef
+    identity: object
+    topology: Topology
+
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def topology_in(shape: tuple[int, int], indptr: Tensor, indices: Tensor) -> Topology:
+    """The topology that the arrays hold: one object as long as they live and nothing writes into them.
+
+    Raises:
+        ValueError, TypeError: if they hold none of this shape.
+    """
+    known, identity = _known.get(indices), identity_of(indptr, indices)
+    if known is not None and known.indptr() is indptr and known.identity == identity and known.topology.shape == shape:
+        return known.topology
+    # Other tensors of the same memory: what is kept for the arrays must not keep them alive.
+    topology = Topology(shape, indptr.detach(), indices.detach())
+    _known[indices] = _Known(TensorWeakRef(indptr), identity, topology)
+    return topology
+
+
+@lru_cache(maxsize=None)
+def geometry_in(text: str) -> Geometry:
+    """The geometry whose `repr` this is.
+
+    Raises:
+        ValueError: if it is that of something else.
+    """
+    try:
+        call = ast.parse(text, mode="eval").body
+        kind = getattr(geometry, call.func.id)  # type: ignore[attr-defined]
+        return kind(**{one.arg: ast.literal_eval(one.value) for one in call.keywords})  # type: ignore[attr-defined]
+    except (SyntaxError, AttributeError, TypeError) as error:
+        raise ValueError(f"expected the repr of a geometry, such as 'Matrix(rows=4, columns=6)', got {text!r}") from error
