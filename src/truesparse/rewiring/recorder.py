@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from math import isnan, nan
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from ..distributed import ALONE, Processes
 from ..nn import TopologyLayer
 from ..nn.base import Part
 from ..ops import values_dtype
 from .dense_gradient import DenseGradient
+from .shared_gradient import AnyGradient, SharedGradient, loaded, shared
 
 FROM_BEFORE = (
     "its .grad still held the gradient of earlier steps, which is not recorded: call zero_grad() in every iteration, "
@@ -48,15 +51,17 @@ class Follower:
         before: called when a backward pass first tells of something, before it accumulates anything.
 
     Attributes:
-        gradient: what `.grad` was made of when it was last looked at.
+        gradient: what `.grad` was made of when it was last looked at. Where several processes train together: this process's part
+            of it. The mean over all processes is what `.grad` is made of, once it has been synchronised.
     """
 
-    def __init__(self, layer: TopologyLayer, before: Callable[[int], None]) -> None:
+    def __init__(self, layer: TopologyLayer, before: Callable[[int], None], shared: bool = False) -> None:
         self.layer, self.before = layer, before
         self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
         self._passes: dict[int, tuple[DenseGradient, Tensor]] = {}  # by the number of the backward pass, with what it is at connections
         self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
         self._at = _identity(layer.parameter.grad)
+        self._own: Tensor | None = self._zeros() if shared else None  # this process's part of .grad, at the connections
         self._handles: list[RemovableHandle] = [layer.register_gradient_hook(self._told)]
         self._on_values = False
         self._listen_to_values()
@@ -81,6 +86,8 @@ class Follower:
     def take(self, factor: float) -> None:
         """Let the gradient be what `change()` says."""
         now = self.layer.parameter.grad
+        if self._own is not None:
+            self._own = self._own * factor if factor else self._zeros()
         if factor == 0.0 or now is None:
             self.gradient = DenseGradient(self.layer)
         elif isnan(factor):
@@ -90,6 +97,17 @@ class Follower:
         if factor != 1.0:
             self._seen = None if now is None or _vanished(now) else now.clone()
         self._at = _identity(now)
+
+    def part(self) -> Tensor:
+        """[nnz] this process's part of `.grad`, at the connections."""
+        assert self._own is not None
+        return self._own
+
+    def synchronised(self) -> None:
+        """A backward pass is over: what `.grad` is now, it is in all processes."""
+        now = self.layer.parameter.grad
+        if self._at != _identity(now):
+            self._seen, self._at = None if now is None or _vanished(now) else now.clone(), _identity(now)
 
     def _listen_to_values(self) -> None:
         """Hooks on the parameter need it to be trained: a layer may be unfrozen in the middle of a step."""
@@ -126,21 +144,26 @@ class Follower:
         if now is None:
             self.take(0.0)  # a hook has stepped an optimizer and discarded it
             return
+        before = torch.zeros_like(now) if self._seen is None else self._seen
         with exactly(self.layer):
-            self.gradient = self._after(now, added, present)
+            self.gradient, kept = self._after(now, before, added, present)
+        if self._own is not None:
+            self._own = kept * self._own + self.layer.of_connections(now - kept * before)
         self._seen, self._at = None if _vanished(now) else now.clone(), _identity(now)
 
-    def _after(self, now: Tensor, added: DenseGradient, present: Tensor) -> DenseGradient:
-        """What `.grad` is made of once the parts of a backward pass, with `present` at the connections, have made it `now`."""
-        before = torch.zeros_like(now) if self._seen is None else self._seen
+    def _after(self, now: Tensor, before: Tensor, added: DenseGradient, present: Tensor) -> tuple[DenseGradient, float]:
+        """What `.grad` is made of once the parts of a backward pass, with `present` at the connections, have made it `now` from `before`.
+
+        Also by which number the pass has multiplied what there was before.
+        """
         if not _is_hooked(self.layer.parameter):
             direct = self.layer.of_connections(now - before) - present
             if not _negligible(direct, now):
                 added = added.plus(DenseGradient(self.layer, direct=direct))
-            return self.gradient.plus(added)
+            return self.gradient.plus(added), 1.0
         for kept, times in _multiples(self.layer.of_connections(now), self.layer.of_connections(before), present):
-            return self.gradient.scaled(kept).plus(added.scaled(times))
-        return DenseGradient(self.layer, unknown=HOOKED)
+            return self.gradient.scaled(kept).plus(added.scaled(times)), kept
+        return DenseGradient(self.layer, unknown=HOOKED), 1.0
 
     def _zeros(self) -> Tensor:
         return torch.zeros(self.layer.topology.nnz, dtype=values_dtype(self.layer.parameter.dtype), device=self.layer.parameter.device)
@@ -163,23 +186,41 @@ class Recorder:
         self.layers = layers
         self._followers: dict[str, Follower] = {}
         self._pass = -1
-        self._past: deque[dict[str, DenseGradient]] = deque(maxlen=window - 1)
+        self._past: deque[dict[str, AnyGradient]] = deque(maxlen=window - 1)
+        self._processes = ALONE
+        self._shared: dict[str, SharedGradient] = {}  # what the gradients of the step under way are made of in all processes
 
-    def begin(self) -> None:
-        """A step begins that the next rewiring looks at."""
+    def begin(self, processes: Processes = ALONE) -> None:
+        """A step begins that the next rewiring looks at; `processes` train together."""
         self.stop()
-        self._followers = {name: Follower(layer, self._before) for name, layer in self.layers.items()}
+        self._processes = processes
+        self._followers = {name: Follower(layer, self._before, processes.size > 1) for name, layer in self.layers.items()}
 
     def end(self) -> None:
         """It is over; the window keeps what it was made of."""
         if self._followers:
-            self._past.append({name: follower.gradient for name, follower in self._followers.items()})
+            self._past.append({name: self.of(name)[-1] for name in self._followers})
             self.stop()
 
     def look(self) -> None:
-        """Take in what has been done to the gradients since the last backward pass."""
-        if self._followers:
+        """The step has its gradients: take in what has been done to them since the last backward pass.
+
+        Where several processes train together, all of them do it together.
+        """
+        if self._followers and self._processes.size > 1:
+            self._look_together()
+        elif self._followers:
             self._look()
+
+    @torch.no_grad()
+    def _look_together(self) -> None:
+        followers = list(self._followers.values())
+        found, alike = shared(
+            [follower.gradient for follower in followers], [follower.part() for follower in followers], len(self._past), self._processes
+        )
+        if not alike:
+            self._past.clear()  # some have loaded steps that others lack
+        self._shared = dict(zip(self._followers, found, strict=True))
 
     @torch.no_grad()
     def _look(self) -> None:
@@ -195,16 +236,19 @@ class Recorder:
         """Listen no longer."""
         for follower in self._followers.values():
             follower.remove()
-        self._followers = {}
+        self._followers, self._shared = {}, {}
 
     def clear(self) -> None:
         """Forget everything."""
         self.stop()
         self._past.clear()
 
-    def of(self, name: str) -> list[DenseGradient]:
+    def of(self, name: str) -> list[AnyGradient]:
         """What the gradients of a layer are made of, step by step, the one under way last."""
         none = DenseGradient(self.layers[name])
+        if self._processes.size > 1:
+            nowhere = SharedGradient(none, self._processes, heard=False)
+            return [*(step.get(name, nowhere) for step in self._past), self._shared.get(name, nowhere)]
         now = self._followers[name].gradient if name in self._followers else none
         return [*(step.get(name, none) for step in self._past), now]
 
@@ -212,15 +256,35 @@ class Recorder:
         """What a checkpoint between two steps must hold: nothing, unless it falls into a window of several steps."""
         return [{name: gradient.state() for name, gradient in step.items()} for step in self._past]
 
-    def load(self, state: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    def load(self, state: Sequence[Mapping[str, Mapping[str, Any]]], processes: Processes = ALONE) -> None:
         self.clear()
         for step in state:
-            self._past.append({name: DenseGradient.load(self.layers[name], one) for name, one in step.items()})
+            found = {name: loaded(self.layers[name], one, processes) for name, one in step.items()}
+            gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+            if len(gradients) < len(found):
+                warnings.warn(
+                    f"the state is of one of several processes, and not of this one of {processes.size}: the {len(state)} steps that it has "
+                    "recorded for the next rewiring are left out, and the momentum of absent connections begins anew",
+                    stacklevel=4,
+                )
+                self._past.clear()
+                return
+            self._past.append(gradients)
 
     def _before(self, number: int) -> None:
         if number != self._pass:
             self._pass = number
-            self.look()
+            if self._followers:
+                self._look()
+            if self._processes.size > 1:
+                # Whatever synchronises the gradients queues itself during the pass: this comes after it.
+                queue = torch.autograd.Variable._execution_engine.queue_callback
+                queue(lambda: queue(self._synchronised))
+
+    @torch.no_grad()
+    def _synchronised(self) -> None:
+        for follower in self._followers.values():
+            follower.synchronised()
 
 
 def exactly(layer: TopologyLayer) -> torch.autocast:
