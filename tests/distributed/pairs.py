@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import tempfile
@@ -19,7 +20,8 @@ PATIENCE = 120.0  # seconds, on however busy a machine
 def answers(work, processes=2):
     """[what `work(rank)` returns, or the text of what it raises, in each of so many processes]; `work` may use torch.distributed."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # this process has threads, of which the others use none
+        warnings.simplefilter("ignore")  # this process has threads, of which the others use none
+        importlib.import_module("torch._dynamo")  # DistributedDataParallel does: once here instead of in each process
         context = multiprocessing.get_context("fork")
         children = [context.Process(target=_work, args=(work, rank, processes, Path(folder)), daemon=True) for rank in range(processes)]
         for child in children:

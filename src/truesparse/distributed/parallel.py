@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
-from torch.distributed import distributed_c10d
 from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.parallel import DistributedDataParallel
 
@@ -25,6 +24,7 @@ from ..nn.convert import topology_layers
 from ..topology import Topology
 from .processes import Processes, code_of
 
+c10d: Any = distributed  # not all of its names are declared
 TOPOLOGY = ("indptr", "indices", "fingerprint", "acting", "mask")  # buffers that say which connections there are
 
 _wrappers: list[weakref.ref[DistributedDataParallel]] = []  # those alive, in the order in which they were made
@@ -95,19 +95,19 @@ def _put_into(module: nn.Module, name: str, child: nn.Module | None) -> None:
     if isinstance(module, DistributedDataParallel):
         if name == "module":
             _wrapped(module, child)
-    elif _wrappers and isinstance(child, TopologyLayer):
+    elif _wrappers and any(isinstance(part, TopologyLayer) for part in child.modules()):
         _check_not_wrapped(module, name)
 
 
 def _wrapped(wrapper: DistributedDataParallel, model: nn.Module) -> None:
+    _wrappers[:] = [reference for reference in _wrappers if reference() is not None]
+    _wrappers.append(weakref.ref(wrapper))
     layers = topology_layers(model)
     if not layers:
         return
     processes = Processes.of(wrapper.process_group)
     check_same_topologies(processes, {name: layer.topology for name, layer in layers.items()})
     wrapper.parameters_to_ignore.update(f"{name}.{buffer}" for name in layers for buffer in TOPOLOGY)
-    _wrappers[:] = [reference for reference in _wrappers if reference() is not None]
-    _wrappers.append(weakref.ref(wrapper))
     _counts[wrapper] = _lengths(model)
     wrapper.register_forward_pre_hook(_follow_counts, prepend=True)
 
@@ -150,12 +150,12 @@ def _renew_reducer(wrapper: DistributedDataParallel) -> None:
     del wrapper.reducer  # takes its hooks with it, and its buckets, before there are others
     wrapper._ddp_init_helper(parameters, expect_sparse, names, wrapper.static_graph)
     assert wrapper.logger is not None
-    for hook, state in wrapper._comm_hooks:
-        wrapper.logger._set_comm_hook_name(hook.__qualname__)
-        distributed._register_comm_hook(wrapper.reducer, state, hook)
-    built_in = hook_name.rsplit(".", 1)[-1]
-    if not wrapper._comm_hooks and built_in in distributed.BuiltinCommHookType.__members__:
-        wrapper._register_builtin_comm_hook(distributed.BuiltinCommHookType.__members__[built_in])
+    hooks, wrapper._comm_hooks = wrapper._comm_hooks, []
+    for hook, state in hooks:
+        wrapper.register_comm_hook(state, hook)
+    built_in = c10d.BuiltinCommHookType.__members__.get(hook_name.rsplit(".", 1)[-1])
+    if built_in is not None:
+        wrapper._register_builtin_comm_hook(built_in)
     if wrapper.static_graph:
         wrapper._static_graph_delay_allreduce_enqueued = False
         wrapper.reducer._set_static_graph()

@@ -36,27 +36,30 @@ def check_processes(processes: Processes, layers: Mapping[str, TopologyLayer], o
     }
     found = processes.difference([code_of(text) for text in said.values()], device)
     if found is not None:
-        number, rank = found
-        what = [*said][number]
-        hint = ", not ZeroRedundancyOptimizer, which deals the parameters out" if number == 2 else ""
+        what, rank = [*said][found[0]], found[1]
         raise RuntimeError(
-            f"process {rank} has {what} than process 0: make the same in all {processes.size} processes{hint}; "
+            f"process {rank} has {what} than process 0: make the same in all {processes.size} processes; "
             f"this is process {processes.rank} and has {said[what]}"
         )
     check_same_topologies(processes, {name: layer.topology for name, layer in layers.items()})
 
 
-def check_whole(layers: Mapping[str, TopologyLayer]) -> None:
+def check_whole(layers: Mapping[str, TopologyLayer], optimizer: object) -> None:
     """
     Raises:
-        TypeError: if a process holds only a part of the values of a layer.
+        TypeError: if a process holds only a part of the values of a layer, or of what an optimizer keeps for them.
     """
     for name, layer in layers.items():
         if hasattr(layer.parameter, "placements"):
             raise TypeError(
-                f"layer {name!r} is sharded (fully_shard, FSDP), so that no process has all of its values, by which connections are dropped: "
-                "leave sparse layers whole, with DistributedDataParallel"
+                f"layer {name!r} is sharded (fully_shard, FSDP), so that no process has all of its values, by which connections are "
+                "dropped: leave sparse layers whole, with DistributedDataParallel"
             )
+    if Processes.of().size > 1 and any(kind.__name__ == "ZeroRedundancyOptimizer" for kind in type(optimizer).__mro__):
+        raise TypeError(
+            "ZeroRedundancyOptimizer deals the parameters out to the processes, so that no process can move what is kept for all "
+            "connections: use the optimizer inside it, in every process"
+        )
 
 
 def check_generators(processes: Processes, generator: torch.Generator, device: torch.device) -> None:
@@ -106,6 +109,6 @@ def check_not_joined(layers: Mapping[str, TopologyLayer]) -> None:
     wrapper = wrapping(layers.values())
     if wrapper is not None and wrapper._join_config.enable:
         raise RuntimeError(
-            "a rewiring is due within DistributedDataParallel.join(), and processes that have run out of data would not take part: give all "
-            "processes the same number of batches (DistributedSampler does) and leave join() out"
+            "a rewiring is due within DistributedDataParallel.join(), and processes that have run out of data would not take part: give "
+            "all processes the same number of batches (DistributedSampler does) and leave join() out"
         )

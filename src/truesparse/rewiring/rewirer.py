@@ -24,10 +24,11 @@ from .absent import Gradient, Momentum, Reads
 from .checks import check_algorithm, check_held, check_patterns, check_schedule, held_layers
 from .checks_together import check_generators, check_moves, check_not_joined, check_processes, check_whole
 from .dense_gradient import DenseGradient
+from .follower import exactly
 from .optimizers import GrownState, check_grown_state, following, group_of, momentum_of, optimizers_in, smoothing_of
 from .outputs import output_layer
 from .owners import StateOwners
-from .recorder import Recorder, exactly
+from .recorder import Recorder
 from .rewire import apply, check_move, move_of
 
 MOST_STEPS_NOT_TAKEN = 50  # a gradient scaler leaves out some twenty at first
@@ -91,6 +92,7 @@ class Rewirer:
         check_algorithm(algorithm)
         model = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = topology_layers(model)
+        check_whole(self.layers, optimizer)
         self.optimizer = optimizers_in(optimizer)[-1]
         self.algorithm = algorithm
         self.schedule = Periodic(every, until)
@@ -106,7 +108,6 @@ class Rewirer:
         check_patterns(self.layers, algorithm)
         check_grown_state(grown_state, self.optimizer)
         self.grown_state: GrownState = grown_state
-        check_whole(self.layers)
         self._wrapped = optimizer
         for layer in self.layers.values():
             following(layer, optimizer)
@@ -247,7 +248,10 @@ class Rewirer:
         processes = together(self.layers.values(), self._group)
         if processes.size > 1:
             check_processes(
-                processes, self.layers, self.optimizer, f"{self.algorithm}, every={self.schedule.every}, until={self.schedule.until}"
+                processes,
+                self.layers,
+                self.optimizer,
+                f"{self.algorithm}, every={self.schedule.every}, until={self.schedule.until}, grown_state={self.grown_state}",
             )
             if self.generator is None:
                 self.generator, self._generator_made = shared_generator(processes, self._device), True
