@@ -271,7 +271,7 @@ def _replaced(model: Model, replacements: Mapping[nn.Module, nn.Module]) -> Mode
     for module in [*model.modules(), *(part for new in replacements.values() for part in new.modules())]:
         for child_name, child in list(module._modules.items()):
             if child is not None and child in replacements:
-                module._modules[child_name] = replacements[child]
+                module.register_module(child_name, replacements[child])
     _leave_the_fast_path(model)
     return model
 

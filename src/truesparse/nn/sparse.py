@@ -35,9 +35,11 @@ class SparseLayer(TopologyLayer):
             parameters of one dimension from weight decay do not spare it.
         indptr, indices: the topology as buffers, so that `state_dict` and `.to(device)` carry it.
         fingerprint: buffer, a number made of both: it tells a state whose entries were averaged or exchanged one by one.
+        resized: how often the number of connections has changed: whoever has laid out their gradients by it must do so anew.
     """
 
     values: nn.Parameter
+    resized: int = 0
     indptr: Tensor
     indices: Tensor
     fingerprint: Tensor
@@ -225,6 +227,7 @@ class SparseLayer(TopologyLayer):
         if values.shape != self.values.shape:
             # A graph that is still alive keeps the node that accumulates this parameter's gradient, and that node
             # remembers the old length. Passing through another dtype makes torch forget the node.
+            self.resized += 1
             self.values.grad = None
             other = torch.float64 if self.values.dtype != torch.float64 else torch.float32
             self.values.data = torch.empty(0, dtype=other, device=values.device)

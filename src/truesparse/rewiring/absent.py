@@ -13,7 +13,7 @@ from torch import Tensor
 from ..topology import Topology
 from ..topology.patterns import Unstructured
 from ..topology.spread import row_and_column_factors
-from .dense_gradient import DenseGradient
+from .shared_gradient import AnyGradient
 
 ROUNDING = 1e-5  # share of a second moment that sums of single precision may be off
 
@@ -43,7 +43,7 @@ class Gradient:
     """
 
     name: str
-    steps: Sequence[DenseGradient]
+    steps: Sequence[AnyGradient]
     reads: Reads
 
     def rows(self, start: int, stop: int) -> Tensor:
@@ -62,7 +62,7 @@ class Gradient:
         return self._known[-1].bounds()
 
     @property
-    def _known(self) -> Sequence[DenseGradient]:
+    def _known(self) -> Sequence[AnyGradient]:
         """
         Raises:
             RuntimeError: if the layer took no part in any of the steps, or something was done to its gradient that cannot be told of
@@ -151,12 +151,12 @@ class Momentum(Gradient):
         rows, columns = self._known[-1].bounds()
         return torch.full_like(rows, self.smoothing.most(len(self.steps))), torch.ones_like(columns)
 
-    def _first_moment(self) -> DenseGradient:
+    def _first_moment(self) -> AnyGradient:
         """The gradient is linear: that of several steps is a sum of passes, too."""
         weighted = [
             step.scaled(self.smoothing.first**age) for age, step in enumerate(reversed(self._known)) if self.smoothing.first or not age
         ]
-        return reduce(DenseGradient.plus, reversed(weighted))
+        return reduce(_sum, reversed(weighted))
 
     @cached_property
     def _older(self) -> tuple[Tensor, Tensor] | None:
@@ -173,7 +173,7 @@ class Momentum(Gradient):
         # What is no more than rounding is nothing: no step has counted before the window.
         return row_and_column_factors(topology, older * (older > ROUNDING * self.second_moment))
 
-    def _smoothed(self, gradient: Callable[[DenseGradient], Tensor], older: Tensor | float = 0.0) -> Tensor:
+    def _smoothed(self, gradient: Callable[[AnyGradient], Tensor], older: Tensor | float = 0.0) -> Tensor:
         first, second, epsilon = self.smoothing.first, self.smoothing.second, self.smoothing.epsilon
         if second is None:
             return gradient(self._first_moment())
@@ -187,3 +187,7 @@ class Momentum(Gradient):
     @property
     def _steps_read(self) -> int:
         return len(self.steps)
+
+
+def _sum(one: AnyGradient, other: AnyGradient) -> AnyGradient:
+    return one.plus(other)  # type: ignore[arg-type]

@@ -1,149 +1,19 @@
-"""What is a layer's `.grad` made of, at every moment? Followed from the start of a step to `Rewirer.step()`, whatever happens to it."""
+"""What are the gradients of all layers made of, in each of the steps that the next rewiring looks at?"""
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from math import isnan, nan
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
+from ..distributed import ALONE, Processes
 from ..nn import TopologyLayer
-from ..nn.base import Part
-from ..ops import values_dtype
 from .dense_gradient import DenseGradient
-
-FROM_BEFORE = (
-    "its .grad still held the gradient of earlier steps, which is not recorded: call zero_grad() in every iteration, "
-    "before backward() or after optimizer.step()"
-)
-CHANGED = (
-    "its .grad was changed after backward() in a way that cannot be told of absent connections (element by element, as clip_grad_value_ "
-    "does, or set by hand): call rewirer.step() before that; multiplying all of it, as clip_grad_norm_ and GradScaler do, is followed"
-)
-HOOKED = (
-    "a hook on its values changes their gradient in a way that cannot be told of absent connections: remove the hook, or let it only "
-    "multiply the gradient by a number"
-)
-
-
-COMPUTED = (
-    "its values were computed from others in the forward pass (torch.func.functional_call, a parametrization), so the gradients of absent "
-    "connections cannot be told: call the layer with its own values in the steps that rewire"
-)
-
-
-class Follower:
-    """Follows the gradient of one layer through a step.
-
-    A backward pass tells of its parts before it knows whether they reach `.grad`; they count once autograd has accumulated the
-    gradient in that very pass, and are forgotten when the pass ends without it (`torch.autograd.grad`, an attack on the inputs).
-    What is done to `.grad` between two passes is read off it: nothing, multiplied by a number, or discarded.
-
-    Args:
-        layer: whose gradient it is.
-        before: called when a backward pass first tells of something, before it accumulates anything.
-
-    Attributes:
-        gradient: what `.grad` was made of when it was last looked at.
-    """
-
-    def __init__(self, layer: TopologyLayer, before: Callable[[int], None]) -> None:
-        self.layer, self.before = layer, before
-        self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
-        self._passes: dict[int, tuple[DenseGradient, Tensor]] = {}  # by the number of the backward pass, with what it is at connections
-        self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
-        self._at = _identity(layer.parameter.grad)
-        self._handles: list[RemovableHandle] = [layer.register_gradient_hook(self._told)]
-        self._on_values = False
-        self._listen_to_values()
-
-    def remove(self) -> None:
-        for handle in self._handles:
-            handle.remove()
-        self._passes.clear()
-
-    def change(self) -> float | None:
-        """The number by which `.grad` was multiplied since it was last seen, 0 if it was discarded, NaN if it was changed otherwise.
-
-        None where it cannot be read off: it was zero and is, but was written in between.
-        """
-        now = self.layer.parameter.grad
-        if _vanished(now):
-            return 0.0 if self._seen is not None or self.gradient.unknown else 1.0 if _identity(now) == self._at else None
-        if self.gradient.unknown:
-            return 1.0
-        return nan if now is None or self._seen is None else _factor(now, self._seen)
-
-    def take(self, factor: float) -> None:
-        """Let the gradient be what `change()` says."""
-        now = self.layer.parameter.grad
-        if factor == 0.0 or now is None:
-            self.gradient = DenseGradient(self.layer)
-        elif isnan(factor):
-            self.gradient = DenseGradient(self.layer, unknown=CHANGED)
-        elif factor != 1.0:
-            self.gradient = self.gradient.scaled(factor)
-        if factor != 1.0:
-            self._seen = None if now is None or _vanished(now) else now.clone()
-        self._at = _identity(now)
-
-    def _listen_to_values(self) -> None:
-        """Hooks on the parameter need it to be trained: a layer may be unfrozen in the middle of a step."""
-        values = self.layer.parameter
-        if values.requires_grad and not self._on_values:
-            self._on_values = True
-            self._handles += [
-                values.register_hook(lambda gradient: self.before(torch._C._current_graph_task_id())),
-                values.register_post_accumulate_grad_hook(self._accumulated),
-            ]
-
-    def _told(self, part: Part) -> None:
-        number = torch._C._current_graph_task_id()
-        self.before(number)
-        self._listen_to_values()
-        if part.of is not self.layer.parameter and part.of.is_leaf:
-            return  # another tensor stood in for the values, and has the gradient
-        if number not in self._passes:
-            self._passes[number] = DenseGradient(self.layer), self._zeros()
-            torch.autograd.Variable._execution_engine.queue_callback(lambda: self._forget(number))
-        gradient, present = self._passes[number]
-        known = part.of is self.layer.parameter
-        with exactly(self.layer):
-            added = DenseGradient.of(self.layer, part) if known else DenseGradient(self.layer, unknown=COMPUTED)
-            self._passes[number] = gradient.plus(added), present + part.present
-
-    def _forget(self, number: int) -> None:
-        self._passes.pop(number, None)
-
-    @torch.no_grad()
-    def _accumulated(self, values: Tensor) -> None:
-        added, present = self._passes.pop(torch._C._current_graph_task_id(), (DenseGradient(self.layer), self._zeros()))
-        now = values.grad
-        if now is None:
-            self.take(0.0)  # a hook has stepped an optimizer and discarded it
-            return
-        with exactly(self.layer):
-            self.gradient = self._after(now, added, present)
-        self._seen, self._at = None if _vanished(now) else now.clone(), _identity(now)
-
-    def _after(self, now: Tensor, added: DenseGradient, present: Tensor) -> DenseGradient:
-        """What `.grad` is made of once the parts of a backward pass, with `present` at the connections, have made it `now`."""
-        before = torch.zeros_like(now) if self._seen is None else self._seen
-        if not _is_hooked(self.layer.parameter):
-            direct = self.layer.of_connections(now - before) - present
-            if not _negligible(direct, now):
-                added = added.plus(DenseGradient(self.layer, direct=direct))
-            return self.gradient.plus(added)
-        for kept, times in _multiples(self.layer.of_connections(now), self.layer.of_connections(before), present):
-            return self.gradient.scaled(kept).plus(added.scaled(times))
-        return DenseGradient(self.layer, unknown=HOOKED)
-
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.layer.topology.nnz, dtype=values_dtype(self.layer.parameter.dtype), device=self.layer.parameter.device)
+from .follower import Follower
+from .shared_gradient import AnyGradient, SharedGradient, loaded, shared
 
 
 class Recorder:
@@ -163,23 +33,41 @@ class Recorder:
         self.layers = layers
         self._followers: dict[str, Follower] = {}
         self._pass = -1
-        self._past: deque[dict[str, DenseGradient]] = deque(maxlen=window - 1)
+        self._past: deque[dict[str, AnyGradient]] = deque(maxlen=window - 1)
+        self._processes = ALONE
+        self._shared: dict[str, SharedGradient] = {}  # what the gradients of the step under way are made of in all processes
 
-    def begin(self) -> None:
-        """A step begins that the next rewiring looks at."""
+    def begin(self, processes: Processes = ALONE) -> None:
+        """A step begins that the next rewiring looks at; `processes` train together."""
         self.stop()
-        self._followers = {name: Follower(layer, self._before) for name, layer in self.layers.items()}
+        self._processes = processes
+        self._followers = {name: Follower(layer, self._before, processes.size > 1) for name, layer in self.layers.items()}
 
     def end(self) -> None:
         """It is over; the window keeps what it was made of."""
         if self._followers:
-            self._past.append({name: follower.gradient for name, follower in self._followers.items()})
+            self._past.append({name: self.of(name)[-1] for name in self._followers})
             self.stop()
 
     def look(self) -> None:
-        """Take in what has been done to the gradients since the last backward pass."""
-        if self._followers:
+        """The step has its gradients: take in what has been done to them since the last backward pass.
+
+        Where several processes train together, all of them do it together.
+        """
+        if self._followers and self._processes.size > 1:
+            self._look_together()
+        elif self._followers:
             self._look()
+
+    @torch.no_grad()
+    def _look_together(self) -> None:
+        followers = list(self._followers.values())
+        found, alike = shared(
+            [follower.gradient for follower in followers], [follower.part() for follower in followers], len(self._past), self._processes
+        )
+        if not alike:
+            self._past.clear()  # some have loaded steps that others lack
+        self._shared = dict(zip(self._followers, found, strict=True))
 
     @torch.no_grad()
     def _look(self) -> None:
@@ -195,16 +83,19 @@ class Recorder:
         """Listen no longer."""
         for follower in self._followers.values():
             follower.remove()
-        self._followers = {}
+        self._followers, self._shared = {}, {}
 
     def clear(self) -> None:
         """Forget everything."""
         self.stop()
         self._past.clear()
 
-    def of(self, name: str) -> list[DenseGradient]:
+    def of(self, name: str) -> list[AnyGradient]:
         """What the gradients of a layer are made of, step by step, the one under way last."""
         none = DenseGradient(self.layers[name])
+        if self._processes.size > 1:
+            nowhere = SharedGradient(none, self._processes, heard=False)
+            return [*(step.get(name, nowhere) for step in self._past), self._shared.get(name, nowhere)]
         now = self._followers[name].gradient if name in self._followers else none
         return [*(step.get(name, none) for step in self._past), now]
 
@@ -212,63 +103,32 @@ class Recorder:
         """What a checkpoint between two steps must hold: nothing, unless it falls into a window of several steps."""
         return [{name: gradient.state() for name, gradient in step.items()} for step in self._past]
 
-    def load(self, state: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    def load(self, state: Sequence[Mapping[str, Mapping[str, Any]]], processes: Processes = ALONE) -> None:
         self.clear()
         for step in state:
-            self._past.append({name: DenseGradient.load(self.layers[name], one) for name, one in step.items()})
+            found = {name: loaded(self.layers[name], one, processes) for name, one in step.items()}
+            gradients = {name: gradient for name, gradient in found.items() if gradient is not None}
+            if len(gradients) < len(found):
+                warnings.warn(
+                    f"the state is of one of several processes, and not of this one of {processes.size}: the {len(state)} steps that it "
+                    "has recorded for the next rewiring are left out, and the momentum of absent connections begins anew",
+                    stacklevel=4,
+                )
+                self._past.clear()
+                return
+            self._past.append(gradients)
 
     def _before(self, number: int) -> None:
         if number != self._pass:
             self._pass = number
-            self.look()
+            if self._followers:
+                self._look()
+            if self._processes.size > 1:
+                # Whatever synchronises the gradients queues itself during the pass: this comes after it.
+                queue = torch.autograd.Variable._execution_engine.queue_callback
+                queue(lambda: queue(self._synchronised))
 
-
-def exactly(layer: TopologyLayer) -> torch.autocast:
-    """Inside, nothing is rounded to a narrower dtype: gradients of absent connections would be, before they are added up."""
-    return torch.autocast(layer.parameter.device.type, enabled=False)
-
-
-def _vanished(gradient: Tensor | None) -> bool:
-    return gradient is None or not bool(gradient.any())
-
-
-def _identity(gradient: Tensor | None) -> tuple[int, int] | None:
-    return None if gradient is None else (id(gradient), gradient._version)
-
-
-def _is_hooked(values: Tensor) -> bool:
-    """Whether others than a `Follower` have hooks on the parameter, which may change its gradient."""
-    return len(values._backward_hooks or ()) + len(values._post_accumulate_grad_hooks or ()) > 2  # type: ignore[attr-defined]
-
-
-def _factor(now: Tensor, before: Tensor) -> float:
-    """By which number `before`, not zero, was multiplied to give `now`; NaN if it was not."""
-    if _equal(now, before):
-        return 1.0
-    one, other = now.double().flatten(), before.double().flatten()
-    factor = float(one @ other / (other @ other))
-    return factor if _negligible(one - factor * other, now) else nan
-
-
-def _multiples(now: Tensor, before: Tensor, added: Tensor) -> list[tuple[float, float]]:
-    """(a, b) such that `now` is a x before + b x added: at most one pair, none if there is no such."""
-    if _equal(now, before + added):
-        return [(1.0, 1.0)]
-    columns = torch.stack([before.double(), added.double()], 1)
-    if not columns.isfinite().all():
-        return []
-    solution = torch.linalg.lstsq(columns, now.double()[:, None], driver="gelsd").solution.squeeze(1)
-    return [(float(solution[0]), float(solution[1]))] if _negligible(now.double() - columns @ solution, now) else []
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    """Entry by entry, NaN equal to NaN."""
-    other = other.to(one.dtype)
-    return torch.equal(one, other) or (torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
-
-
-def _negligible(rest: Tensor, beside: Tensor) -> bool:
-    """Whether `rest` is what rounding leaves of numbers like those in `beside`."""
-    if not rest.numel():
-        return True
-    return float(rest.abs().max()) <= 8 * torch.finfo(beside.dtype).eps * float(beside.abs().max())
+    @torch.no_grad()
+    def _synchronised(self) -> None:
+        for follower in self._followers.values():
+            follower.synchronised()

@@ -10,21 +10,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..algorithms import AnyAlgorithm, Signals, updated
 from ..algorithms.base import Memory
+from ..distributed import ALONE, Processes, shared_generator, together
 from ..nn import TopologyLayer, topology_layers
 from ..topology import Move
 from ..topology.schedules import Periodic
 from .absent import Gradient, Momentum, Reads
-from .checks import check_algorithm, check_held, check_patterns, check_processes, check_schedule, held_layers
+from .checks import check_algorithm, check_held, check_patterns, check_schedule, held_layers
+from .checks_together import check_generators, check_moves, check_not_joined, check_processes, check_whole
 from .dense_gradient import DenseGradient
+from .follower import exactly
 from .optimizers import GrownState, check_grown_state, following, group_of, momentum_of, optimizers_in, smoothing_of
 from .outputs import output_layer
 from .owners import StateOwners
-from .recorder import Recorder, exactly
+from .recorder import Recorder
 from .rewire import apply, check_move, move_of
 
 MOST_STEPS_NOT_TAKEN = 50  # a gradient scaler leaves out some twenty at first
@@ -54,9 +58,12 @@ class Rewirer:
         every: steps between two rewirings.
         until: the step at which rewiring ends, usually three quarters of the training; None never ends (and algorithms
             that decay with progress then do not).
-        generator: CPU generator for every random choice; None is torch's global one.
+        generator: CPU generator for every random choice; None is torch's global one. Where several processes train together, it must
+            begin alike in all of them, and None is a new one with the seed of the first (`torch.initial_seed()`).
         grown_state: what the optimizer keeps of a connection that grows: "zero", what it starts with; "warm", for Adam and its kin, the
             second moment at its mean over the layer, so that its first updates are no larger than others'. The training guide says when.
+        process_group: the processes that train this model together, of torch.distributed; None: those of the
+            DistributedDataParallel around it, or all there are.
 
     Attributes:
         optimizer: the innermost one, which takes the steps.
@@ -68,7 +75,7 @@ class Rewirer:
             the pattern of one, it needs an end and there is none, no rewiring (or no training step) could ever happen, or there is nothing
             that `grown_state` could warm.
         TypeError: if the algorithm has no `update`, or the optimizer keeps state that cannot follow the connections.
-        RuntimeError: if several processes train together, but for algorithms that come to the same on all of them.
+        RuntimeError: if several processes train together and do not begin alike.
     """
 
     def __init__(
@@ -80,9 +87,12 @@ class Rewirer:
         until: float | None = None,
         generator: torch.Generator | None = None,
         grown_state: GrownState = "zero",
+        process_group: Any = None,
     ) -> None:
         check_algorithm(algorithm)
+        model = model.module if isinstance(model, DistributedDataParallel) else model
         self.layers = topology_layers(model)
+        check_whole(self.layers, optimizer)
         self.optimizer = optimizers_in(optimizer)[-1]
         self.algorithm = algorithm
         self.schedule = Periodic(every, until)
@@ -96,7 +106,6 @@ class Rewirer:
         check_schedule(algorithm, self.schedule)
         check_held(self.layers, self.optimizer)
         check_patterns(self.layers, algorithm)
-        check_processes(algorithm, self.layers, generator)
         check_grown_state(grown_state, self.optimizer)
         self.grown_state: GrownState = grown_state
         self._wrapped = optimizer
@@ -115,12 +124,16 @@ class Rewirer:
         self._overdue = False  # a rewiring that was due could not be made yet
         self._checked = False  # since the optimizer's last step, that its state is of the connections there are
         self._steps_not_taken = 0
+        self._group = process_group
+        self._processes = ALONE  # those that train together, as soon as they are more than one
+        self._generator_made = False  # for all processes, because none was given
         self._left_out: Tensor | None = None  # a gradient whose step the rewiring has taken the place of
         self._handles = [
             self.optimizer.register_step_pre_hook(self._before_optimizer_step),
             self.optimizer.register_load_state_dict_post_hook(lambda optimizer: self._owners.state_loaded()),
         ]
         self._after_step = self.optimizer.register_step_post_hook(self._after_optimizer_step)
+        self._meet()
         self._begin_step()
 
     def step(self) -> bool:
@@ -215,29 +228,54 @@ class Rewirer:
         expected = {"steps", "rewirings", "overdue", "memory", "budgets", "records", "generator"}
         if set(state) != expected:
             raise ValueError(f"expected a state with {', '.join(sorted(expected))}, got {', '.join(sorted(map(str, state)))}")
-        if (state["generator"] is None) != (self.generator is None):
+        if (state["generator"] is None) != (self.generator is None) and not self._generator_made:
             raise ValueError(
                 "the state was saved with a generator of its own and this Rewirer has none, or the other way round; pass generator= alike"
             )
-        if self.generator is not None:
+        if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
         self.steps, self.rewirings = state["steps"], state["rewirings"]
         self.memory, self.budgets = dict(state["memory"]), dict(state["budgets"])
         self._pending, self._overdue = False, state["overdue"]
         self._left_out = None
-        self._recorder.load(state["records"])
+        self._recorder.load(state["records"], self._meet())
         self._begin_step()
+
+    def _meet(self) -> Processes:
+        """The processes that train together. They are made sure to begin alike when they are first more than one."""
+        if self._processes.size > 1:
+            return self._processes
+        processes = together(self.layers.values(), self._group)
+        if processes.size > 1:
+            check_processes(
+                processes,
+                self.layers,
+                self.optimizer,
+                f"{self.algorithm}, every={self.schedule.every}, until={self.schedule.until}, grown_state={self.grown_state}",
+            )
+            if self.generator is None:
+                self.generator, self._generator_made = shared_generator(processes, self._device), True
+            check_generators(processes, self.generator, self._device)
+        self._processes = processes
+        return processes
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.layers.values())).parameter.device
 
     def _step(self) -> bool:
         self._owners.check()
+        processes = self._meet()
         self._checked = True
         self.steps += 1
         self._left_out = None
         self._overdue |= self._pending  # the optimizer was never asked to take the step before it
         self._pending = False
-        self._recorder.look()
         due = self.schedule.due(self.steps) or self._overdue
-        if due and self._sees_absent and not self._has_gradients():
+        if due and processes.size > 1:
+            check_not_joined(self.layers)
+        self._recorder.look()
+        if due and self._sees_absent and not processes.all(self._has_gradients(), self._device):
             self._overdue, due = True, False
         if due and getattr(self.algorithm, "replaces_step", False):
             if self.steps == 2 and self.rewirings == 1:
@@ -269,7 +307,7 @@ class Rewirer:
     def _begin_step(self) -> None:
         """Record the step that begins, if it is one of those that the next rewiring looks at."""
         if self._sees_absent and (self._overdue or self.schedule.due_within(self.steps + 1, self._window)):
-            self._recorder.begin()
+            self._recorder.begin(self._meet())
         else:
             self._recorder.clear()
 
@@ -368,6 +406,7 @@ class Rewirer:
         moves = {name: move_of(layer, new[name]) for name, layer in layers.items()}
         for name, layer in layers.items():
             check_move(layer, moves[name])
+        check_moves(self._meet(), moves, self.generator, self.rewirings + 1)
         for name, layer in layers.items():
             move = moves[name]
             if move.new is not layer.topology or bool(move.grown.any()) or move.acting is not layer.acting:

@@ -1,0 +1,16 @@
+"""What do processes that train one model together agree on, and how does DistributedDataParallel live with layers that change?"""
+
+from .parallel import check_same, check_same_topologies, code_of_topology, together, wrapping
+from .processes import ALONE, Processes, code_of, shared_generator
+
+__all__ = [
+    "ALONE",
+    "Processes",
+    "check_same",
+    "check_same_topologies",
+    "code_of",
+    "code_of_topology",
+    "shared_generator",
+    "together",
+    "wrapping",
+]
