@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..nn import SparseLayer, TopologyLayer
-from ..topology import Topology
+from ..topology import Move, Topology
 from .absent import Smoothing
 
 GrownState = Literal["zero", "warm"]
@@ -27,12 +27,20 @@ class StateEntry:
     Args:
         state: what the optimizer keeps for the parameter, by name.
         name: of the tensor in it.
-        fill: what grown connections start at.
+        fill: what grown connections start at,
+        weight: or that they start at their value, for it is another copy of the weights.
     """
 
     state: dict[str, Any]
     name: str
     fill: float
+    weight: bool = False
+
+    def put(self, layer: TopologyLayer, move: Move, moved: Tensor) -> None:
+        """Keep what has become of the tensor, once the layer has its new topology."""
+        if self.weight:
+            moved = torch.where(layer.spread(move.grown.to(torch.uint8)).bool(), layer.parameter.detach(), moved)
+        self.state[self.name] = moved
 
 
 def optimizers_in(optimizer: Any) -> list[Optimizer]:
@@ -133,7 +141,7 @@ def _following(layer: TopologyLayer, optimizer: Optimizer, shape: torch.Size) ->
                 "the connections; use an optimizer whose state has the parameter's shape (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, ...)"
             )
         if isinstance(entry, Tensor) and entry.ndim and entry.shape == shape:
-            yield StateEntry(state, name, _fresh_state(optimizer, name, group))
+            yield StateEntry(state, name, _fresh_state(optimizer, name, group), _is_weight(optimizer, name))
 
 
 def _cannot_follow(entry: Any, shape: torch.Size) -> str:
@@ -197,6 +205,11 @@ def _steps(value: Any) -> bool:
 
 def _has_attributes(value: Any) -> bool:
     return hasattr(value, "__dict__")
+
+
+def _is_weight(optimizer: Optimizer, name: str) -> bool:
+    """Whether it is another copy of the weights: averaged (ASGD), slow (Lookahead), the first (MADGRAD, Prodigy), schedule-free."""
+    return name in ("ax", "x0", "p0") or "slow" in name or (name == "z" and "ScheduleFree" in type(optimizer).__name__)
 
 
 def _fresh_state(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> float:
