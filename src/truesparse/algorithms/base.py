@@ -47,7 +47,7 @@ class Signals:
         output: whether its rows are the answers (classes): it is the model's last layer with weights. Nowhere, if that one is dense.
         budget: connections the layer had when training began.
         acting: [nnz] bool, which connections act in the forward pass; None: all of them. See `Move`.
-        learning_rate: of the optimizer for this layer, at this step.
+        learning_rate: of the optimizer for this layer, at this step; NaN where it has none (transformers' Adafactor with relative steps).
         read_gradients, read_momentum, read_previous: give the properties of those names when an algorithm asks for them.
     """
 

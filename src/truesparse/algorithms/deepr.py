@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import isnan
 from typing import ClassVar
 
 import torch
@@ -52,7 +53,13 @@ class DeepR:
             raise ValueError(f"DeepR drops a connection when its weight crosses zero; with {pattern} they go together, but do not cross so")
 
     def penalty(self, signals: Signals) -> Tensor:
-        """[nnz] alpha s - sqrt(2 T / eta) noise; without the noise once rewiring has ended."""
+        """[nnz] alpha s - sqrt(2 T / eta) noise; without the noise once rewiring has ended.
+
+        Raises:
+            ValueError: if the optimizer has no learning rate.
+        """
+        if isnan(signals.learning_rate):
+            raise ValueError("DeepR's noise is scaled by the learning rate, and the optimizer's is None: give it one")
         pull = torch.full_like(signals.values, self.l1).copysign(signals.values)
         if not self.temperature or not signals.learning_rate > 0 or signals.progress >= 1:
             return pull

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, Literal, get_args
 
 import torch
@@ -11,11 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..nn import SparseLayer, TopologyLayer
-from ..topology import Topology
+from ..topology import Move, Topology
 from .absent import Smoothing
 
 GrownState = Literal["zero", "warm"]
 SECOND_MOMENT = "exp_avg_sq"
+CODES = (torch.uint8, torch.int8)  # of quantized states, whose scales are kept elsewhere
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,20 @@ class StateEntry:
     Args:
         state: what the optimizer keeps for the parameter, by name.
         name: of the tensor in it.
-        fill: what grown connections start at.
+        fill: what grown connections start at,
+        weight: or that they start at their value, for it is another copy of the weights.
     """
 
     state: dict[str, Any]
     name: str
     fill: float
+    weight: bool = False
+
+    def put(self, layer: TopologyLayer, move: Move, moved: Tensor) -> None:
+        """Keep what has become of the tensor, once the layer has its new topology."""
+        if self.weight:
+            moved = torch.where(layer.spread(move.grown.to(torch.uint8)).bool(), layer.parameter.detach(), moved)
+        self.state[self.name] = moved
 
 
 def optimizers_in(optimizer: Any) -> list[Optimizer]:
@@ -120,16 +130,46 @@ def _following(layer: TopologyLayer, optimizer: Optimizer, shape: torch.Size) ->
         )
     parameter = layer.parameter
     group = group_of(optimizer, parameter)
+    if group and isinstance(layer, SparseLayer):
+        _refuse_other_steps(optimizer)
     state = optimizer.state.get(parameter, {})
     for name, entry in state.items():
-        if isinstance(entry, Tensor) and entry.shape == shape and entry.ndim:
-            yield StateEntry(state, name, _fresh_state(optimizer, name, group))
-        elif not (entry is None or isinstance(entry, (bool, int, float)) or (isinstance(entry, Tensor) and entry.numel() == 1)):
-            what = f"a tensor of shape {tuple(entry.shape)}" if isinstance(entry, Tensor) else f"a {type(entry).__name__}"
+        why_not = _cannot_follow(entry, shape)
+        if why_not:
             raise TypeError(
-                f"{type(optimizer).__name__} keeps {name!r}, {what}, for a parameter of shape {tuple(shape)}: it cannot follow "
+                f"{type(optimizer).__name__} keeps {name!r}, {why_not}, for a parameter of shape {tuple(shape)}: it cannot follow "
                 "the connections; use an optimizer whose state has the parameter's shape (SGD, Adam, AdamW, RMSprop, Adagrad, NAdam, ...)"
             )
+        if isinstance(entry, Tensor) and entry.ndim and entry.shape == shape:
+            yield StateEntry(state, name, _fresh_state(optimizer, name, group), _is_weight(optimizer, name))
+
+
+def _cannot_follow(entry: Any, shape: torch.Size) -> str:
+    """What it is, if it is neither one number for all nor one for each connection; else nothing."""
+    if not isinstance(entry, Tensor):
+        return "" if entry is None or isinstance(entry, (bool, int, float)) else f"a {type(entry).__name__}"
+    if entry.ndim and type(entry) not in (Tensor, nn.Parameter):
+        return f"a tensor of the class {type(entry).__name__}"  # whose numbers may be kept with others in a way of its own
+    if entry.ndim and entry.dtype in CODES:
+        return f"numbers of eight bits ({entry.dtype})"
+    return "" if entry.shape == shape or entry.numel() == 1 else f"a tensor of shape {tuple(entry.shape)}"
+
+
+def _refuse_other_steps(optimizer: Optimizer) -> None:
+    """
+    Raises:
+        TypeError: if the optimizer's step cannot be taken with one number a connection.
+    """
+    if isinstance(optimizer, torch.optim.Muon):
+        raise TypeError(
+            "Muon's step is a function of a whole matrix of gradients, and the values of a sparse layer are one number a connection: "
+            "give them to AdamW or SGD and keep Muon for dense layers; the training guide has a Muon for sparse layers"
+        )
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise TypeError(
+            "SparseAdam is for gradients that are sparse tensors, as nn.Embedding(sparse=True) has them; those of sparse layers are dense "
+            "vectors: use Adam or AdamW"
+        )
 
 
 def _refuse_own_tensors(layer: TopologyLayer, wrappers: Iterable[Any]) -> None:
@@ -167,6 +207,11 @@ def _has_attributes(value: Any) -> bool:
     return hasattr(value, "__dict__")
 
 
+def _is_weight(optimizer: Optimizer, name: str) -> bool:
+    """Whether it is another copy of the weights: averaged (ASGD), slow (Lookahead), the first (MADGRAD, Prodigy), schedule-free."""
+    return name in ("ax", "x0", "p0") or "slow" in name or (name == "z" and "ScheduleFree" in type(optimizer).__name__)
+
+
 def _fresh_state(optimizer: Optimizer, name: str, group: Mapping[str, Any]) -> float:
     """What the optimizer itself starts this state at."""
     if isinstance(optimizer, torch.optim.Adagrad) and name == "sum":
@@ -189,10 +234,23 @@ def momentum_of(optimizer: Optimizer, parameter: nn.Parameter) -> Tensor | None:
     return state.get("momentum_buffer")
 
 
+def second_moment_of(optimizer: Optimizer, layer: TopologyLayer) -> Tensor | None:
+    """[nnz] what it keeps of the squares of the gradients; None if it keeps no such number for each connection."""
+    held = optimizer.state.get(layer.parameter, {}).get(SECOND_MOMENT)
+    return layer.of_connections(held) if isinstance(held, Tensor) and held.shape == layer.parameter.shape else None
+
+
+def learning_rate_of(optimizer: Optimizer, parameter: nn.Parameter) -> float:
+    """For this parameter at this step; NaN where there is none (Adafactor of transformers with relative steps)."""
+    rate = group_of(optimizer, parameter)["lr"]
+    return nan if rate is None else float(rate)
+
+
 def smoothing_of(optimizer: Optimizer, group: Mapping[str, Any]) -> Smoothing:
     """How it would have smoothed the gradients of absent connections."""
     if isinstance(optimizer, torch.optim.SGD):
         return Smoothing(first=group.get("momentum", 0.0))
     if "betas" in group and "eps" in group:
-        return Smoothing(*map(float, group["betas"]), epsilon=float(group["eps"]))
+        betas = [float(beta) for beta in group["betas"]]  # three in Adan, whose second is for differences of gradients
+        return Smoothing(betas[0], betas[-1], float(group["eps"]))
     return Smoothing()

@@ -63,7 +63,7 @@ class StateOwners:
             layer = self.layers[name]
             move = Move.between(self._owners[name], layer.topology)
             for entry in following(layer, self.optimizer, self._owners[name]):
-                entry.state[entry.name] = layer.moved(move, entry.state[entry.name], entry.fill)
+                entry.put(layer, move, layer.moved(move, entry.state[entry.name], entry.fill))
         self.update()
 
     def _stale(self) -> list[str]:

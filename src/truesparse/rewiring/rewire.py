@@ -17,7 +17,8 @@ from .optimizers import StateEntry, following
 def rewire(layer: TopologyLayer, optimizer: Optimizer | Any | None, new: Topology | Move) -> Move:
     """Give `layer` a new topology: values, gradient and all optimizer state follow their connections.
 
-    Grown connections start at zero (or at the values the `Move` names) with the state of a parameter never stepped.
+    Grown connections start at zero (or at the values the `Move` names) with the state of a parameter never stepped; copies of the weights
+    that an optimizer keeps have them at their value.
 
     Args:
         layer: a sparse or masked layer.
@@ -65,4 +66,4 @@ def apply(layer: TopologyLayer, move: Move, entries: Sequence[StateEntry]) -> No
     layer.install(move)
     layer.parameter.grad = gradient
     for entry, tensor in zip(entries, moved, strict=True):
-        entry.state[entry.name] = tensor
+        entry.put(layer, move, tensor)

@@ -25,7 +25,17 @@ from .checks import check_algorithm, check_held, check_patterns, check_schedule,
 from .checks_together import check_generators, check_moves, check_not_joined, check_processes, check_whole
 from .dense_gradient import DenseGradient
 from .follower import exactly
-from .optimizers import GrownState, check_grown_state, following, group_of, momentum_of, optimizers_in, smoothing_of
+from .optimizers import (
+    GrownState,
+    check_grown_state,
+    following,
+    group_of,
+    learning_rate_of,
+    momentum_of,
+    optimizers_in,
+    second_moment_of,
+    smoothing_of,
+)
 from .outputs import output_layer
 from .owners import StateOwners
 from .recorder import Recorder
@@ -422,10 +432,6 @@ class Rewirer:
         for hook in list(self._hooks.values()):
             hook(moves)
 
-    def _second_moment(self, layer: TopologyLayer) -> Tensor | None:
-        held = self.optimizer.state.get(layer.parameter, {}).get("exp_avg_sq")
-        return None if held is None else layer.of_connections(held)
-
     def _signals(self, name: str, layer: TopologyLayer) -> Signals:
         def gradients() -> Tensor:
             if layer.parameter.grad is not None:
@@ -438,14 +444,14 @@ class Rewirer:
             found = momentum_of(self.optimizer, layer.parameter)
             return gradients() if found is None else layer.of_connections(found)
 
-        group = group_of(self.optimizer, layer.parameter)
+        group, second = group_of(self.optimizer, layer.parameter), second_moment_of(self.optimizer, layer)
         steps = self._recorder.of(name) if self._sees_absent else [DenseGradient(layer, unknown=NOT_SEEN)]
         return Signals(
             topology=layer.topology,
             values=layer.of_connections(layer.parameter.detach()),
             pattern=layer.pattern,
             absent=Gradient(name, steps[-1:], self._reads),
-            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group), self._second_moment(layer)),
+            absent_momentum=Momentum(name, steps, self._reads, smoothing_of(self.optimizer, group), second),
             progress=self.schedule.progress(self.steps),
             last=self.schedule.last(self.steps),
             generator=self.generator,
@@ -453,7 +459,7 @@ class Rewirer:
             output=name == self._output,
             budget=self.budgets[name],
             acting=None if layer.acting is None else layer.of_connections(layer.acting),
-            learning_rate=float(group["lr"]),
+            learning_rate=learning_rate_of(self.optimizer, layer.parameter),
             read_gradients=gradients,
             read_momentum=momentum,
             read_previous=lambda: self._previous[name],

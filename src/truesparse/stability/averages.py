@@ -15,7 +15,7 @@ from ..topology import Move
 
 
 class Average:
-    """The exponential moving average of a model's parameters: average <- decay x average + (1 - decay) x value.
+    """A moving average of a model's parameters: exponential, average <- decay x average + (1 - decay) x value, or the mean of all.
 
         average = Average(model, rewirer, decay=0.999)
         ...
@@ -23,31 +23,37 @@ class Average:
         average.update()
         ...
         with average.applied():
+            torch.optim.swa_utils.update_bn(loader, model)  # where there are batch norms
             evaluate(model)
 
-    Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780, section 3. It begins with the values of the first update, as
+    Tarvainen & Valpola 2017, https://arxiv.org/abs/1703.01780, section 3; with `decay=None` the mean of all values so far, which is
+    stochastic weight averaging: Izmailov et al. 2018, https://arxiv.org/abs/1803.05407. It begins with the values of the first update, as
     `torch.optim.swa_utils.AveragedModel` does, and is equal to it as long as nothing rewires. That one averages by position; after a
     rewiring a position is another connection. Here the average of a connection that stays goes with it, that of a dropped one is gone,
-    and a grown one begins at its value. (Yin et al. 2022, https://arxiv.org/abs/2205.15322, average over topologies too, and prune the sum
-    back to the sparsity; here the topology is always the present one.) Buffers (statistics of norms) are not averaged.
+    and a grown one begins at its value; its mean is of the updates since then. (Yin et al. 2022, https://arxiv.org/abs/2205.15322, average
+    over topologies too, and prune the sum back to the sparsity; here the topology is always the present one.) Buffers (statistics of
+    norms) are not averaged.
 
     Args:
         model: dense, sparse or masked.
         rewirer: of the model; None where nothing rewires.
-        decay: in [0, 1).
+        decay: in [0, 1); None: the mean of all updates.
 
     Raises:
         ValueError: if `decay` is out of its range.
     """
 
-    def __init__(self, model: nn.Module, rewirer: Rewirer | None = None, decay: float = 0.999) -> None:
-        if not 0 <= decay < 1:
+    def __init__(self, model: nn.Module, rewirer: Rewirer | None = None, decay: float | None = 0.999) -> None:
+        if decay is not None and not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         self.model, self.decay = model, decay
         self.layers = topology_layers(model)
         self.updates = 0
         self._averages = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
         self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        # By parameter, of each connection: how many updates there had been before the first that counts for it.
+        parameters = [] if decay is not None else [layer.parameter for layer in self.layers.values()]
+        self._begun = {self._names[id(one)]: torch.zeros(one.shape, dtype=torch.int64, device=one.device) for one in parameters}
         self._applied = False
         self._handle = None if rewirer is None else rewirer.register_hook(self._after_rewiring)
 
@@ -68,14 +74,22 @@ class Average:
                 )
             if self.updates == 0:
                 average.copy_(parameter)
+            elif self.decay is None:
+                counted = self.updates + 1 - self._begun.get(name, torch.zeros((), dtype=torch.int64, device=average.device))
+                average.lerp_(parameter, counted.to(average).reciprocal())
             else:
                 average.lerp_(parameter, 1 - self.decay)
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averages as its weights. Nothing is copied; do not train inside."""
+        """Inside, the model has the averages as its weights; do not train inside.
+
+        Statistics of norms that `update_bn` takes inside are those of the averages. On leaving they are again what they were.
+        """
         self._check_trains()
+        of_topologies = {id(buffer) for layer in self.layers.values() for buffer in layer.buffers()}
+        statistics = [(buffer, buffer.clone()) for buffer in self.model.buffers() if id(buffer) not in of_topologies]
         self._exchange()
         self._applied = True
         try:
@@ -83,6 +97,9 @@ class Average:
         finally:
             self._applied = False
             self._exchange()
+            with torch.no_grad():
+                for buffer, before in statistics:
+                    buffer.copy_(before)
 
     @property
     def nbytes(self) -> int:
@@ -95,22 +112,27 @@ class Average:
             self._handle.remove()
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages by the names of their parameters, and how many updates they have seen."""
-        return {"updates": self.updates, "averages": {name: average.clone() for name, average in self._averages.items()}}
+        """The averages by the names of their parameters, how many updates they have seen, and since when each connection has."""
+        averages, begun = ({name: held.clone() for name, held in one.items()} for one in (self._averages, self._begun))
+        return {"updates": self.updates, "averages": averages, "begun": begun}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` stood. The model holds the topologies of that moment.
 
         Raises:
-            ValueError: if the averages are not those of this model's parameters.
+            ValueError: if the averages are not those of this model's parameters, or not of this kind.
         """
         expected = {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
         found = {name: tuple(average.shape) for name, average in state["averages"].items()}
         if found != expected:
             wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             raise ValueError(f"the averages of {', '.join(wrong)} do not fit this model: load the model's own state first")
+        begun: Mapping[str, Tensor] = state.get("begun", {})
+        if begun.keys() != self._begun.keys():
+            raise ValueError("the state is of an average with a decay and this one is a mean (decay=None), or the other way round")
         self.updates = state["updates"]
         self._averages = {name: state["averages"][name].detach().clone().to(parameter) for name, parameter in self.model.named_parameters()}
+        self._begun = {name: held.clone().to(self._averages[name].device) for name, held in begun.items()}
 
     @torch.no_grad()
     def _after_rewiring(self, moves: Mapping[str, Move]) -> None:
@@ -120,6 +142,8 @@ class Average:
             key = self._names[id(layer.parameter)]
             grown = _where(layer, move.grown)
             self._averages[key] = torch.where(grown, layer.parameter, layer.moved(move, self._averages[key]))
+            if key in self._begun:
+                self._begun[key] = layer.moved(move, self._begun[key], self.updates)
 
     def _check_trains(self) -> None:
         if self._applied:
