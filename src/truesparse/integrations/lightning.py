@@ -37,7 +37,8 @@ class SparseTraining(pl.Callback):
     clipping by value is refused by algorithms that grow by gradients. Checkpoints hold all of it: `fit(ckpt_path=...)` goes on as if it
     had never stopped, as far as the module itself does. Layers must be there after `__init__` or `configure_model`.
 
-    Logged, at each rewiring and each epoch: `model/sparsity`, `model/connections`, `model/rewirings`, `model/itop_rate`, `model/dead_outputs`.
+    Logged, at each rewiring and each epoch: `model/sparsity`, `model/connections`, `model/rewirings`, `model/itop_rate`,
+    `model/dead_outputs`.
 
     Args:
         algorithm: of `truesparse.algorithms`, or one's own.
@@ -71,14 +72,14 @@ class SparseTraining(pl.Callback):
     ) -> None:
         self.settings = Settings(algorithm or RigL(), sparsity, every, until, seed, options)
         self.total_steps = total_steps
-        self.log = log
+        self.measured = log  # Lightning gives each callback a method `log`
         self.session: Session | None = None
         self._state: Mapping[str, Any] = {}
         self._known: set[str] = set()
         self._logged = 0
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if stage != "fit" and trainer.ckpt_path is None:
+        if stage != "fit":
             return
         # Lightning does so later, and asks that it may be done twice.
         with (
@@ -102,20 +103,20 @@ class SparseTraining(pl.Callback):
                 f"the checkpoint {trainer.ckpt_path} holds no state of SparseTraining: go on with one that was saved with this callback, "
                 "or load its weights before fit and leave ckpt_path out"
             )
-        self.session = Session(pl_module, trainer.optimizers, self.settings, self._steps(trainer), self.log)
+        self.session = Session(pl_module, trainer.optimizers, self.settings, self._steps(trainer), self.measured)
         self._logged = 0
         if self._state:
             self.session.load_state_dict(self._state)
         self._state = {}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
-        if self.log and self.session is not None and self.session.rewirings != self._logged:
+        if self.measured and self.session is not None and self.session.rewirings != self._logged:
             self._logged = self.session.rewirings
             for logger in trainer.loggers:
                 logger.log_metrics(self.session.measures(), step=trainer.global_step)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        if self.log and self.session is not None:
+        if self.measured and self.session is not None:
             pl_module.log_dict(self.session.measures())
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -123,8 +124,8 @@ class SparseTraining(pl.Callback):
         taken = max(rewirer.steps for rewirer in self.session.rewirers)
         if not pl_module.automatic_optimization and self.total_steps is None and taken != self.session.total_steps:
             warnings.warn(
-                f"the optimizers took {taken} steps each and {self.session.total_steps} were expected, one a batch, so the topologies came to "
-                f"rest at another time than was meant: pass SparseTraining(total_steps={taken})",
+                f"the optimizers took {taken} steps each and {self.session.total_steps} were expected, one a batch, so the topologies came "
+                f"to rest at another time than was meant: pass SparseTraining(total_steps={taken})",
                 stacklevel=2,
             )
 

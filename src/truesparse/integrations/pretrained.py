@@ -156,5 +156,7 @@ def _names_in(model: Any, names: Iterable[str]) -> dict[str, str | None]:
     transforms = conversion.get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, loading.WeightRenaming)]
     here = model.state_dict()
-    found = {name: loading.rename_source_key(tensor_name(name, "weight"), renamings, [], model.base_model_prefix, here)[0] for name in names}
+    found = {
+        name: loading.rename_source_key(tensor_name(name, "weight"), renamings, [], model.base_model_prefix, here)[0] for name in names
+    }
     return {name: weight.removesuffix(".weight") if weight in here else None for name, weight in found.items()}

@@ -56,18 +56,22 @@ def sparse_like(model: nn.Module, state: Mapping[str, Tensor], patterns: Mapping
         )
     for name, layer in layers.items():
         parts = {part: state[tensor_name(name, part)] for part in PARTS if tensor_name(name, part) in state}
-        with torch.device("cpu"):
-            layer.load_state_dict(parts, strict=False)
-        layer.pattern = _pattern(name, patterns.get(name)).fitted(layer.geometry)
-        layer.pattern.check(layer.topology)
+        try:
+            with torch.device("cpu"):
+                layer.load_state_dict(parts, strict=False)
+            layer.pattern = _pattern(name, patterns.get(name)).fitted(layer.geometry)
+            layer.pattern.check(layer.topology)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise RuntimeError(f"layer {name!r} does not fit the stored one, so it is another model: {reason}") from error
 
 
 def _pattern(layer: str, text: str | None) -> Pattern:
     found = Unstructured() if text is None else stated_pattern(text)
     if found is None:
         warnings.warn(
-            f"the pattern {text} of layer {layer!r} is none of truesparse: the layer is unstructured from now on, set its .pattern before it "
-            "is trained on",
+            f"the pattern {text} of layer {layer!r} is none of truesparse: the layer is unstructured from now on, set its .pattern before "
+            "it is trained on",
             stacklevel=3,
         )
     return found or Unstructured()
