@@ -27,10 +27,8 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 BATCHES = 8
 ALGORITHMS = {
     "rigl": (ts.RigL(), 0.8),
-    "set": (ts.SET(), 0.8),
     "gmp": (ts.GMP(sparsity=0.7), 0.0),
     "snfs": (ts.SNFS(window=2), 0.8),
-    "topkast": (ts.TopKAST(), 0.8),
 }
 
 

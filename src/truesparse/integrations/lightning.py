@@ -159,13 +159,15 @@ def load_from_checkpoint(module: type[Module], checkpoint: str | Path, **argumen
         RuntimeError: if the checkpoint is of another module.
     """
 
-    class Loaded(module):  # type: ignore[valid-type, misc]
-        def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-            super().on_load_checkpoint(checkpoint)
+    kind: Any = module
+
+    class Loaded(kind):
+        def on_load_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+            kind.on_load_checkpoint(self, checkpoint)
             if not topology_layers(self):
                 state = checkpoint["callbacks"].get("SparseTraining", {}) if "callbacks" in checkpoint else {}
                 sparse_like(self, checkpoint["state_dict"], state.get("patterns", {}))
 
-    loaded = Loaded.load_from_checkpoint(checkpoint, **arguments)
-    loaded.__class__ = module
+    loaded: Any = Loaded.load_from_checkpoint(checkpoint, **arguments)  # type: ignore[attr-defined]
+    loaded.__class__ = kind
     return loaded

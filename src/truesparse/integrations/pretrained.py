@@ -92,7 +92,9 @@ class SparseWeights(base.HfQuantizer):
             for part in PARTS
             if tensor_name(name, part) in state
         }
-        sparse_like(model, self._parts, {here: patterns[name] for name, here in known.items() if name in patterns})
+        # In the file layers may have older names than in the model that was saved.
+        places = {name: known.get(name) or here for name, here in _names_in(model, patterns).items()}
+        sparse_like(model, self._parts, {here: patterns[name] for name, here in places.items() if here is not None})
         layers = topology_layers(model)
         for name, layer in layers.items():
             layer.to(dtype)
@@ -112,12 +114,11 @@ class SparseWeights(base.HfQuantizer):
 
 def mark(model: nn.Module) -> None:
     """Have each transformers model in `model` saved and loaded as what it is: sparse, or, after `densify`, dense."""
-    for module in model.modules():
-        if not isinstance(module, models.PreTrainedModel):
-            continue
-        held: Any = getattr(module, "hf_quantizer", None)
+    own: list[Any] = [module for module in model.modules() if isinstance(module, models.PreTrainedModel)]
+    for module in own:
+        held = getattr(module, "hf_quantizer", None)
         if held is not None and not isinstance(held, SparseWeights):
-            continue
+            continue  # somebody else's
         if topology_layers(module):
             module.config.quantization_config = SparseMark()
             module.hf_quantizer = SparseWeights(module.config.quantization_config)
