@@ -45,10 +45,16 @@ def vit():
     return transformers.ViTForImageClassification(transformers.ViTConfig(**small))
 
 
+def gpt2():
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(vocab_size=30, **small))
+
+
 TOKENS = torch.randint(0, 30, (3, 6), generator=torch.Generator().manual_seed(0))
 PIXELS = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 MODELS = {
     "bert": (bert, "AutoModelForSequenceClassification", {"input_ids": TOKENS}),
+    "gpt2": (gpt2, "AutoModelForCausalLM", {"input_ids": TOKENS}),
     "llama": (llama, "AutoModelForCausalLM", {"input_ids": TOKENS}),
     "t5": (t5, "AutoModelForSeq2SeqLM", {"input_ids": TOKENS, "labels": TOKENS}),
     "vit": (vit, "AutoModelForImageClassification", {"pixel_values": PIXELS}),
@@ -164,7 +170,7 @@ class TestFolders:
     def test_a_sparse_model_comes_back(self, name, tmp_path):
         made, auto, inputs = MODELS[name]
         model = made().eval()
-        ts.sparsify(model, 0.7, pattern="fan-in", exclude=("lm_head",) if name == "t5" else ())
+        ts.sparsify(model, 0.7, pattern="fan-in", exclude=("lm_head",) if name in ("t5", "gpt2") else ())
         model.save_pretrained(tmp_path)
         kind = getattr(transformers, auto)
         read, told = kind.from_pretrained(tmp_path, output_loading_info=True)

@@ -98,9 +98,10 @@ class SparseWeights(base.HfQuantizer):
         layers = topology_layers(model)
         for name, layer in layers.items():
             layer.to(dtype)
-            # Some models initialise the weights of a child, and ask that weight whether it is loaded already.
-            model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
-        empty = {re.escape(tensor_name(name, "weight")) for name in {*names, *layers}}
+            # Some models initialise the weights of a child, which is loaded already, or of an opened child.
+            for above in (name.rpartition(".")[0], ".".join(name.split(".")[:-2])):
+                model.get_submodule(above)._is_hf_initialized = True
+        empty = {re.escape(name) for name in _dense_names({*names, *layers})}
         model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *(f"^{name}$" for name in empty)}
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
@@ -130,7 +131,12 @@ def mark(model: nn.Module) -> None:
 
 def _guards(model: nn.Module) -> list[str]:
     """Names under which no dense model can load an empty tensor: those of the weights that do not exist."""
-    return [tensor_name(name, "weight") for name, layer in topology_layers(model).items() if isinstance(layer, SparseLayer)]
+    return _dense_names(name for name, layer in topology_layers(model).items() if isinstance(layer, SparseLayer))
+
+
+def _dense_names(layers: Iterable[str]) -> list[str]:
+    """Names of their dense weights, also where a layer is inside an opened module."""
+    return [tensor_name(module, "weight") for name in layers for module in (name, name.rpartition(".")[0]) if module]
 
 
 def _without_guards(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -157,7 +163,13 @@ def _names_in(model: Any, names: Iterable[str]) -> dict[str, str | None]:
     transforms = conversion.get_model_conversion_mapping(model)
     renamings = [one for one in transforms if isinstance(one, loading.WeightRenaming)]
     here = model.state_dict()
-    found = {
-        name: loading.rename_source_key(tensor_name(name, "weight"), renamings, [], model.base_model_prefix, here)[0] for name in names
-    }
-    return {name: weight.removesuffix(".weight") if weight in here else None for name, weight in found.items()}
+    found: dict[str, str | None] = dict.fromkeys(names)
+    for name in found:
+        above, _, leaf = name.rpartition(".")
+        # A layer of an opened module (Conv1D) is inside the one whose dense weight it stands for.
+        for module, inside in ((name, ""), (above, f".{leaf}")):
+            weight, _ = loading.rename_source_key(tensor_name(module, "weight"), renamings, [], model.base_model_prefix, here)
+            if weight in here:
+                found[name] = weight.removesuffix(".weight") + inside
+                break
+    return found

@@ -39,9 +39,10 @@ def sparse_like(model: nn.Module, state: Mapping[str, Tensor], patterns: Mapping
     if not names:
         return
     left = [module for name, module in modules.items() if not any(_at_or_under(one, name) for one in names)]
-    for name in names & modules.keys():
-        if any(parameter.is_meta for parameter in modules[name].parameters(recurse=False)):
-            modules[name].to_empty(device="cpu", recurse=False)
+    for name in names:
+        module = modules.get(name, modules.get(name.rpartition(".")[0]))  # the layers of an opened module are inside it
+        if module is not None and any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+            module.to_empty(device="cpu", recurse=False)
     # A model is often made under torch.device("meta"); and what stays dense was dense when it was stored.
     with torch.device("cpu"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
