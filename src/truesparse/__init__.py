@@ -6,13 +6,16 @@ Stores, trains, saves and runs only the connections that exist.
 __version__ = "0.1.0"
 
 import importlib
+import sys
 from typing import Any
+
+from torch.nn import Module
 
 from . import algorithms, metrics, nn, ops, stability
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
 from .export import export_onnx, load, save
 from .inference import pack, shrink
-from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, densify, sparsify
+from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, convert, densify, sparsify
 from .nn.summary import summary
 from .rewiring import Rewirer, rewire
 from .topology import Move, Topology
@@ -65,6 +68,14 @@ __all__ = [
     "summary",
 ]
 
+
+def _marked_for_transformers(model: Module) -> None:
+    """Its folders shall say that a model is sparse, whoever saves it; no model is one of transformers where that is not imported."""
+    if "transformers.modeling_utils" in sys.modules:
+        importlib.import_module(f"{__name__}.integrations.pretrained").mark(model)
+
+
+convert.observers.append(_marked_for_transformers)
 
 _LATER = ("loggers", "plot")  # parts that import what most programs never use
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..nn.kinds import kind_of
-from ..topology.patterns import PATTERNS
+from ..topology.patterns import PATTERNS, Pattern
 from ..topology.topology import LARGEST_COUNT, Topology
 
 LINEAR = ("in_features", "out_features")
@@ -59,20 +59,31 @@ def weight_shape(module: str, arguments: Mapping[str, Any]) -> tuple[int, ...]:
     return shape
 
 
+def stated_pattern(text: str) -> Pattern | None:
+    """The pattern that `str(pattern)` has written; None if it is none of this package.
+
+    Raises:
+        ValueError: if it has settings that it cannot have.
+    """
+    kinds = {kind.__name__: kind for kind in PATTERNS.values()}
+    said = re.fullmatch(r"(\w{1,99})\(((?:\w{1,99}=\d{1,9}(?:, )?){0,9})\)", text, re.ASCII)
+    if said is None or said[1] not in kinds:
+        return None  # a user's own: nothing here knows what it means
+    settings = dict(pair.split("=") for pair in said[2].split(", ") if pair)
+    try:
+        return kinds[said[1]](**{name: int(value) for name, value in settings.items()})
+    except TypeError as error:
+        raise ValueError(f"there is no pattern {text}: {error}") from error
+
+
 def check_pattern(text: str, topology: Topology) -> None:
     """
     Raises:
         ValueError: if `text` is one of the patterns of this package, and `topology` does not obey it.
     """
-    kinds = {kind.__name__: kind for kind in PATTERNS.values()}
-    said = re.fullmatch(r"(\w{1,99})\(((?:\w{1,99}=\d{1,9}(?:, )?){0,9})\)", text, re.ASCII)
-    if said is None or said[1] not in kinds:
-        return  # a user's own: nothing here knows what it means
-    settings = dict(pair.split("=") for pair in said[2].split(", ") if pair)
-    try:
-        pattern = kinds[said[1]](**{name: int(value) for name, value in settings.items()})
-    except TypeError as error:
-        raise ValueError(f"there is no pattern {text}: {error}") from error
+    pattern = stated_pattern(text)
+    if pattern is None:
+        return
     # Before the check, whose work is in proportion to the groups: this bounds their number by that of the connections.
     if pattern.round(topology.shape, topology.nnz) != topology.nnz:
         raise ValueError(f"{text} cannot have {topology.nnz} connections in shape {topology.shape}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
@@ -26,6 +26,9 @@ from .selection import Excluded, Selection, select
 
 Model = TypeVar("Model", bound=nn.Module)
 Initialisation = Literal["keep", "he"]
+
+observers: list[Callable[[nn.Module], None]] = []
+"""Called with each model whose layers `sparsify` or `densify` has replaced, for what others keep beside the layers."""
 
 POINT = 0.01  # of sparsity, by which what comes out may differ from what was asked
 
@@ -273,6 +276,8 @@ def _replaced(model: Model, replacements: Mapping[nn.Module, nn.Module]) -> Mode
             if child is not None and child in replacements:
                 module.register_module(child_name, replacements[child])
     _leave_the_fast_path(model)
+    for observer in observers:
+        observer(model)
     return model
 
 
