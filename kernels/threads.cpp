@@ -1,7 +1,7 @@
 #include "threads.h"
 
-#include <dlfcn.h>
 #if defined(__linux__)
+#include <dlfcn.h>
 #include <link.h>
 #endif
 

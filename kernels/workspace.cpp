@@ -1,6 +1,10 @@
 #include "workspace.h"
 
+#if defined(_WIN32)
+#include <malloc.h>
+#else
 #include <sys/mman.h>
+#endif
 
 #include <cstdint>
 #include <cstdlib>
@@ -25,6 +29,22 @@ std::mutex mutex;
 std::vector<Buffer>& kept() {
   static auto* buffers = new std::vector<Buffer>;
   return *buffers;
+}
+
+void* allocate(size_t alignment, size_t bytes) {
+#if defined(_WIN32)
+  return _aligned_malloc(bytes, alignment);
+#else
+  return std::aligned_alloc(alignment, bytes);
+#endif
+}
+
+void release(void* data) {
+#if defined(_WIN32)
+  _aligned_free(data);
+#else
+  std::free(data);
+#endif
 }
 
 }  // namespace
@@ -53,7 +73,7 @@ Workspace::Workspace(size_t bytes) {
   }
   const size_t alignment = bytes >= large_page / 2 ? large_page : 4096;
   bytes_ = (bytes / alignment + 1) * alignment;
-  data_ = std::aligned_alloc(alignment, bytes_);
+  data_ = allocate(alignment, bytes_);
   if (!data_) throw std::bad_alloc();
   // Packed planes are walked in many places at once: with small pages, looking up addresses costs more than the loads.
   use_large_pages(data_, bytes_);
@@ -69,12 +89,12 @@ Workspace::~Workspace() {
     }
     for (auto& buffer : buffers)
       if (buffer.bytes < bytes_) {  // the larger one serves more calls
-        std::free(buffer.data);
+        release(buffer.data);
         buffer = {data_, bytes_};
         return;
       }
   }
-  std::free(data_);
+  release(data_);
 }
 
 }  // namespace truesparse

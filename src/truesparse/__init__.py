@@ -7,20 +7,23 @@ __version__ = "0.1.0"
 
 import importlib
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.nn import Module
 
-from . import algorithms, metrics, nn, ops, stability
+from . import algorithms, nn, ops
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
-from .export import export_onnx, load, save
-from .inference import pack, shrink
 from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, convert, densify, sparsify
 from .nn.summary import summary
 from .rewiring import Rewirer, rewire
 from .topology import Move, Topology
 from .topology.budgets import ER, ERK, Uniform
 from .topology.patterns import NM, Block, FanIn, Neurons, Unstructured
+
+if TYPE_CHECKING:
+    from . import metrics, stability
+    from .export import export_onnx, load, save
+    from .inference import pack, shrink
 
 __all__ = [
     "CHT",
@@ -77,13 +80,21 @@ def _marked_for_transformers(model: Module) -> None:
 
 convert.observers.append(_marked_for_transformers)
 
-_LATER = ("loggers", "plot")  # parts that import what most programs never use
+# Imported when they are first used: a program that trains waits for nothing that packs, writes or measures. From which part each name is,
+# or None for a part itself.
+_LATER = {
+    **dict.fromkeys(("export_onnx", "load", "save"), "export"),
+    **dict.fromkeys(("pack", "shrink"), "inference"),
+    **dict.fromkeys(("loggers", "metrics", "plot", "stability")),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LATER:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    part = importlib.import_module(f"{__name__}.{_LATER[name] or name}")
+    found = globals()[name] = getattr(part, name) if _LATER[name] else part
+    return found
 
 
 def __dir__() -> list[str]:

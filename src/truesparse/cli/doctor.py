@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
+
+import typer
 
 EXTRAS = (
     "matplotlib",
@@ -20,7 +23,11 @@ EXTRAS = (
 )
 
 
-def doctor() -> None:
+def doctor(
+    check: Annotated[
+        bool, typer.Option("--check", help="Compute with every kernel on every instruction set, and compare; takes seconds.")
+    ] = False,
+) -> None:
     """Show kernels, instruction sets, threads, extras and folders of this machine."""
     import os
     from importlib.util import find_spec
@@ -54,6 +61,29 @@ def doctor() -> None:
     for row in describe():
         kernels.add_row(*row)
     console.print(kernels)
+    if check and not _all_right():
+        raise typer.Exit(1)
+
+
+def _all_right() -> bool:
+    """Shows what each kernel computed; whether all was right."""
+    from rich.table import Table
+
+    from .doctor_check import Check, checks
+    from .results import wide_console
+
+    found: dict[str, list[Check]] = {}
+    for one in checks():
+        found.setdefault(one.kernel, []).append(one)
+    table = Table("kernel", "dtypes", "results compared", "with dense float64", title="check")
+    for kernel, own in found.items():
+        wrong = dict.fromkeys(f"{one.dtype} {what}" for one in own for what in one.wrong)
+        dtypes = "/".join(dict.fromkeys(one.dtype for one in own))
+        table.add_row(kernel, dtypes, str(sum(one.compared for one in own)), f"WRONG: {', '.join(wrong)}" if wrong else "right")
+    wide_console().print(table, markup=False)
+    right = not any(one.wrong for own in found.values() for one in own)
+    print("every kernel is right" if right else "truesparse computes wrongly here: please report this table, and the one above it")
+    return right
 
 
 def _or_fault(ask: Callable[[], str]) -> str:

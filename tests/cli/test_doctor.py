@@ -1,0 +1,82 @@
+"""`truesparse doctor --check` computes with every kernel, and sees one that is wrong."""
+
+import pytest
+import torch
+
+from truesparse import _core
+from truesparse.cli import doctor_check
+from truesparse.cli.doctor_check import checks
+from truesparse.cli.main import run
+from truesparse.inference.layouts import Dense, DenseCandidate
+from truesparse.ops.reference import MatrixReference
+from truesparse.ops.table import KERNELS, Kernel
+from truesparse.topology.geometry import Matrix
+
+
+@pytest.fixture(scope="module")
+def found():
+    return list(checks())
+
+
+def test_every_kernel_of_this_machine_is_right(found):
+    assert not [one for one in found if one.wrong]
+    for instruction_set in _core.supported_isas():
+        tried = {(one.kernel, one.dtype) for one in found}
+        for kernel in ("matrix", "convolution"):
+            assert {(f"cpu.{kernel}[{instruction_set}]", dtype) for dtype in ("float32", "float64", "bfloat16")} <= tried
+        for layout in ("dense", "planes", "windows:5", "windows:7", "windows:8", "windows:16"):
+            assert {(f"{layout}[{instruction_set}]", values) for values in ("float32", "bfloat16", "int8")} <= tried
+        assert any(name.startswith("pairs:") and name.endswith(f"[{instruction_set}]") for name, _ in tried)
+    assert {"dense", "reference", "topologies"} <= {one.kernel for one in found}
+
+
+def test_every_operation_has_an_example():
+    assert {kernel.operation for kernel in KERNELS} <= {*doctor_check.EXAMPLES}
+
+
+def test_the_instruction_set_is_as_before():
+    _core.use_isa("scalar")
+    try:
+        assert list(checks())
+        assert _core.isa() == "scalar"
+    finally:
+        _core.use_isa("")
+
+
+class Forgetful(MatrixReference):
+    """Loses one number in a thousand, and takes the bias for granted."""
+
+    name = "forgetful"
+
+    def spmm(self, values, x, bias=None):
+        return super().spmm(values, x, bias) * 0.999
+
+    def backward(self, values, x, dy, need):
+        dvalues, dx, _ = super().backward(values, x, dy, need)
+        return dvalues, dx, None
+
+
+def test_a_kernel_that_is_wrong_fails_the_command(monkeypatch, capsys):
+    wrong = Kernel("forgetful", Matrix, lambda topology, geometry: Forgetful(topology, geometry), ("cpu",), (torch.float32,))
+    monkeypatch.setattr(doctor_check, "KERNELS", (wrong,))
+    assert run(["doctor", "--check"]) == 1
+    shown = capsys.readouterr().out
+    assert "WRONG: float32 spmm, float32 backward" in shown
+    assert "please report this table" in shown
+
+
+class Shifted(Dense):
+    def __call__(self, x):
+        return super().__call__(x) + 0.01
+
+
+class ShiftedCandidate(DenseCandidate):
+    def make(self, weights, relu, values):
+        return Shifted(weights, relu)
+
+
+def test_a_layout_that_is_wrong_is_seen(monkeypatch):
+    monkeypatch.setattr(doctor_check, "candidates", lambda weights, conditions: [ShiftedCandidate()])
+    wrong = [one for one in checks() if one.wrong]
+    assert {one.dtype for one in wrong} >= {"float32"}
+    assert all("batch" in said for one in wrong for said in one.wrong)
