@@ -43,7 +43,7 @@ void copy_rows(const T* from, int64_t from_pitch, int64_t rows, int64_t columns,
 
 template <class V>
 inline __attribute__((always_inline)) V larger(V a, V b) {
-  return (a > b) | (a != a) ? a : b;
+  return ((a > b) | (a != a)) ? a : b;
 }
 
 template <class T>
