@@ -15,6 +15,24 @@ import truesparse
 
 ROOT = Path(__file__).parent.parent
 SOURCE = Path(truesparse.__file__).parent
+LATER = {
+    *(
+        "bench",
+        "cli",
+        "comparison",
+        "data",
+        "export",
+        "inference",
+        "integrations",
+        "loggers",
+        "metrics",
+        "plot",
+        "report",
+        "runs",
+        "stability",
+    ),
+    *("tasks", "testing"),
+}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
@@ -24,8 +42,9 @@ def test_importing_truesparse_imports_what_training_needs_and_no_library_but_tor
     new = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120).stdout.split()
     assert {name.split(".")[0] for name in new} <= {"truesparse", "torch", *sys.stdlib_module_names}
     parts = {name.split(".")[1] for name in new if name.startswith("truesparse.")}
-    assert parts == {"_core", "algorithms", "common", "nn", "ops", "rewiring", "topology"}
-    assert len(new) < 100, "each module costs about a millisecond"
+    assert parts >= {"_core", "algorithms", "nn", "rewiring"}
+    assert not parts & LATER, "imported when it is first used: see _LATER in truesparse/__init__.py"
+    assert len(new) < 120, "each module costs about a millisecond"
 
 
 def test_every_name_is_there_when_it_is_asked_for():
