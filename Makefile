@@ -33,11 +33,11 @@ ARM := aarch64-linux-gnu
 install: $(INSTALLED)
 
 # Python sources are used where they lie; a change of the kernels or of the build needs a new install.
-# timm uses the Python part of torchvision, which alone would bring another torch.
+# timm needs no more than the Python part of torchvision, whose operators may be of another torch: a folder apart, tests/timm_alone.py adds it.
 $(INSTALLED): pyproject.toml CMakeLists.txt constraints.txt $(shell find kernels bindings -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,check,bench,docs]"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps timm torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/timm timm torchvision
 	touch $(INSTALLED)
 
 demo: $(INSTALLED)

@@ -16,7 +16,13 @@ from truesparse.algorithms import ALGORITHMS
 from truesparse.cli.main import app, with_optional_values
 
 ROOT = Path(__file__).parent.parent
-RUN_BY_ITS_OWN_TEST = {"docs/guide/files.md", "docs/guide/plots.md", "docs/guide/report.md", "docs/guide/write-your-own.md"}
+RUN_BY_ITS_OWN_TEST = {
+    "docs/guide/files.md",
+    "docs/guide/frameworks.md",
+    "docs/guide/plots.md",
+    "docs/guide/report.md",
+    "docs/guide/write-your-own.md",
+}
 
 
 def blocks(text, language="python"):
