@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -27,7 +27,7 @@ def calls(draw):
     """Settings of an attention, and arguments of a call of it."""
     draws = draw(st.fixed_dictionaries({name: st.booleans() for name in ("bias", "add_bias_kv", "add_zero_attn", "batch_first", "apart")}))
     widths = {"kdim": 6, "vdim": 10} if draws.pop("apart") else {}
-    settings = {**draws, **widths, "dropout": draw(st.sampled_from([0.0, 0.25]))}
+    options = {**draws, **widths, "dropout": draw(st.sampled_from([0.0, 0.25]))}
     batched = draw(st.booleans())
     inputs = draw(st.sampled_from(["self", "memory", "all"]) if not widths else st.just("all"))
     asked = {
@@ -37,7 +37,7 @@ def calls(draw):
         "key_padding_mask": draw(st.sampled_from(PADDINGS)),
         "is_causal": draw(st.booleans()),
     }
-    return settings, batched, inputs, asked
+    return options, batched, inputs, asked
 
 
 def arguments(dense, batched, inputs, asked, samples=3, queries=4, keys=5):
@@ -67,8 +67,8 @@ def arguments(dense, batched, inputs, asked, samples=3, queries=4, keys=5):
     return (query, key, value), asked
 
 
-def attention(**settings):
-    dense = nn.MultiheadAttention(8, 2, **settings, dtype=torch.float64)
+def attention(**options):
+    dense = nn.MultiheadAttention(8, 2, **options, dtype=torch.float64)
     with torch.no_grad():
         for name, parameter in dense.named_parameters():
             if name.endswith("bias"):
@@ -76,10 +76,11 @@ def attention(**settings):
     return dense
 
 
+@settings(max_examples=30)
 @given(calls(), st.booleans())
 def test_it_gives_what_torchs_attention_gives_and_so_do_its_gradients(call, training):
-    settings, batched, inputs, asked = call
-    dense = attention(**settings).train(training)
+    options, batched, inputs, asked = call
+    dense = attention(**options).train(training)
     opened = OpenedAttention.opening(copy.deepcopy(dense))
     tensors, asked = arguments(dense, batched, inputs, asked)
     found = []
@@ -106,9 +107,9 @@ def test_it_gives_what_torchs_attention_gives_and_so_do_its_gradients(call, trai
     torch.testing.assert_close(opened.out_proj.weight.grad, dense.out_proj.weight.grad)
 
 
-@pytest.mark.parametrize("settings", [{}, {"kdim": 6, "vdim": 10}, {"bias": False}, {"add_bias_kv": True}], ids=str)
-def test_opening_leaves_the_dense_module_as_it_is_and_closing_gives_it_back(settings):
-    dense = nn.MultiheadAttention(8, 2, **settings, dropout=0.5, batch_first=True).eval()
+@pytest.mark.parametrize("options", [{}, {"kdim": 6, "vdim": 10}, {"bias": False}, {"add_bias_kv": True}], ids=str)
+def test_opening_leaves_the_dense_module_as_it_is_and_closing_gives_it_back(options):
+    dense = nn.MultiheadAttention(8, 2, **options, dropout=0.5, batch_first=True).eval()
     dense.out_proj.weight.requires_grad_(False)
     before = copy.deepcopy(dense.state_dict())
     opened = OpenedAttention.opening(dense)
@@ -183,6 +184,12 @@ def hooked():
     return attention
 
 
+def hooked_inside():
+    attention = nn.MultiheadAttention(8, 2)
+    attention.out_proj.register_full_backward_hook(lambda *_: None)
+    return attention
+
+
 def pruned():
     attention = nn.MultiheadAttention(8, 2)
     nn.utils.prune.l1_unstructured(attention, "in_proj_weight", 0.5)
@@ -203,6 +210,7 @@ def tied():
         (parametrized, r"it has a in_proj_weight that is made anew in every forward pass by a parametrization, Identity \(call torch.nn"),
         (pruned, r"by torch.nn.utils.prune \(call torch.nn.utils.prune.remove\(layer, 'in_proj_weight'\) before sparsify; from_weights"),
         (hooked, r"layer '1' \(MultiheadAttention\) cannot be made sparse: it has hooks that would be lost"),
+        (hooked_inside, r"has hooks that would be lost"),
         (tied, r"shares its weight or bias"),
         (lambda: nn.MultiheadAttention(8, 2, device="meta"), r"is on the meta device and has no values yet"),
     ],

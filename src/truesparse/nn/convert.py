@@ -19,6 +19,7 @@ from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from ..topology.select import shared_out
 from .base import TopologyLayer
+from .fast_paths import set_fast_paths
 from .initial import initial_values, kept_values
 from .kinds import Dense, kind_of
 from .opened import Opened
@@ -275,25 +276,7 @@ def _replaced(model: Model, replacements: Mapping[nn.Module, nn.Module]) -> Mode
         for child_name, child in list(module._modules.items()):
             if child is not None and child in replacements:
                 module.register_module(child_name, replacements[child])
-    _leave_the_fast_path(model)
+    set_fast_paths(model)
     for observer in observers:
         observer(model)
     return model
-
-
-def _leave_the_fast_path(model: nn.Module) -> None:
-    """Let torch's encoder layers call their parts where these are sparse, or attention is opened.
-
-    In evaluation they would hand the weights of all their layers to one dense kernel. Both attributes are what torch sets itself for
-    layers which that kernel cannot run.
-    """
-    left = {
-        module
-        for module in model.modules()
-        if isinstance(module, nn.TransformerEncoderLayer) and any(isinstance(part, (TopologyLayer, Opened)) for part in module.modules())
-    }
-    for layer in left:
-        layer.activation_relu_or_gelu = 0
-    for module in model.modules():
-        if isinstance(module, nn.TransformerEncoder) and not left.isdisjoint(module.layers):
-            module.use_nested_tensor = False
