@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from oracles import made
-from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, RAdam, RMSprop
+from torch.optim import SGD, Adam, Adamax, AdamW, NAdam, Optimizer, RAdam, RMSprop
 from training import backward, topologies, two_layers
 
 from truesparse import SET, MaskedLinear, Rewirer, RigL, SparseLinear
@@ -143,7 +143,7 @@ def test_a_layer_that_never_stepped_and_one_without_connections():
     assert rewirer.rewirings == 2
 
 
-@pytest.mark.parametrize("make", [SGD, RMSprop])
+@pytest.mark.parametrize("make", [SGD, RMSprop, Adamax])
 def test_an_optimizer_without_a_second_moment_is_refused_at_once(make):
     model = two_layers()
     says = rf"grown_state='warm' starts the second moment .* 'exp_avg_sq', and {make.__name__} keeps none: leave grown_state out"
@@ -151,9 +151,22 @@ def test_an_optimizer_without_a_second_moment_is_refused_at_once(make):
         Rewirer(model, make(model.parameters(), 0.1), RigL(), grown_state="warm")
 
 
+class Signed(Optimizer):
+    """Lion in short: it keeps a first moment alone."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                state["exp_avg"] = state.get("exp_avg", torch.zeros_like(parameter)).lerp(parameter.grad, 0.1)
+                parameter -= 0.01 * state["exp_avg"].sign()
+
+
 def test_or_when_its_state_is_there_and_nothing_changes():
     model = two_layers()
-    optimizer = Adamax(model.parameters(), 0.1)
+    optimizer = Signed(model.parameters(), {"betas": (0.9, 0.99)})
+    optimizer.param_groups[0]["lr"] = 0.01
     rewirer = Rewirer(model, optimizer, SET(), every=2, grown_state="warm")
     before = topologies(model)
     for step in range(2):
@@ -161,9 +174,27 @@ def test_or_when_its_state_is_there_and_nothing_changes():
         rewirer.step()
         if step == 0:
             optimizer.step()
-    with pytest.raises(ValueError, match=r"and Adamax keeps none: leave grown_state out"):
+    with pytest.raises(ValueError, match=r"and Signed keeps none: leave grown_state out"):
         optimizer.step()
     assert topologies(model) == before
+
+
+def test_adafactors_second_moment_may_be_warm_too():
+    transformers = pytest.importorskip("transformers.optimization")
+    model = two_layers()
+    optimizer = transformers.Adafactor(model.parameters())
+    rewirer = Rewirer(model, optimizer, SET(0.5), every=4, grown_state="warm")
+    moves = {}
+    rewirer.register_hook(moves.update)
+    for step in range(4):
+        optimizer.zero_grad()
+        backward(model, step)
+        rewirer.step()
+        optimizer.step()
+    for name, layer in rewirer.layers.items():
+        second, grown = optimizer.state[layer.parameter]["exp_avg_sq"], moves[name].grown
+        assert bool((second[grown] == second[grown][0]).all())
+        assert float(second[~grown].min()) < float(second[grown][0]) < float(second[~grown].max())
 
 
 def test_a_rule_that_there_is_not():

@@ -10,6 +10,8 @@ from training import Spy, backward, topologies, two_layers
 
 from truesparse import SET, DeepR, MaskedLinear, Rewirer, RigL, SparseLinear
 from truesparse.nn import topology_layers
+from truesparse.rewiring.absent import Smoothing
+from truesparse.rewiring.optimizers import smoothing_of
 
 
 def train(model, optimizer, algorithm=None, steps=14):
@@ -65,6 +67,14 @@ def test_states_of_other_shapes_than_adams(make):
     for sparse, twin in zip(*seen, strict=True):
         for one, other in zip(sparse, twin, strict=True):
             torch.testing.assert_close(one, other)
+
+
+def test_the_second_moments_decay_is_the_last_of_the_betas():
+    model = two_layers()
+    optimizer = ThreeBetas(model.parameters())
+    assert smoothing_of(optimizer, optimizer.param_groups[0]) == Smoothing(0.98, 0.99, 1e-8)
+    optimizer = Adam(model.parameters(), betas=(0.5, 0.6), eps=1e-3)
+    assert smoothing_of(optimizer, optimizer.param_groups[0]) == Smoothing(0.5, 0.6, 1e-3)
 
 
 def transformers_adafactor(parameters, **settings):

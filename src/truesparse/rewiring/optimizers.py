@@ -17,6 +17,9 @@ from .absent import Smoothing
 
 GrownState = Literal["zero", "warm"]
 SECOND_MOMENT = "exp_avg_sq"
+WITHOUT_SECOND_MOMENT = tuple(
+    getattr(torch.optim, name) for name in ("SGD", "ASGD", "Rprop", "RMSprop", "Adagrad", "Adadelta", "Adamax", "Adafactor")
+)
 CODES = (torch.uint8, torch.int8)  # of quantized states, whose scales are kept elsewhere
 
 
@@ -100,7 +103,7 @@ def check_grown_state(grown_state: str, optimizer: Optimizer) -> None:
     """
     if grown_state not in get_args(GrownState):
         raise ValueError(f"grown_state is {' or '.join(map(repr, get_args(GrownState)))}, got {grown_state!r}")
-    if grown_state == "warm" and "betas" not in optimizer.defaults:
+    if grown_state == "warm" and isinstance(optimizer, WITHOUT_SECOND_MOMENT):
         raise ValueError(_nothing_to_warm(optimizer))
 
 
