@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import time
 import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from pairs import answers
-from processes import PATIENCE, Command
+from processes import Command
 from safetensors.torch import load_file
 
 from truesparse.cli.main import run
@@ -112,33 +111,31 @@ def test_two_processes_make_the_run_of_one_and_one_or_three_go_on_with_it(recipe
     assert_same(copy, tmp_path / "alone")
 
 
-def children_of(pid):
-    listed = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for file in listed for child in file.read_text().split()]
+def workers_of(pid):
+    """The processes that train: all that are below the command and have none below them."""
+    children = [int(child) for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
+    return [worker for child in children for worker in (workers_of(child) or [child]) if trains(worker)]
 
 
-def works(pid):
-    return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+def trains(pid):
+    """Not the one that only watches over semaphores."""
+    return b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="processes are looked up in /proc")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two cores")
 def test_a_killed_process_ends_the_run_with_one_line_and_the_run_goes_on(recipe, tmp_path):
     out = tmp_path / "run"
-    command = Command(["train", recipe.path, "--out", out, "--nproc", 2, "--epochs", 4000], OMP_NUM_THREADS="1")
-    metrics, began = out / "metrics.jsonl", time.monotonic()
-    while not metrics.exists():
-        assert command.runs, command.err
-        assert time.monotonic() - began < PATIENCE, command.err
-        time.sleep(0.05)
-    workers = [child for child in children_of(command.pid) if works(child)]
-    os.kill(workers[-1], signal.SIGKILL)
-    assert command.wait() == 1
-    said = [line for line in command.err.splitlines() if line.startswith("truesparse: ")]
-    assert len(said) == 1
-    assert " of the run was killed (SIGKILL), and the others have ended; the files written before are whole. Go on with: " in said[0]
-    assert "Traceback" not in command.err
-    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    with Command(["train", recipe.path, "--out", out, "--nproc", 2, "--epochs", 4000], OMP_NUM_THREADS="1") as command:
+        command.until((out / "metrics.jsonl").exists)
+        workers = workers_of(command.pid)
+        os.kill(workers[-1], signal.SIGKILL)
+        assert command.wait() == 1
+        said = [line for line in command.err.splitlines() if line.startswith("truesparse: ")]
+        assert len(said) == 1
+        assert " of the run was killed (SIGKILL), and the others have ended; the files written before are whole. Go on with: " in said[0]
+        assert "Traceback" not in command.err
+        assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
     before = len(lines_of(out))
     stopper = Stopper(2 * STEPS)
     assert resume(out, {}, stopper).stopped_by == "SIGINT"

@@ -16,6 +16,7 @@ from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from ..comparison.workers import fresh_processes
 from ..runs import ConfigError, RunError, check_processes, load_recipe, make_config
 from ..runs.folder import RunFolder
 from .train import new_folder, run
@@ -51,7 +52,7 @@ def run_in_processes(count: int, task: str | None, chosen: dict[str, Any], out: 
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         max_restarts=0,
-        start_method="spawn",
+        start_method=fresh_processes().get_start_method(),
     )
     with tempfile.TemporaryDirectory() as said:
         try:
