@@ -142,6 +142,18 @@ def test_a_killed_process_ends_the_run_with_one_line_and_the_run_goes_on(recipe,
     assert len(lines_of(out)) > before
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two processes need two cores")
+def test_a_run_of_two_processes_stops_when_asked(recipe, tmp_path):
+    out = tmp_path / "run"
+    with Command(["train", recipe.path, "--out", out, "--nproc", 2, "--epochs", 4000], OMP_NUM_THREADS="1") as command:
+        command.until((out / "metrics.jsonl").exists)
+        os.kill(command.pid, signal.SIGTERM)
+        assert command.wait() == 130
+        assert command.err.splitlines()[-1] == f"stopped by SIGTERM; go on with: truesparse train --out {out} --resume"
+        assert "Traceback" not in command.err
+    assert (out / "sparse" / "checkpoint.pt").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

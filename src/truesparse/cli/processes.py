@@ -21,6 +21,7 @@ from ..runs import ConfigError, RunError, check_processes, load_recipe, make_con
 from ..runs.folder import RunFolder
 from .train import new_folder, run
 
+STOPPED = 130  # the exit code of a run that was asked to stop; the first process has said how to go on
 STANDS = 1.0  # seconds that a process which fails waits, so that one that was killed is noticed before those it takes with it
 
 
@@ -42,7 +43,9 @@ def run_in_processes(count: int, task: str | None, chosen: dict[str, Any], out: 
         threads, out = config.threads, out or new_folder(recipe.name)
         RunFolder(out).check_new()
     check_processes(count, config.batch_size, threads)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # what there is to say is said here
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say is said here
     settings = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -56,10 +59,13 @@ def run_in_processes(count: int, task: str | None, chosen: dict[str, Any], out: 
     )
     with tempfile.TemporaryDirectory() as said:
         try:
-            return elastic_launch(settings, _work)(said, task, chosen, out, resuming, places)[0]
+            elastic_launch(settings, _work)(said, task, chosen, out, resuming, places)
+            return 0
         except SignalException:
-            return 130  # the first process has said so
+            return STOPPED
         except ChildFailedError as error:
+            if all(failure.exitcode == STOPPED for failure in error.failures.values()):
+                return STOPPED
             raise _first_of(Path(said), error, RunFolder(out)) from None
 
 
@@ -79,11 +85,13 @@ def _first_of(said: Path, error: ChildFailedError, folder: RunFolder) -> Excepti
     return RunError(f"process {rank} of the run ended with code {failure.exitcode}; go on with: {folder.resume_command}")
 
 
-def _work(said: str, task: str | None, chosen: dict[str, Any], out: Path, resuming: bool, places: dict[str, str]) -> int:
+def _work(said: str, task: str | None, chosen: dict[str, Any], out: Path, resuming: bool, places: dict[str, str]) -> None:
     """One of the processes."""
     distributed.init_process_group("gloo")
     try:
-        return run(task, chosen, out, resuming, places)
+        if run(task, chosen, out, resuming, places):
+            distributed.barrier()  # the launcher ends all of them with the first one, which has files to write
+            os._exit(STOPPED)
     except (ConfigError, RunError, ValueError, RuntimeError, OSError) as error:
         code = 2 if isinstance(error, ConfigError) else 1
         (Path(said) / f"{os.environ['RANK']}.{time.time_ns()}").write_text(f"{code}\n{error}")
