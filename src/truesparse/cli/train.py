@@ -6,11 +6,14 @@ import shlex
 import sys
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .report import PAGE
+
+if TYPE_CHECKING:
+    from ..runs import Outcome
 
 QUICK = 12_000_000  # connections x updates whose page takes about two seconds
 FIRST = """Say what to train. Try first:
@@ -110,6 +113,10 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses", rich_help_panel=Run)
     ] = None,
+    nproc: Annotated[
+        int | None,
+        typer.Option(help="Processes that train together, each with its part of every batch.", show_default="1", rich_help_panel=Run),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.", show_default="runs/TASK-DATE", rich_help_panel=Run)
     ] = None,
@@ -165,11 +172,18 @@ def train(
         return 2
     if resume and out is None:
         raise typer.BadParameter("say which run with --out DIR", param_hint="--resume")
-    places = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "logger": logger}
-    return _run(task, chosen, out, resume, {kind: place for kind, place in places.items() if place is not None})
+    given = {"tensorboard": tensorboard, "mlflow": mlflow, "wandb": wandb, "logger": logger}
+    places = {kind: place for kind, place in given.items() if place is not None}
+    if nproc is not None and nproc != 1:
+        from .processes import run_in_processes
+
+        return run_in_processes(nproc, task, chosen, out, resume, places)
+    return run(task, chosen, out, resume, places)
 
 
-def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bool, places: dict[str, str]) -> int:
+def run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bool, places: dict[str, str]) -> int:
+    """In this process, which of several may be one; the first of them shows and writes."""
+    from ..distributed import Processes
     from ..loggers.destinations import destinations
     from ..loggers.run_log import RunLog, remembered
     from ..runs import Observers, load_recipe, make_config, resume, start
@@ -180,22 +194,27 @@ def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: b
     def warn(text: str) -> None:
         print(f"truesparse: {text}", file=sys.stderr, flush=True)
 
+    processes = Processes.of()
     if resuming:
         assert out is not None
         RunFolder(out).read_config()  # that there is a run comes before what it was logged to
         if task is not None:
             chosen["task"] = load_recipe(task).task
         logged_to = destinations({**remembered(out), **places})
+        if processes.rank:
+            return _silent(resume(out, chosen, Observers(()), processes))
         with make_observer() as shown, RunLog(out, logged_to, warn) as log:
-            outcome = resume(out, chosen, Observers((shown, log)))
+            outcome = resume(out, chosen, Observers((shown, log)), processes)
             log.end(outcome)
     else:
         assert task is not None
         recipe = load_recipe(task)
         config = make_config(recipe.task, recipe.settings, chosen)
-        out, logged_to = out or _new_folder(recipe.name), destinations(places)
+        out, logged_to = out or new_folder(recipe.name), destinations(places)
+        if processes.rank:
+            return _silent(start(config, recipe, out, Observers(()), processes))
         with make_observer() as shown, RunLog(out, logged_to, warn) as log:
-            outcome = start(config, recipe, out, Observers((shown, log)))
+            outcome = start(config, recipe, out, Observers((shown, log)), processes)
             log.end(outcome)
     if outcome.results is None:
         print(f"stopped by {outcome.stopped_by}; go on with: {RunFolder(out).resume_command}", file=sys.stderr)
@@ -204,6 +223,11 @@ def _run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: b
     print(f"The run is in {out}")
     _show_page(out)
     return 0
+
+
+def _silent(outcome: Outcome) -> int:
+    """The exit code of a process that is not the first."""
+    return 0 if outcome.stopped_by is None else 130
 
 
 def _show_page(out: Path) -> None:
@@ -236,7 +260,7 @@ def _settings(pairs: list[str]) -> dict[str, str]:
     return settings
 
 
-def _new_folder(name: str) -> Path:
+def new_folder(name: str) -> Path:
     """`runs/NAME-DATE`, with a number if two runs begin in one second."""
     stem = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
     names = [stem, *(f"{stem}-{number}" for number in range(2, 100))]

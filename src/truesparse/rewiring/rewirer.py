@@ -257,12 +257,9 @@ class Rewirer:
             return self._processes
         processes = together(self.layers.values(), self._group)
         if processes.size > 1:
-            check_processes(
-                processes,
-                self.layers,
-                self.optimizer,
-                f"{self.algorithm}, every={self.schedule.every}, until={self.schedule.until}, grown_state={self.grown_state}",
-            )
+            settings = {"every": self.schedule.every, "until": self.schedule.until, "grown_state": self.grown_state}
+            said = ", ".join(f"{name}={value}" for name, value in settings.items())
+            check_processes(processes, self.layers, self.optimizer, f"{self.algorithm}, {said}")
             if self.generator is None:
                 self.generator, self._generator_made = shared_generator(processes, self._device), True
             check_generators(processes, self.generator, self._device)

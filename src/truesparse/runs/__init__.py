@@ -2,6 +2,7 @@
 
 from .config import RunConfig, make_config
 from .errors import ConfigError, RunError
+from .machine import check_processes
 from .recipe import Recipe, load_recipe, task_names
 from .results import Results, VariantResult
 from .trained import Trained, saved_network, trained_network
@@ -21,6 +22,7 @@ __all__ = [
     "StepReport",
     "Trained",
     "VariantResult",
+    "check_processes",
     "load_recipe",
     "make_config",
     "resume",

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, TensorDataset, default_collate
 
+from ..distributed import Processes
 from .errors import ConfigError
 
 
@@ -74,3 +76,20 @@ class Batches:
         if not isinstance(batch, (list, tuple)) or len(batch) != 2 or not isinstance(batch[1], Tensor):
             raise ConfigError("the items of the recipe's data must be (input, target)")
         return batch[0], batch[1]
+
+
+def part_of(batch: tuple[Any, Tensor], processes: Processes) -> tuple[Any, Tensor, float]:
+    """(inputs, targets, weight): what one of several processes takes of a batch, and what its mean loss counts in the mean over them.
+
+    With these weights the mean is that of the whole batch, also where it does not divide. A process for which there is no sample takes
+    the first one, which counts nothing.
+    """
+    inputs, targets = batch
+    if processes.size == 1:
+        return inputs, targets, 1.0
+    count = len(targets)
+    bounds = [count * rank // processes.size for rank in (processes.rank, processes.rank + 1)]
+    mine = slice(*bounds) if bounds[0] < bounds[1] else slice(0, 1)
+    weight = (bounds[1] - bounds[0]) * processes.size / count
+    taken = tree_map(lambda one: one[mine] if isinstance(one, Tensor) and one.ndim and len(one) == count else one, inputs)
+    return taken, targets[mine], weight

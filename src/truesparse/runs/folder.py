@@ -38,10 +38,10 @@ DAMAGE = (ValueError, TypeError, KeyError, AttributeError)  # what a config that
 
 
 class RunFolder:
-    """The files of a run, below `path`."""
+    """The files of a run, below `path`. Of several processes only one `writes`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, writes: bool = True) -> None:
+        self.path, self.writes = path, writes
 
     @property
     def resume_command(self) -> str:
@@ -67,6 +67,8 @@ class RunFolder:
         Raises:
             RunError: if it cannot be made.
         """
+        if not self.writes:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -105,7 +107,7 @@ class RunFolder:
 
     def remove_partial_files(self) -> None:
         """What a killed process had begun to write."""
-        for path in self.path.rglob(f".*{PARTIAL}"):
+        for path in self.path.rglob(f".*{PARTIAL}") if self.writes else ():
             path.unlink(missing_ok=True)
 
     def write_epoch(self, variant: str, epoch: int, model: nn.Module, metadata: Mapping[str, Any]) -> None:
@@ -186,6 +188,8 @@ class RunFolder:
             raise RunError(f"{path} is damaged: {error}; make it anew with: {self.resume_command}") from error
 
     def _write(self, path: Path, content: bytes | str) -> None:
+        if not self.writes:
+            return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)

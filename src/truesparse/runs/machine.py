@@ -46,6 +46,24 @@ def require_cores(option: str, count: int) -> None:
         raise ConfigError(f"{option} must be from 1 to {here}, got {count}")
 
 
+def check_processes(count: int, batch_size: int, threads: int | None) -> None:
+    """
+    Raises:
+        ConfigError: unless the machine has cores for so many processes, with their threads, and a batch a sample for each.
+    """
+    require_cores("--nproc", count)
+    if threads is not None and count > 1 and count * threads > cores():
+        raise ConfigError(
+            f"--nproc {count} with --threads {threads} asks for {count * threads} of the {cores()} cores of this machine: pass fewer "
+            "threads, or leave --threads out, and each process has its share"
+        )
+    if count > batch_size:
+        raise ConfigError(
+            f"--nproc {count}: a batch of {batch_size} samples is shared out to the processes, at least one each: pass a larger "
+            "--batch-size, or fewer processes"
+        )
+
+
 def threads_said(count: int) -> str:
     """For people: "1 thread", "2 threads"."""
     return f"{count} thread{'s' if count != 1 else ''}"

@@ -20,8 +20,12 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Within this block the first SIGINT or SIGTERM is noted; the next one acts as it did before the block."""
+def stop_on_signals(insists: bool = True) -> Iterator[StopRequest]:
+    """Within this block the first SIGINT or SIGTERM is noted; the next one acts as it did before the block.
+
+    Args:
+        insists: whether it does. Of several processes each gets a Ctrl-C twice, from the terminal and from what began them.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield request
@@ -34,7 +38,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def note(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number)
-        restore()
+        if insists:
+            restore()
 
     for number in before:
         signal.signal(number, note)

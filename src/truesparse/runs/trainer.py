@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import Dataset
 
+from ..common.processor import cores
+from ..distributed import ALONE, Processes
 from .batches import Batches, derived_seed
 from .config import RunConfig, changed_options
 from .errors import ConfigError, RunError
@@ -77,47 +80,51 @@ class Outcome:
     stopped_by: str | None
 
 
-def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer) -> Outcome:
+def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer, processes: Processes = ALONE) -> Outcome:
     """Trains all variants of a new run in the folder `path`.
+
+    Where several processes train it together, each calls this; the first one writes, and has the results.
 
     Raises:
         ConfigError: if the recipe or a choice turns out not to work.
         RunError: if the folder is not empty or cannot be written, or a loss is no longer a number.
     """
-    config = _with_threads(config)
-    folder = RunFolder(path)
-    folder.check_new()
+    config = _with_threads(config, processes)
+    folder = RunFolder(path, processes.rank == 0)
+    if folder.writes:
+        folder.check_new()
     described = machine()
-    variants = _variants(config, recipe, data_of(config, recipe), {})
+    variants = _variants(config, recipe, data_of(config, recipe), {}, processes)
     folder.create()  # not before everything that can be wrong with the choices has had its chance
     folder.write_config(config, recipe.sha256, described)
     _write_beginnings(folder, variants)
     return _train(config, recipe, folder, variants, observer)
 
 
-def resume(path: Path, chosen: Mapping[str, Any], observer: Observer) -> Outcome:
+def resume(path: Path, chosen: Mapping[str, Any], observer: Observer, processes: Processes = ALONE) -> Outcome:
     """Goes on with the run in the folder `path`, as if it had never stopped.
 
     Args:
         path: the folder of the run.
         chosen: choices the user states again, which must be those of the run.
         observer: hears how it goes.
+        processes: that go on with it together; they may be other ones than before.
 
     Raises:
         RunError: if there is no run, a file is damaged, or a choice or the recipe has changed.
     """
-    folder = RunFolder(path)
+    folder = RunFolder(path, processes.rank == 0)
     config, recipe_sha256 = folder.read_config()
     changed = changed_options(config, chosen)
     if changed:
         raise RunError(f"the run in {path} was started with {'; '.join(changed)}: leave the option out, or start anew with another --out")
     recipe = unchanged_recipe(config.task, recipe_sha256, path)
     folder.remove_partial_files()
-    config = _with_threads(config)
+    config = _with_threads(config, processes)
     data = data_of(config, recipe)
     states = {name: state for name in config.variants if (state := folder.read_checkpoint(name)) is not None}
     try:
-        variants = _variants(config, recipe, data, states)
+        variants = _variants(config, recipe, data, states, processes)
     except ConfigError:
         raise
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
@@ -127,10 +134,14 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer) -> Outcome
     return _train(config, recipe, folder, variants, observer)
 
 
-def _with_threads(config: RunConfig) -> RunConfig:
-    """The config with the number of threads written out: other threads, other rounding."""
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+def _with_threads(config: RunConfig, processes: Processes) -> RunConfig:
+    """The config with the number of threads written out: other threads, other rounding. Several processes share the cores."""
+    threads = config.threads
+    if processes.size > 1:
+        fair = max(cores() // int(os.environ.get("LOCAL_WORLD_SIZE", processes.size)), 1)
+        threads = fair if threads is None else min(threads, fair)
+    if threads is not None:
+        torch.set_num_threads(threads)
     return dataclasses.replace(config, threads=torch.get_num_threads())
 
 
@@ -142,11 +153,15 @@ def data_of(config: RunConfig, recipe: Recipe) -> tuple[Dataset[Any], Dataset[An
 
 
 def _variants(
-    config: RunConfig, recipe: Recipe, data: tuple[Dataset[Any], Dataset[Any]], states: Mapping[str, Mapping[str, Any]]
+    config: RunConfig,
+    recipe: Recipe,
+    data: tuple[Dataset[Any], Dataset[Any]],
+    states: Mapping[str, Mapping[str, Any]],
+    processes: Processes,
 ) -> list[Variant]:
     train = Batches(data[0], config.batch_size, config.seed, recipe.augment)
     test = Batches(data[1], config.batch_size * EVALUATION_BATCH)
-    return [Variant(name, config, recipe, train, test, states.get(name)) for name in config.variants]
+    return [Variant(name, config, recipe, train, test, states.get(name), processes) for name in config.variants]
 
 
 def _write_beginnings(folder: RunFolder, variants: Sequence[Variant]) -> None:
@@ -162,13 +177,17 @@ def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Seque
     steps = variants[0].train.steps
     done = sum(variant.epoch * steps + variant.step for variant in variants)
     observer.begin(Plan(config.variants, config.epochs, steps, done))
-    with stop_on_signals() as stop:
+    processes = variants[0].processes
+    with stop_on_signals(insists=processes.size == 1) as stop:
         for epoch in range(config.epochs):
             for variant in variants:
                 if variant.epoch <= epoch:
                     _train_turn(variant, variants, folder, observer, stop)
-                if stop() and not all(variant.finished for variant in variants):
+                stopping = stop() if processes.size == 1 else not processes.all(not stop(), torch.device("cpu"))
+                if stopping and not all(variant.finished for variant in variants):
                     return Outcome(None, stop.signal.name if stop.signal else None)
+    if not folder.writes:
+        return Outcome(None, None)
     folder.write_metrics(_lines(variants))
     inference = inference_seconds({variant.name: variant.model for variant in variants}, variants[0].test.first(INFERENCE_SAMPLES))
     shares = {variant.name: variant.share_of_dx() for variant in variants}

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from ..distributed import ALONE, Processes
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
 from ..rewiring import Rewirer
 from ..stability import ActivationPenalty, Average, DecayGrace
 from ..stability.activations import hidden_layers
 from ..topology.schedules import cosine, warmup
 from .algorithm import is_file
-from .batches import Batches, derived_seed
+from .batches import Batches, derived_seed, part_of
 from .config import RunConfig
 from .errors import ConfigError, RunError
 from .made import made_optimizer, made_variant
@@ -56,13 +58,24 @@ class Variant:
         train: training batches.
         test: test batches.
         state: a `state()` to go on from; None starts anew.
+        processes: that train it together, each with its part of every batch.
 
     Raises:
         ConfigError: if the model cannot be made sparse this way, the optimizer refuses it, or data, model and loss do not fit together.
     """
 
-    def __init__(self, name: str, config: RunConfig, recipe: Recipe, train: Batches, test: Batches, state: Mapping[str, Any] | None = None):
+    def __init__(
+        self,
+        name: str,
+        config: RunConfig,
+        recipe: Recipe,
+        train: Batches,
+        test: Batches,
+        state: Mapping[str, Any] | None = None,
+        processes: Processes = ALONE,
+    ):
         self.name, self.config, self.recipe, self.train, self.test = name, config, recipe, train, test
+        self.processes = processes
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed in the epoch under way
         self.loss_sum = 0.0
@@ -77,6 +90,7 @@ class Variant:
             rehearse(self.model, recipe, train, test)
         else:
             self.model.load_state_dict(state["model"])
+        self.parallel: nn.Module = self.model if processes.size == 1 else DistributedDataParallel(self.model)
         self.optimizer = made_optimizer(config, self.model)
         self.rewirer = self._made_rewirer() if name != "dense" else None
         with torch.random.fork_rng(devices=[]):
@@ -113,6 +127,7 @@ class Variant:
                 try:
                     inputs, targets = next(batches)
                     loss = self._train_step(inputs, targets)
+                    loss, stopping = self._together(loss, stop)
                 except (ConfigError, RunError):
                     raise
                 except Exception as error:
@@ -123,7 +138,7 @@ class Variant:
                 self.loss_sum += loss * len(targets)
                 self.step += 1
                 heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total))
-                if self.step < self.train.steps and stop():
+                if self.step < self.train.steps and stopping:
                     return False
             try:
                 self._end_epoch()
@@ -171,18 +186,31 @@ class Variant:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
+    def _together(self, loss: float, stop: Callable[[], bool]) -> tuple[float, bool]:
+        """(loss of the whole batch, whether any process has been asked to stop)."""
+        if self.processes.size == 1:
+            return loss, stop()
+        mean, asked = self.processes.total(torch.tensor([loss / self.processes.size, float(stop())], dtype=torch.float64)).tolist()
+        return mean, bool(asked)
+
     def _train_step(self, inputs: Any, targets: Tensor) -> float:
+        """One step; the loss of this process's part of the batch, times its weight among all."""
+        samples = len(targets)
+        inputs, targets, weight = part_of((inputs, targets), self.processes)
+        if self.processes.size > 1:  # each process draws for its own samples, and any step can be made anew
+            torch.manual_seed(derived_seed(self.config.seed, "train", self.epoch, self.step, self.processes.rank))
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         # Before the step and not after it: the gradients of the last step are still there when bytes are counted.
         self.optimizer.zero_grad()
         self.phases.lap("other")
-        loss = self.recipe.loss(self.model(inputs), targets)
+        loss = self.recipe.loss(self.parallel(inputs), targets)
         penalised = loss if self.penalty is None else loss + self.penalty.loss()
+        penalised = penalised if weight == 1.0 else penalised * weight
         self.phases.lap("forward")
         penalised.backward()
         self.phases.lap("backward")
-        self.tracker.step(len(targets))
+        self.tracker.step(samples)
         last = self.step + 1 == self.train.steps
         if last:  # here the kernel plans of this step are alive too; the optimizer may still have to make its state
             self.bytes = live_bytes(self.model, self.optimizer)
@@ -202,7 +230,7 @@ class Variant:
             self.bytes = {kind: max(count, after[kind]) for kind, count in self.bytes.items()}
             if self.average is not None:
                 self.bytes["averages"] = self.average.nbytes
-        return loss.item()
+        return loss.item() * weight
 
     def _seconds_inside(self) -> tuple[float, float]:
         """Seconds of (rewiring, following it) so far, both of which happen inside the optimizer's part of a step."""
@@ -252,6 +280,8 @@ class Variant:
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:
         """(mean loss, share of right answers) on the test data; None where outputs are not scores of classes."""
+        if self.processes.rank:
+            return 0.0, None  # the first process has the buffers (of batch norm) that are kept, and its answers count
         self.model.eval()
         loss_sum, right, answers = 0.0, 0, 0
         for inputs, targets in self.test.in_order():
