@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -18,6 +18,13 @@ class Opened(nn.Module):
     To everything else (budgets, names, files, twins, rewiring, packing) those children are layers like all others. What is added here:
     `opening` makes it of the dense module, `closed` makes the dense module of it.
     """
+
+    when_asked: ClassVar[bool] = False  # whether modules of its kind stay closed unless somebody asks
+
+    @classmethod
+    def reason_against(cls, module: nn.Module) -> str:
+        """Why this dense module, of the right class, cannot be opened; or nothing."""
+        return ""
 
     @classmethod
     @abstractmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -26,6 +27,7 @@ class OpenedEmbedding(Opened):
         scale_grad_by_freq: divide the gradient of a row by how often it was looked up.
     """
 
+    when_asked = True
     table: nn.Module
     dense_class: type[nn.Module] = nn.Embedding
 
@@ -48,11 +50,10 @@ class OpenedEmbedding(Opened):
         return dense.train(self.training)
 
     @classmethod
-    def refusal(cls, module: nn.Module) -> str:
-        """Why an embedding cannot be opened, or nothing."""
+    def reason_against(cls, module: nn.Module) -> str:
         if module.max_norm is not None:
-            return "writes to its weight at every call (max_norm): leave max_norm out"
-        return "asks for a gradient of torch's sparse layout (sparse=True), which no sparse layer has: leave sparse out" * bool(module.sparse)
+            return "writes to its weight at every call (make it without max_norm)"
+        return "has gradients of torch's sparse layout, which no sparse layer has (make it without sparse=True)" * bool(module.sparse)
 
     @classmethod
     def _settings_of(cls, module: nn.Module) -> dict[str, Any]:
@@ -153,4 +154,41 @@ class OpenedEmbeddingBag(OpenedEmbedding):
         )
 
 
-EMBEDDINGS: dict[type[nn.Module], type[OpenedEmbedding]] = {nn.Embedding: OpenedEmbedding, nn.EmbeddingBag: OpenedEmbeddingBag}
+
+def tied_tables(modules: Iterable[nn.Module], excluded: Container[nn.Module] = ()) -> dict[nn.Module, nn.Linear]:
+    """{embedding: the linear layer that has the same weight}: those which can be one layer with two uses.
+
+    That is where one plain `nn.Linear` and plain embeddings of torch are all that has the weight, and none of them is `excluded`.
+    """
+    holders: dict[Tensor, dict[nn.Module, None]] = {}
+    for module in modules:
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holders.setdefault(parameter, {})[module] = None
+    tied: dict[nn.Module, nn.Linear] = {}
+    for weight, owners in holders.items():
+        layers = [one for one in owners if type(one) is nn.Linear and one.weight is weight]
+        embeddings = [one for one in owners if type(one) in DENSE and not OpenedEmbedding.reason_against(one)]
+        if len(layers) == 1 and embeddings and len(embeddings) + 1 == len(owners) and not any(one in excluded for one in owners):
+            tied.update(dict.fromkeys(embeddings, layers[0]))
+    return tied
+
+
+def by_use(names: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """Modules with all their names, but for those as a table of layers that compute products elsewhere: that is where they belong."""
+    names = list(names)
+    tables = {f"{name}.table" if name else "table" for name, module in names if isinstance(module, OpenedEmbedding)}
+    elsewhere = {module for name, module in names if name not in tables}
+    return [(name, module) for name, module in names if name not in tables or module not in elsewhere]
+
+
+def named_once(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `model.named_modules()`, the output layer of tied weights in its own place."""
+    met = set[nn.Module]()
+    for name, module in by_use(model.named_modules(remove_duplicate=False)):
+        if module not in met:
+            met.add(module)
+            yield name, module
+
+
+DENSE = (nn.Embedding, nn.EmbeddingBag)
