@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from .base import TopologyLayer
 from .kinds import DENSE, Dense
-from .opened import Opened, OpenedEmbedding, by_use, closed_base, named_opened, opened_kind, tied_tables
+from .opened import Opened, by_use, closed_base, named_opened, opened_kind, opened_one, tied_tables
 from .opened.base import HOOKS
 from .reparametrized import made_anew
 
@@ -115,7 +115,7 @@ def _opened(
     """{module that holds matrices no layer can replace: the same, opened}, of those for which nothing speaks against it."""
     kinds = {module: opened_kind(type(module)) for _, module in names if module not in excluded}
     return {
-        module: kind.opening(module, tied[module]) if issubclass(kind, OpenedEmbedding) and module in tied else kind.opening(module)
+        module: opened_one(kind, module, tied)
         for module, kind in kinds.items()
         if kind and (module in wanted or not kind.when_asked) and not _reason_against(module, shared, wanted)
     }
@@ -216,7 +216,7 @@ def _reason_against(module: nn.Module, shared: set[torch.Tensor], wanted: set[nn
         return "has hooks that would be lost (register them after sparsify)"
     if any(parameter.is_meta for parameter in module.parameters()):
         return "is on the meta device and has no values yet"
-    if any(parameter in shared for parameter in ([module.weight] if isinstance(module, Dense) else module.parameters())):
+    if any(parameter in shared for parameter in ([module.weight] if isinstance(module, DENSE) else module.parameters())):
         return "shares its weight with another module (tied weights, which can be sparse of one nn.Linear and nn.Embedding)"
     return kind.reason_against(module) if kind else ""
 

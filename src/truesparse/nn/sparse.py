@@ -264,6 +264,8 @@ class SparseLayer(TopologyLayer):
         return DenseWeight(self.values, shape, self.to_dense, gradient)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and isinstance(value, DenseWeight) and value.is_that_of(self.values):
+            return  # tied already
         self._refuse_weight(name)
         super().__setattr__(name, value)
         if name == "values":

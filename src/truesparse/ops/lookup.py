@@ -38,7 +38,7 @@ def lookup(values: Tensor, rows: Tensor, topology: Topology, heard: Heard | None
         IndexError: if there is no such row.
     """
     count, columns = topology.shape
-    if rows.numel() and not (0 <= int(rows.min()) and int(rows.max()) < count):
+    if rows.numel() and not (int(rows.min()) >= 0 and int(rows.max()) < count):
         raise IndexError(f"expected indices from 0 to {count - 1}, got {int(rows.min())} to {int(rows.max())}")
     first = topology.indptr.index_select(0, rows).long()
     lengths = topology.indptr.index_select(0, rows + 1).long() - first

@@ -74,7 +74,7 @@ class DenseGradient:
         looked_up: with this,
         whole: with this, [rows, columns]. Two passes and more become this as soon as they would take more memory,
         direct: and with this, [nnz], at the connections: what reaches the values without a product, such as a penalty on their squares.
-        magnitudes: bounds of `whole`.
+        magnitudes: bounds of `looked_up` and `whole` together.
         unknown: why it cannot be told, if it cannot.
     """
 
@@ -93,7 +93,8 @@ class DenseGradient:
             dy, x = part.pair
             return cls(layer, (Pass(1.0, dy.clone(), x.clone()),))
         if part.rows is not None:
-            return cls(layer, looked_up=Rows.added(part.rows[0], widened(part.rows[1])))
+            rows = Rows.added(part.rows[0], widened(part.rows[1]))
+            return cls(layer, looked_up=rows, magnitudes=rows.largest(layer.topology.shape[0]))
         assert part.whole is not None
         return cls(layer, whole=part.whole.clone(), magnitudes=part.magnitudes or _largest(part.whole))
 
@@ -159,8 +160,6 @@ class DenseGradient:
         bounds = self.magnitudes
         if self.passes:
             bounds = _sum_of_bounds(bounds, self.layer.gradient_bounds(self._samples()))
-        if self.looked_up is not None:
-            bounds = _sum_of_bounds(bounds, self.looked_up.largest(rows))
         if self.direct is not None:
             bounds = _sum_of_bounds(bounds, _largest(self.layer.topology.scatter(self.direct)))
         return bounds or (self._zeros(rows), self._zeros(columns))

@@ -4,7 +4,7 @@ from .attention import OpenedAttention
 from .base import Opened
 from .cells import OpenedCell
 from .conv1d import OpenedConv1D
-from .embedding import OpenedEmbedding, OpenedEmbeddingBag, by_use, named_once, tied_tables
+from .embedding import OpenedEmbedding, OpenedEmbeddingBag, by_use, named_once, opened_one, tied_tables
 from .recurrent import OpenedRecurrent
 from .table import OPENED, closed_base, named_opened, opened_kind
 
@@ -22,5 +22,6 @@ __all__ = [
     "named_once",
     "named_opened",
     "opened_kind",
+    "opened_one",
     "tied_tables",
 ]

@@ -20,6 +20,7 @@ class Opened(nn.Module):
     """
 
     when_asked: ClassVar[bool] = False  # whether modules of its kind stay closed unless somebody asks
+    whole: ClassVar[bool] = False  # whether a graph holds it as one call, for what it does depends on values or lengths
 
     @classmethod
     def reason_against(cls, module: nn.Module) -> str:

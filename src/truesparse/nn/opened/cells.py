@@ -57,6 +57,7 @@ class OpenedCell(Opened):
         mode: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
     """
 
+    whole = True
     ih: nn.Module
     hh: nn.Module
 

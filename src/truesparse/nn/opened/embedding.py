@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -27,7 +27,7 @@ class OpenedEmbedding(Opened):
         scale_grad_by_freq: divide the gradient of a row by how often it was looked up.
     """
 
-    when_asked = True
+    when_asked = whole = True
     table: nn.Module
     dense_class: type[nn.Module] = nn.Embedding
 
@@ -73,6 +73,12 @@ class OpenedEmbedding(Opened):
     def weight(self) -> Tensor:
         """That of the table, [num_embeddings, embedding_dim], to be read."""
         return self.table.weight  # type: ignore[return-value]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight":
+            self.table.weight = value  # which takes its own, as tying once more does
+        else:
+            super().__setattr__(name, value)
 
     def forward(self, input: Tensor) -> Tensor:
         """[...] indices of int64 or int32 -> [..., embedding_dim]
@@ -154,7 +160,6 @@ class OpenedEmbeddingBag(OpenedEmbedding):
         )
 
 
-
 def tied_tables(modules: Iterable[nn.Module], excluded: Container[nn.Module] = ()) -> dict[nn.Module, nn.Linear]:
     """{embedding: the linear layer that has the same weight}: those which can be one layer with two uses.
 
@@ -172,6 +177,11 @@ def tied_tables(modules: Iterable[nn.Module], excluded: Container[nn.Module] = (
         if len(layers) == 1 and embeddings and len(embeddings) + 1 == len(owners) and not any(one in excluded for one in owners):
             tied.update(dict.fromkeys(embeddings, layers[0]))
     return tied
+
+
+def opened_one(kind: type[Opened], module: nn.Module, tied: Mapping[nn.Module, nn.Linear]) -> Opened:
+    """A dense module opened, where it is an embedding of tied weights with the layer that `tied` names as its table."""
+    return kind.opening(module, tied[module]) if issubclass(kind, OpenedEmbedding) and module in tied else kind.opening(module)
 
 
 def by_use(names: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:

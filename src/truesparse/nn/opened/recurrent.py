@@ -30,6 +30,8 @@ class OpenedRecurrent(Opened):
         mode: "LSTM", "GRU", "RNN_TANH" or "RNN_RELU".
     """
 
+    whole = True
+
     def __init__(self, module: nn.RNNBase) -> None:
         super().__init__()
         self.dense_class, self.mode = type(module), module.mode
@@ -85,7 +87,13 @@ class OpenedRecurrent(Opened):
 
         Raises:
             ValueError: if a shape does not fit.
+            TypeError: under torch.export.
         """
+        if torch.compiler.is_exporting():
+            raise TypeError(
+                f"a sparse {self.mode} would be exported for the length of the example alone, step by step: export "
+                "ts.densify(copy.deepcopy(model)), which computes the same for any length"
+            )
         packed = input if isinstance(input, PackedSequence) else None
         batched = packed is not None or input.ndim == 3  # type: ignore[union-attr]
         x, sizes = (packed.data, packed.batch_sizes.tolist()) if packed else self._by_steps(input)  # type: ignore[arg-type]
