@@ -54,14 +54,14 @@ class _Lookup(Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, rows: Tensor, places: _Places, heard: Heard | None) -> Tensor:
         ctx.rows, ctx.places, ctx.heard = rows, places, heard
-        ctx.save_for_backward(values)
+        ctx.save_for_backward(values, places.held)
         y = values.new_zeros(places.shape[0] * places.shape[1])
         return y.index_copy_(0, places.shown, values.index_select(0, places.held)).view(places.shape)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Any, ...]:
         (dy,) = grad_outputs
-        (values,) = _saved(ctx)
+        values, _ = _saved(ctx)
         dvalues: Tensor = _Gathered.apply(dy, ctx.rows, ctx.places, len(values))  # type: ignore[assignment]
         if ctx.heard is not None:
             ctx.heard(dvalues.detach(), ctx.rows, dy.detach())

@@ -50,8 +50,11 @@ class _Steps:
         number = torch._C._current_graph_task_id()
         if number not in self._samples:
             self._samples[number] = []
-            Variable._execution_engine.queue_callback(lambda: self._samples.pop(number, None))
+            Variable._execution_engine.queue_callback(lambda: self._forget(number))
         self._samples[number].append((dy, x))
+
+    def _forget(self, number: int) -> None:
+        self._samples.pop(number, None)
 
     def take(self) -> Samples:
         return self._samples.pop(torch._C._current_graph_task_id(), [])
@@ -72,7 +75,7 @@ class _End(Function):
         if not samples:
             return None, None, None
         (values,) = ctx.saved_tensors
-        dy, x = (torch.cat(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*samples, strict=True))
+        dy, x = (torch.cat([sample[side] for sample in samples]) for side in (0, 1))
         dvalues, _, dbias = ctx.steps.verbs.backward(values, x, dy, (ctx.needs_input_grad[0], False, ctx.needs_input_grad[1]))
         if ctx.steps.heard is not None and dvalues is not None:
             ctx.steps.heard(dvalues, dy, x)
