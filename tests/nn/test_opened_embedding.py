@@ -243,7 +243,7 @@ def test_a_language_model_is_copied_saved_loaded_packed_and_shrunk(tied, tmp_pat
     single = model.float()
     packed = ts.pack(single, tokens, tune=False)
     assert {row.layer for row in packed.explain().rows} == {*MEMORY, "head"}
-    for asked in (tokens, torch.randint(30, (9, 2))):
+    for other in (tokens, torch.randint(30, (9, 2))):
         torch.testing.assert_close(packed(asked), single(given))
     small = ts.shrink(single, tokens)
     assert (small.words.table is small.head) == tied

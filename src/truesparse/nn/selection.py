@@ -217,7 +217,7 @@ def _reason_against(module: nn.Module, shared: set[torch.Tensor], wanted: set[nn
     if any(parameter.is_meta for parameter in module.parameters()):
         return "is on the meta device and has no values yet"
     if any(parameter in shared for parameter in ([module.weight] if isinstance(module, DENSE) else module.parameters())):
-        return "shares its weight with another module (tied weights, which can be sparse of one nn.Linear and nn.Embedding)"
+        return "shares its weight with another module (tied weights: only those of one nn.Linear and nn.Embedding can be sparse)"
     return kind.reason_against(module) if kind else ""
 
 
