@@ -244,7 +244,7 @@ def test_a_language_model_is_copied_saved_loaded_packed_and_shrunk(tied, tmp_pat
     packed = ts.pack(single, tokens, tune=False)
     assert {row.layer for row in packed.explain().rows} == {*MEMORY, "head"}
     for other in (tokens, torch.randint(30, (9, 2))):
-        torch.testing.assert_close(packed(asked), single(given))
+        torch.testing.assert_close(packed(other), single(other))
     small = ts.shrink(single, tokens)
     assert (small.words.table is small.head) == tied
     torch.testing.assert_close(small(tokens), single(tokens))
