@@ -310,3 +310,25 @@ def test_tying_once_more_changes_nothing_and_tying_to_another_is_refused(masked)
         with pytest.raises((AttributeError, ValueError), match="tied"):
             layer.weight = nn.Embedding(30, 8).weight
     assert torch.equal(model(tokens), y)
+
+
+@pytest.mark.parametrize("name", ["GPT2LMHeadModel", "BertForMaskedLM", "LlamaForCausalLM"])
+def test_tied_language_models_of_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    kind, sizes = getattr(transformers, name), {"vocab_size": 30, "tie_word_embeddings": True, "bos_token_id": 1, "eos_token_id": 2}
+    sizes |= {"hidden_size": 8, "num_attention_heads": 2, "num_hidden_layers": 1}
+    if name != "GPT2LMHeadModel":
+        sizes |= {"intermediate_size": 16}
+    model = kind(kind.config_class(**sizes)).double().eval()
+    names, tokens = list(model.state_dict()), torch.randint(3, 30, (2, 5))
+    ts.sparsify(model, 0.5)
+    head = model.get_output_embeddings()
+    assert model.get_input_embeddings().table is head
+    dense = ts.densify(copy.deepcopy(model))
+    assert list(dense.state_dict()) == names
+    assert dense.get_output_embeddings().weight is dense.get_input_embeddings().weight
+    results = [one(input_ids=tokens, labels=tokens) for one in (model, dense)]
+    torch.testing.assert_close(results[0].logits, results[1].logits)
+    for result in results:
+        result.loss.backward()
+    torch.testing.assert_close(head.values.grad, dense.get_output_embeddings().weight.grad.flatten()[head.topology.keys])
