@@ -184,7 +184,7 @@ class SparseLayer(TopologyLayer):
 
         Input [batch, columns] of the dtype of the values, output [batch, rows]. For torch's eager mode, outside of autocast.
         """
-        return ops.Repeated(self._acting(self.values), self.bias, self._verbs(), partial(_tell, self._gradient_hooks, self.values))
+        return ops.Repeated(self._acting(self.values), self.bias, self.verbs(), self.heard())
 
     def _autocast_dtypes(self, device: str) -> tuple[torch.dtype, torch.dtype]:
         """(in which dtype the kernels get x, that of the output)."""

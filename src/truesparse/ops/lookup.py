@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from ..common.tracing import follower
 from ..topology import Topology
 from .autograd import Heard, _saved
 
@@ -46,6 +47,8 @@ def lookup(values: Tensor, rows: Tensor, topology: Topology, heard: Heard | None
     row = torch.arange(len(rows), device=rows.device).repeat_interleave(lengths)
     held = torch.arange(len(row), device=rows.device) + (first - before).index_select(0, row)
     shown = row * columns + topology.indices.index_select(0, held).long()
+    if follower() is not None:  # gradients that go to no .grad
+        return values.new_zeros(len(rows) * columns).index_copy(0, shown, values.index_select(0, held)).view(len(rows), columns)
     result: Tensor = _Lookup.apply(values, rows, _Places(held, shown, (len(rows), columns)), heard)  # type: ignore[assignment]
     return result
 

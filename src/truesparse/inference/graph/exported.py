@@ -185,8 +185,9 @@ def _sparse_layers_stood_in(model: nn.Module) -> Iterator[Mapping[str, nn.Module
     modules = list(model.named_modules(remove_duplicate=False))
     tables = {name: one for name, one in modules if type(one) is OpenedEmbedding and isinstance(one.table, TopologyLayer)}
     inside = {f"{name}.table" for name in tables}
-    sparse: dict[str, nn.Module] = {name: one for name, one in modules if isinstance(one, TopologyLayer) and name not in inside} | tables
-    stand_ins = {layer: _StandIn(layer) if isinstance(layer, TopologyLayer) else _RowsStandIn(layer) for layer in sparse.values()}
+    sparse: dict[str, nn.Module] = {name: one for name, one in modules if isinstance(one, TopologyLayer) and name not in inside}
+    sparse.update(tables)
+    stand_ins = {layer: _RowsStandIn(layer) if isinstance(layer, OpenedEmbedding) else _StandIn(layer) for layer in sparse.values()}
     try:
         for name, layer in sparse.items():
             model.set_submodule(name, stand_ins[layer])
@@ -197,7 +198,7 @@ def _sparse_layers_stood_in(model: nn.Module) -> Iterator[Mapping[str, nn.Module
 
 
 class _StandIn(nn.Module):
-    def __init__(self, layer: TopologyLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         if isinstance(layer, ConvolutionInterface) and any(padding_of(layer)[1]):
             raise TypeError(f"a sparse convolution that pads with {layer.padding_mode}, {layer.padding}, cannot be exported")
@@ -209,7 +210,7 @@ class _StandIn(nn.Module):
 
 
 class _RowsStandIn(nn.Module):
-    def __init__(self, embedding: nn.Module) -> None:
+    def __init__(self, embedding: OpenedEmbedding) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(()).expand(embedding.num_embeddings, embedding.embedding_dim))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 # What may be inside of an opened module that can be closed again.
@@ -47,6 +49,15 @@ class Opened(nn.Module):
         """Whether all matrices are dense, and there is nothing here that the dense module has no place for: other layers, hooks."""
         parts = [part for part in self.modules() if part is not self]
         return all(type(part) in PARTS for part in parts) and not any(getattr(one, hooks) for one in (self, *parts) for hooks in HOOKS)
+
+
+def outside(forward: Callable[..., Any], *inputs: Any) -> Any:
+    """A call that torch.compile leaves as it is: its graph ends before it and goes on after it, as torch has it for its own LSTM.
+
+    How many operations there are depends on lengths and on values, and a graph would be one of them.
+    """
+    called: Callable[..., Any] = torch.compiler.disable(forward)  # type: ignore[assignment]
+    return called(*inputs)
 
 
 def linear(weight: Tensor, bias: Tensor | None, requires_grad: tuple[bool, bool] = (True, True)) -> nn.Linear:

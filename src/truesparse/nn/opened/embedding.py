@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..linear import LinearInterface
-from .base import Opened, linear
+from .base import Opened, linear, outside
 
 SETTINGS = ("padding_idx", "scale_grad_by_freq")
 
@@ -87,6 +87,8 @@ class OpenedEmbedding(Opened):
             IndexError: if an index is none of the table.
             TypeError: if the indices are no whole numbers.
         """
+        if torch.compiler.is_compiling():
+            return outside(self.forward, input)
         rows, places, padding = self._looked_up(input)
         return F.embedding(places, rows, padding, scale_grad_by_freq=self.scale_grad_by_freq)
 
@@ -146,6 +148,8 @@ class OpenedEmbeddingBag(OpenedEmbedding):
             TypeError: if the indices are no whole numbers.
             ValueError: if shapes do not fit, as `nn.EmbeddingBag`.
         """
+        if torch.compiler.is_compiling():
+            return outside(self.forward, input, offsets, per_sample_weights)
         rows, places, padding = self._looked_up(input)
         offsets = None if offsets is None else offsets.to(places.dtype)
         return F.embedding_bag(

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ...common.tracing import may_be_followed
 from ..linear import SparseLinear
-from .base import HOOKS, Opened, linear
+from .base import HOOKS, Opened, linear, outside
 from .cells import CELLS, State, check_state, has_memory, nonlinearity_of
 
 SETTINGS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
@@ -94,6 +94,8 @@ class OpenedRecurrent(Opened):
                 f"a sparse {self.mode} would be exported for the length of the example alone, step by step: export "
                 "ts.densify(copy.deepcopy(model)), which computes the same for any length"
             )
+        if torch.compiler.is_compiling():
+            return outside(self.forward, input, hx)  # type: ignore[no-any-return]
         packed = input if isinstance(input, PackedSequence) else None
         batched = packed is not None or input.ndim == 3  # type: ignore[union-attr]
         x, sizes = (packed.data, packed.batch_sizes.tolist()) if packed else self._by_steps(input)  # type: ignore[arg-type]
