@@ -92,7 +92,7 @@ def test_all_refusals_come_in_one_message_whose_advice_works():
         blocks = nn.Sequential(*(nn.ModuleDict({"attend": OwnAttention(8, 2), "mix": nn.Linear(8, 8)}) for _ in range(12)))
         tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         tied[1].weight = tied[0].weight
-        return nn.ModuleDict({"blocks": blocks, "tied": tied, "memory": nn.LSTM(8, 8), "0": nn.Conv1d(2, 2, 3)})
+        return nn.ModuleDict({"blocks": blocks, "tied": tied, "memory": nn.Bilinear(8, 8, 8), "0": nn.Conv1d(2, 2, 3)})
 
     with pytest.raises(TypeError) as refused:
         sparsify(model(), 0.5)
@@ -103,7 +103,7 @@ def test_all_refusals_come_in_one_message_whose_advice_works():
         in said
     )
     assert "layers 'tied.0', 'tied.1' (Linear) cannot be made sparse: each shares" in said
-    assert "layer 'memory' (LSTM) cannot be made sparse: it has no sparse counterpart" in said
+    assert "layer 'memory' (Bilinear) cannot be made sparse: it has no sparse counterpart" in said
     assert advice(said) == ("blocks.*.attend", "tied.*", "memory", "0")
     assert set(topology_layers(sparsify(model(), 0.5, exclude=advice(said)))) == {f"blocks.{index}.mix" for index in range(12)}
 

@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor, nn
 
-from ..nn.opened import Opened, named_opened, opened_kind
+from ..nn.opened import Opened, named_opened, opened_kind, opened_one, tied_tables
 from ..nn.wrapped import plain_name
 from .header import tensor_name
 
 
 def opened_for(model: nn.Module, layers: Iterable[str]) -> dict[nn.Module, Opened]:
     """{dense module inside which the file has layers: the same, opened}; the model is left as it is."""
-    layers, found = list(layers), dict[nn.Module, Opened]()
+    layers, found, tied = list(layers), dict[nn.Module, Opened](), tied_tables(model.modules())
     for name, module in model.named_modules(remove_duplicate=False):
         kind, inside = opened_kind(type(module)), tensor_name(plain_name(model, name), "")
         if kind is not None and any(layer.startswith(inside) for layer in layers):
-            found[module] = kind.opening(module)
+            found[module] = opened_one(kind, module, tied)
     return found
 
 

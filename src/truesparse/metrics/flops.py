@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..nn import TopologyLayer
+from ..nn.opened import named_once
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,7 @@ class Flops:
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that are counted, by name: sparse and masked ones, and dense linear layers and convolutions (not transposed)."""
     kinds = (TopologyLayer, nn.Linear, _ConvNd)
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, kinds) and not isinstance(module, _ConvTransposeNd)
-    }
+    return {name: module for name, module in named_once(model) if isinstance(module, kinds) and not isinstance(module, _ConvTransposeNd)}
 
 
 @torch.no_grad()

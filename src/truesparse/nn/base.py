@@ -30,6 +30,7 @@ class Part(NamedTuple):
         of: the tensor that the layer had for its parameter: this itself, or what stood in for it (`torch.func.functional_call`).
         present: [nnz], the part at the connections.
         pair: (dy, x), whose dy^T x it is everywhere; or None,
+        rows: and it is (rows, dy), dy [n, columns] added to those rows and nothing elsewhere; or None,
         whole: and it is this, [rows, columns].
         magnitudes: of `whole`; None where nothing tells them without looking at it.
     """
@@ -37,6 +38,7 @@ class Part(NamedTuple):
     of: Tensor
     present: Tensor
     pair: Sample | None = None
+    rows: Sample | None = None
     whole: Tensor | None = None
     magnitudes: Magnitudes | None = None
 

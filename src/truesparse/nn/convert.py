@@ -22,8 +22,8 @@ from .base import TopologyLayer
 from .fast_paths import set_fast_paths
 from .initial import initial_values, kept_values
 from .kinds import Dense, kind_of
-from .opened import Opened
-from .selection import Excluded, Selection, select
+from .opened import Opened, named_once
+from .selection import Excluded, Selection, select, shared_parameters
 
 Model = TypeVar("Model", bound=nn.Module)
 Initialisation = Literal["keep", "he"]
@@ -42,6 +42,7 @@ def sparsify(
     exclude: Iterable[Excluded] = (),
     from_weights: bool = False,
     *,
+    include: Iterable[Excluded] = (),
     init: Initialisation = "keep",
     sparsities: Mapping[str, float] | None = None,
     masked: bool = False,
@@ -64,6 +65,8 @@ def sparsify(
         from_weights: keep the weights of largest magnitude with their values, equal ones drawn at random. Zeros stay only when no
             other weight is left: a layer that has fewer others than its budget gives the rest to the layers that have more. (A
             layer of zeros only is not taken as pruned and keeps its budget.) False draws random topologies.
+        include: embeddings to make sparse too, given in the same way: `include=[nn.Embedding]` is all of them. They stay dense otherwise,
+            for they are looked up, not multiplied. One whose weight is that of an `nn.Linear` follows it without being named.
         init: values at random topologies. "keep": the model's own, times sqrt(columns / fan-in) of the row, so that the variance of
             its output stays. "he": new ones of variance 2 / fan-in of the row. Biases stay.
         sparsities: sparsity of single layers by name or name pattern; they leave the budget.
@@ -85,7 +88,7 @@ def sparsify(
             (`Uniform()` itself, an object, says that this is meant).
     """
     _check_arguments(sparsity, from_weights, init, sparsities)
-    selection, rule = select(model, exclude), named_pattern(pattern or Unstructured())
+    selection, rule = select(model, exclude, include), named_pattern(pattern or Unstructured())
     layers = selection.layers
     if not layers:
         left = f" (its matrices are in {selection.kinds_left}: replace those by nn.Linear)" if selection.left else ""
@@ -100,7 +103,9 @@ def sparsify(
     replacements: dict[nn.Module, nn.Module] = {**selection.opened}
     for name, layer in layers.items():
         with _named(name):
-            replacements[layer] = _sparse(layer, counts.get(name), rule, from_weights, init, masked, generator)
+            replacements[layer] = _with_shared_bias(
+                _sparse(layer, counts.get(name), rule, from_weights, init, masked, generator), layer, selection.shared
+            )
     selection.warn_of_what_is_left(model, stacklevel=2)
     return _replaced(model, replacements)
 
@@ -112,13 +117,17 @@ def densify(model: Model) -> Model:
         The same model (or, if it is itself such a layer, the dense layer).
     """
     layers = [module for module in model.modules() if isinstance(module, TopologyLayer)]
-    model = _replaced(model, {layer: layer.dense_module() for layer in layers})
+    shared = shared_parameters(model)
+    model = _replaced(model, {layer: _with_shared_bias(layer.dense_module(), layer, shared) for layer in layers})
     return _replaced(model, {module: module.closed() for module in model.modules() if isinstance(module, Opened) and module.can_be_closed})
 
 
 def topology_layers(model: nn.Module) -> dict[str, TopologyLayer]:
-    """The sparse and masked layers of a model by name, in order, each once."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, TopologyLayer)}
+    """The sparse and masked layers of a model by name, in order, each once.
+
+    One that is an output layer and the table of an embedding (tied weights) is there as the output layer.
+    """
+    return {name: module for name, module in named_once(model) if isinstance(module, TopologyLayer)}
 
 
 def _check_arguments(sparsity: float | None, from_weights: bool, init: str, sparsities: Mapping[str, float] | None) -> None:
@@ -237,6 +246,13 @@ def _sparse(
         else:
             values = kept_values(weight, topology.to(weight.device))
     return (kind.masked if masked else kind.sparse).from_dense(layer, topology, pattern=pattern, values=values)
+
+
+def _with_shared_bias(new: nn.Module, old: nn.Module, shared: set[Tensor]) -> nn.Module:
+    """A replacement, with the very bias of what it replaces where others have that too."""
+    if old.bias is not None and old.bias in shared:
+        new.bias = old.bias
+    return new
 
 
 def _ranks(scores: Tensor, pattern: Pattern, generator: torch.Generator | None) -> Tensor:

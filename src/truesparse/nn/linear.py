@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from abc import abstractmethod
+from functools import partial
 
+import torch
+from torch import Tensor, nn
+
+from .. import ops
 from ..topology.geometry import Matrix
 from ..topology.patterns import Pattern
 from .base import TopologyLayer
-from .sparse import SparseLayer
+from .sparse import SparseLayer, tell_of_rows
 
 
 class LinearInterface(TopologyLayer):
@@ -42,6 +46,17 @@ class LinearInterface(TopologyLayer):
     def out_features(self) -> int:
         return self.geometry.rows
 
+    @abstractmethod
+    def lookup(self, rows: Tensor) -> Tensor:
+        """These rows of the dense weight, [n, in_features], as an embedding gives them. Differentiable.
+
+        Args:
+            rows: [n] int64 or int32, any number of times each.
+
+        Raises:
+            IndexError: if there is no such row.
+        """
+
     @staticmethod
     def geometry_of(module: nn.Linear) -> Matrix:
         """The geometry of a dense layer."""
@@ -71,3 +86,6 @@ class SparseLinear(LinearInterface, SparseLayer):
     Raises:
         ValueError: if the sparsity or the pattern does not fit.
     """
+
+    def lookup(self, rows: Tensor) -> Tensor:
+        return ops.lookup(self._acting(self.values), rows, self.topology, partial(tell_of_rows, self._gradient_hooks, self.values))

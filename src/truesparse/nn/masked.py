@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
@@ -147,6 +148,9 @@ def _check_masked(weight: Tensor, mask: Tensor) -> None:
 
 class MaskedLinear(LinearInterface, MaskedLayer):
     """`nn.Linear` with a masked weight: the simulated twin of `SparseLinear`, same arguments."""
+
+    def lookup(self, rows: Tensor) -> Tensor:
+        return F.embedding(rows, self.to_dense())
 
 
 class MaskedConv2d(ConvolutionInterface, MaskedLayer):

@@ -16,7 +16,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from .base import TopologyLayer
 from .kinds import DENSE, Dense
-from .opened import Opened, closed_base, named_opened, opened_kind
+from .opened import Opened, by_use, closed_base, named_opened, opened_kind, opened_one, tied_tables
 from .opened.base import HOOKS
 from .reparametrized import made_anew
 
@@ -41,12 +41,14 @@ class Selection:
         left: weights of two or more dimensions that stay dense and that nobody excluded: (name to exclude, module, weight).
         opened: modules of the model, each with what takes its place because some of these layers are in it.
         within: {name of a layer: name of the opened module that it is in}, of the layers that are in one.
+        shared: parameters that are in more than one place: biases that stay so.
     """
 
     layers: dict[str, Dense]
     left: list[tuple[str, nn.Module, nn.Parameter]]
     opened: Mapping[nn.Module, Opened]
     within: Mapping[str, str]
+    shared: set[torch.Tensor]
 
     def warn_of_what_is_left(self, model: nn.Module, stacklevel: int) -> None:
         """Say so if a good share of the matrix weights stays dense and nobody said that this is meant."""
@@ -66,17 +68,20 @@ class Selection:
         return ", ".join(dict.fromkeys(type(module).__name__ for _, module, _ in self.left))
 
 
-def select(model: nn.Module, exclude: Iterable[Excluded]) -> Selection:
+def select(model: nn.Module, exclude: Iterable[Excluded], include: Iterable[Excluded] = ()) -> Selection:
     """The layers that can be made sparse, and the weights that nothing can be done for.
 
     Raises:
-        ValueError: if a name of `exclude` matches nothing.
+        ValueError: if a name of `exclude` matches nothing, or an entry of `include` no embedding.
         TypeError: if layers cannot be made sparse and are not excluded. The message names them all, and what to exclude.
     """
-    exclude, shared, closed = list(exclude), _shared(model), list(model.named_modules(remove_duplicate=False))
+    exclude, shared, closed = list(exclude), shared_parameters(model), list(model.named_modules(remove_duplicate=False))
     excluded = _excluded(closed, exclude)
-    opened = _opened(closed, excluded, shared)
-    names = list(named_opened(model, opened))
+    tied = tied_tables(model.modules(), excluded)
+    shared -= {layer.weight for layer in tied.values()}
+    wanted = {*tied, *_included(closed, include)}
+    opened = _opened(closed, excluded, shared, wanted, tied)
+    names = by_use(named_opened(model, opened))
     _refuse_unmatched(closed, names, exclude)
     # A part that is excluded by its class or itself is another object once the module around it is opened, of the same name.
     met = _excluded(names, exclude, {name for name, module in closed if module in excluded})
@@ -87,7 +92,7 @@ def select(model: nn.Module, exclude: Iterable[Excluded]) -> Selection:
         if module in met:
             continue
         met.add(module)
-        reason = _reason_against(module, shared)
+        reason = _reason_against(module, shared, wanted)
         if reason:
             refused[name] = module, reason
             met.update(module.modules())
@@ -97,13 +102,42 @@ def select(model: nn.Module, exclude: Iterable[Excluded]) -> Selection:
             left.extend(_matrices(name, module, exclude))
     if refused:
         raise TypeError(_refusal(refused, names))
-    return Selection(layers, left, _with_layers(opened, layers), _owners(names, layers))
+    return Selection(layers, left, _with_layers(opened, layers), _owners(names, layers), shared)
 
 
-def _opened(names: Names, excluded: set[nn.Module], shared: set[torch.Tensor]) -> dict[nn.Module, Opened]:
+def _opened(
+    names: Names,
+    excluded: set[nn.Module],
+    shared: set[torch.Tensor],
+    wanted: set[nn.Module],
+    tied: Mapping[nn.Module, nn.Linear],
+) -> dict[nn.Module, Opened]:
     """{module that holds matrices no layer can replace: the same, opened}, of those for which nothing speaks against it."""
     kinds = {module: opened_kind(type(module)) for _, module in names if module not in excluded}
-    return {module: kind.opening(module) for module, kind in kinds.items() if kind and not _reason_against(module, shared)}
+    return {
+        module: opened_one(kind, module, tied)
+        for module, kind in kinds.items()
+        if kind and (module in wanted or not kind.when_asked) and not _reason_against(module, shared, wanted)
+    }
+
+
+def _included(names: Names, include: Iterable[Excluded]) -> set[nn.Module]:
+    """Embeddings that are included, or inside an included module."""
+    embeddings = {module: name for name, module in reversed(names) if _opened_when_asked(type(module))}
+    found = set[nn.Module]()
+    for entry in include:
+        matched = {module for module in _excluded(names, [entry]) if module in embeddings}
+        if not matched:
+            known = ", ".join(map(repr, reversed(embeddings.values()))) or "none"
+            raise ValueError(f"include names {entry!r}, which matches no nn.Embedding or nn.EmbeddingBag; there are: {known}")
+        found |= matched
+    return found
+
+
+def _opened_when_asked(kind: type[nn.Module]) -> bool:
+    base = closed_base(kind)
+    opened = opened_kind(base) if base else None
+    return opened is not None and opened.when_asked
 
 
 def _with_layers(opened: Mapping[nn.Module, Opened], layers: Mapping[str, Dense]) -> dict[nn.Module, Opened]:
@@ -156,31 +190,38 @@ def _refuse_unmatched(closed: Names, names: Names, exclude: list[Excluded]) -> N
         raise ValueError(f"exclude names {', '.join(map(repr, unmatched))}, which match no module; there are: {there}")
 
 
-def _reason_against(module: nn.Module, shared: set[torch.Tensor]) -> str:
-    """Why it cannot be made sparse, or nothing."""
+def _reason_against(module: nn.Module, shared: set[torch.Tensor], wanted: set[nn.Module]) -> str:
+    """Why it cannot be made sparse, or nothing.
+
+    Args:
+        wanted: modules that become sparse though others of their kind do not.
+    """
+    kind = opened_kind(type(module))
     if isinstance(module, LazyModuleMixin):
         return "has no shape yet (run the model once on an example before sparsify)"
-    if isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, DENSE):
+    if isinstance(module, WITHOUT_SPARSE_LAYER) and not isinstance(module, DENSE) and not closed_base(type(module)):
         return "has no sparse counterpart"
     if not isinstance(module, DENSE) and not closed_base(type(module)):
+        return ""
+    if module not in wanted and _opened_when_asked(type(module)):
         return ""
     anew = made_anew(module)
     if anew:
         return anew
     if isinstance(module, DENSE) and not isinstance(getattr(module, "weight", None), nn.Parameter):
         return "has a weight that is no parameter (assign nn.Parameter(layer.weight) before sparsify)"
-    if type(module) not in DENSE and not opened_kind(type(module)):
+    if type(module) not in DENSE and not kind:
         return f"is a subclass of {type(module).__mro__[1].__name__} whose own behaviour would be lost"
     if any(getattr(part, hooks) for part in module.modules() for hooks in HOOKS):
         return "has hooks that would be lost (register them after sparsify)"
     if any(parameter.is_meta for parameter in module.parameters()):
         return "is on the meta device and has no values yet"
-    if any(parameter in shared for parameter in module.parameters()):
-        return "shares its weight or bias with another module (tied weights)"
-    return ""
+    if any(parameter in shared for parameter in ([module.weight] if isinstance(module, DENSE) else module.parameters())):
+        return "shares its weight with another module (tied weights: only those of one nn.Linear and nn.Embedding can be sparse)"
+    return kind.reason_against(module) if kind else ""
 
 
-def _shared(model: nn.Module) -> set[torch.Tensor]:
+def shared_parameters(model: nn.Module) -> set[torch.Tensor]:
     """Parameters that are in more than one place."""
     places = Counter(parameter for module in model.modules() for parameter in module._parameters.values() if parameter is not None)
     return {parameter for parameter, times in places.items() if times > 1}

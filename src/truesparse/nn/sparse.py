@@ -179,6 +179,13 @@ class SparseLayer(TopologyLayer):
         with torch.enable_grad():
             _tell(self._gradient_hooks, values if own else values.view(-1), dvalues, dy, x)
 
+    def repeated(self) -> ops.Repeated:
+        """The layer as a function to be called at every step of one sequence: its values get their gradient from all steps at once.
+
+        Input [batch, columns] of the dtype of the values, output [batch, rows]. For torch's eager mode, outside of autocast.
+        """
+        return ops.Repeated(self._acting(self.values), self.bias, self.verbs(), self.heard())
+
     def _autocast_dtypes(self, device: str) -> tuple[torch.dtype, torch.dtype]:
         """(in which dtype the kernels get x, that of the output)."""
         if self.values.dtype == torch.float64:
@@ -257,6 +264,8 @@ class SparseLayer(TopologyLayer):
         return DenseWeight(self.values, shape, self.to_dense, gradient)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and isinstance(value, DenseWeight) and value.is_that_of(self.values):
+            return  # tied already
         self._refuse_weight(name)
         super().__setattr__(name, value)
         if name == "values":
@@ -355,3 +364,9 @@ def _tell(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, dvalues: Tens
     """Tell those who listen at the time of a backward pass. Knows the hooks, not the layer, which a graph shall not keep alive."""
     for hook in list(hooks.values()):
         hook(Part(of, dvalues, (dy, x)))
+
+
+def tell_of_rows(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, dvalues: Tensor, rows: Tensor, dy: Tensor) -> None:
+    """The same of rows that were looked up."""
+    for hook in list(hooks.values()):
+        hook(Part(of, dvalues, rows=(rows, dy)))

@@ -9,6 +9,7 @@ from torch import nn
 
 from ..common.shown import Table
 from .base import TopologyLayer
+from .opened import named_once
 from .wrapped import unwrapped
 
 
@@ -86,7 +87,7 @@ def summary(model: nn.Module) -> ModelSummary:
     Args:
         model: dense, sparse, or both; of one that is wrapped (`torch.compile`, DDP, `AveragedModel`) the network inside is counted.
     """
-    modules = unwrapped(model).named_modules()
+    modules = named_once(unwrapped(model))
     return ModelSummary(tuple(_summarized(name, module) for name, module in modules if _has_weights(module)))
 
 

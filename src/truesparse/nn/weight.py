@@ -50,6 +50,7 @@ class DenseWeight(Tensor):
         gradient: what `.grad` is.
     """
 
+    _like: Tensor
     _make: Callable[[], Tensor]
     _gradient: Callable[[], Tensor | None]
 
@@ -59,11 +60,15 @@ class DenseWeight(Tensor):
     ) -> DenseWeight:
         settings = {"dtype": like.dtype, "device": like.device, "requires_grad": like.requires_grad}
         weight = Tensor._make_wrapper_subclass(cls, shape, **settings)  # type: ignore[attr-defined]
-        weight.__dict__.update(_make=make, _gradient=gradient)
+        weight.__dict__.update(_like=like, _make=make, _gradient=gradient)
         return weight
 
     def __init__(self, *_: Any, **__: Any) -> None:
         pass
+
+    def is_that_of(self, values: Tensor) -> bool:
+        """Whether it is made of these values."""
+        return self._like is values
 
     def __setattr__(self, name: str, value: object) -> NoReturn:
         _refuse(f".{name} = ...")

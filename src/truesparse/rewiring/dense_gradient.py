@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..nn import SparseLayer, TopologyLayer
 from ..nn.base import Magnitudes, Part, Sample
-from ..ops import values_dtype
+from ..ops import values_dtype, widened
 from ..topology import Move, Topology
 from ..topology.patterns import Unstructured
 
@@ -28,6 +28,42 @@ class Pass(NamedTuple):
         return self.dy.nbytes + self.x.nbytes
 
 
+class Rows(NamedTuple):
+    """What looking up rows adds to the dense gradient: to rows `indices` [n], each there once, ascending, `gradient` [n, columns]."""
+
+    indices: Tensor
+    gradient: Tensor
+
+    @classmethod
+    def added(cls, indices: Tensor, gradient: Tensor) -> Rows:
+        """Of rows that may be there several times."""
+        once, place = indices.long().unique(return_inverse=True)
+        return cls(once, gradient.new_zeros(len(once), gradient.shape[1]).index_add_(0, place, gradient))
+
+    def plus(self, other: Rows | None) -> Rows:
+        return self if other is None else Rows.added(torch.cat([self.indices, other.indices]), torch.cat([self.gradient, other.gradient]))
+
+    def add_to(self, total: Tensor, start: int) -> None:
+        """To the rows of the dense gradient from `start` on, as many as `total` has."""
+        first, last = (int(torch.searchsorted(self.indices, bound)) for bound in (start, start + len(total)))
+        total[self.indices[first:last] - start] += self.gradient[first:last]
+
+    def at(self, positions: Topology) -> Tensor:
+        place = torch.full((positions.shape[0],), -1, device=self.indices.device)
+        place[self.indices] = torch.arange(len(self.indices), device=self.indices.device)
+        place = place[positions.rows.long()]
+        found = place >= 0
+        total = self.gradient.new_zeros(positions.nnz)
+        total[found] = self.gradient[place[found], positions.indices[found].long()]
+        return total
+
+    def largest(self, rows: int) -> Magnitudes:
+        bounds = self.gradient.new_zeros(rows)
+        if self.gradient.numel():
+            bounds[self.indices] = self.gradient.abs().amax(1)
+        return bounds, self.gradient.new_ones(self.gradient.shape[1])
+
+
 @dataclass(frozen=True)
 class DenseGradient:
     """The dense gradient of one layer: `AbsentGradients`. Gradients can be multiplied and added.
@@ -35,14 +71,16 @@ class DenseGradient:
     Args:
         layer: whose gradient it is.
         passes: what it is the sum of,
+        looked_up: with this,
         whole: with this, [rows, columns]. Two passes and more become this as soon as they would take more memory,
         direct: and with this, [nnz], at the connections: what reaches the values without a product, such as a penalty on their squares.
-        magnitudes: bounds of `whole`.
+        magnitudes: bounds of `looked_up` and `whole` together.
         unknown: why it cannot be told, if it cannot.
     """
 
     layer: TopologyLayer
     passes: tuple[Pass, ...] = ()
+    looked_up: Rows | None = None
     whole: Tensor | None = None
     direct: Tensor | None = None
     magnitudes: Magnitudes | None = None
@@ -54,13 +92,16 @@ class DenseGradient:
             # Copies: what the network made of its inputs, and a loop of its own buffers, may be written to before anybody reads this.
             dy, x = part.pair
             return cls(layer, (Pass(1.0, dy.clone(), x.clone()),))
+        if part.rows is not None:
+            rows = Rows.added(part.rows[0], widened(part.rows[1]))
+            return cls(layer, looked_up=rows, magnitudes=rows.largest(layer.topology.shape[0]))
         assert part.whole is not None
         return cls(layer, whole=part.whole.clone(), magnitudes=part.magnitudes or _largest(part.whole))
 
     @property
     def empty(self) -> bool:
         """Whether nothing is in it: the layer took no part."""
-        return not self.passes and self.whole is None and self.direct is None and not self.unknown
+        return not self.passes and self.looked_up is None and self.whole is None and self.direct is None and not self.unknown
 
     def scaled(self, factor: float) -> DenseGradient:
         if factor == 1.0:
@@ -68,17 +109,20 @@ class DenseGradient:
         whole, direct = (None if array is None else array * factor for array in (self.whole, self.direct))
         magnitudes = self.magnitudes and (self.magnitudes[0] * abs(factor), self.magnitudes[1])
         passes = tuple(one._replace(factor=one.factor * factor) for one in self.passes)
-        return DenseGradient(self.layer, passes, whole, direct, magnitudes, self.unknown)
+        looked_up = self.looked_up and self.looked_up._replace(gradient=self.looked_up.gradient * factor)
+        return DenseGradient(self.layer, passes, looked_up, whole, direct, magnitudes, self.unknown)
 
     def plus(self, other: DenseGradient) -> DenseGradient:
         whole, direct = _sum(self.whole, other.whole), _sum(self.direct, other.direct)
         magnitudes = _sum_of_bounds(self.magnitudes, other.magnitudes)
-        total = DenseGradient(self.layer, self.passes + other.passes, whole, direct, magnitudes, self.unknown or other.unknown)
+        looked_up = self.looked_up.plus(other.looked_up) if self.looked_up else other.looked_up
+        passes, unknown = self.passes + other.passes, self.unknown or other.unknown
+        total = DenseGradient(self.layer, passes, looked_up, whole, direct, magnitudes, unknown)
         held = sum(one.nbytes for one in total.passes)
         if len(total.passes) < 2 - (whole is not None) or held <= self.layer.topology.size * self.layer.parameter.itemsize:
             return total
         indirect = replace(total, direct=None)
-        return replace(total, passes=(), whole=indirect.rows(0, self.layer.topology.shape[0]), magnitudes=indirect.bounds())
+        return replace(total, passes=(), looked_up=None, whole=indirect.rows(0, self.layer.topology.shape[0]), magnitudes=indirect.bounds())
 
     def rows(self, start: int, stop: int) -> Tensor:
         topology = self.layer.topology
@@ -86,6 +130,8 @@ class DenseGradient:
             total = self._sparse.gradient_rows(self._samples(), start, stop)
         else:
             total = self._zeros((stop - start) * topology.shape[1]).view(stop - start, topology.shape[1])
+        if self.looked_up is not None:
+            self.looked_up.add_to(total, start)
         if self.whole is not None:
             total += self.whole[start:stop]
         if self.direct is not None:
@@ -94,13 +140,15 @@ class DenseGradient:
         return total
 
     def top(self, kept: Topology, count: int) -> Tensor:
-        if self.passes and self.whole is None and self.direct is None:
+        if self.passes and self.looked_up is None and self.whole is None and self.direct is None:
             return self._sparse.top_gradients(self._samples(), kept, count)
         vacant = torch.tensor([min(count, kept.size - kept.nnz)], device=kept.device)
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def at(self, positions: Topology) -> Tensor:
         total = self._sparse.gradients_at(self._samples(), positions) if self.passes else self._zeros(positions.nnz)
+        if self.looked_up is not None:
+            total += self.looked_up.at(positions)
         if self.whole is not None:
             total += self.whole.flatten()[positions.keys]
         if self.direct is not None:
@@ -118,11 +166,13 @@ class DenseGradient:
 
     def state(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
-        return {name: getattr(self, name) for name in STATE} | {"passes": [tuple(one) for one in self.passes]}
+        kept = {name: getattr(self, name) for name in STATE} | {"passes": [tuple(one) for one in self.passes]}
+        return kept | ({"looked_up": tuple(self.looked_up)} if self.looked_up else {})
 
     @classmethod
     def load(cls, layer: TopologyLayer, state: Mapping[str, Any]) -> DenseGradient:
-        return cls(layer, tuple(Pass(*one) for one in state["passes"]), **{name: state[name] for name in STATE})
+        looked_up = Rows(*state["looked_up"]) if "looked_up" in state else None
+        return cls(layer, tuple(Pass(*one) for one in state["passes"]), looked_up, **{name: state[name] for name in STATE})
 
     @property
     def _sparse(self) -> SparseLayer:

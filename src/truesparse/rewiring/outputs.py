@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..nn import TopologyLayer
+from ..nn.opened import named_once
 
 
 def output_layer(model: nn.Module) -> str | None:
@@ -13,7 +14,7 @@ def output_layer(model: nn.Module) -> str | None:
     The last of `named_modules`, whose order is that of registration: a weight has two dimensions or more, so norms and biases do not count.
     """
     last = None
-    for name, module in model.named_modules():
+    for name, module in named_once(model):
         if isinstance(module, TopologyLayer):
             last = name
         elif any(parameter.ndim > 1 for parameter in module.parameters(recurse=False)):

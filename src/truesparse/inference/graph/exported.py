@@ -16,6 +16,7 @@ from torch.utils._pytree import TreeSpec, tree_leaves, tree_unflatten, treespec_
 from ...common.quiet import quiet
 from ...nn import TopologyLayer
 from ...nn.conv import ConvolutionInterface, padding_of
+from ...nn.opened import OpenedEmbedding
 
 Inputs = tuple[Tensor, ...]
 
@@ -181,8 +182,12 @@ def _graph_of(model: nn.Module, example: Inputs, names: Sequence[str]) -> tuple[
 @contextmanager
 def _sparse_layers_stood_in(model: nn.Module) -> Iterator[Mapping[str, nn.Module]]:
     """Dense layers without memory stand where the sparse ones are, which torch.export cannot follow into their kernels."""
-    sparse = {name: layer for name, layer in model.named_modules(remove_duplicate=False) if isinstance(layer, TopologyLayer)}
-    stand_ins = {layer: _StandIn(layer) for layer in sparse.values()}
+    modules = list(model.named_modules(remove_duplicate=False))
+    tables = {name: one for name, one in modules if type(one) is OpenedEmbedding and isinstance(one.table, TopologyLayer)}
+    inside = {f"{name}.table" for name in tables}
+    sparse: dict[str, nn.Module] = {name: one for name, one in modules if isinstance(one, TopologyLayer) and name not in inside}
+    sparse.update(tables)
+    stand_ins = {layer: _RowsStandIn(layer) if isinstance(layer, OpenedEmbedding) else _StandIn(layer) for layer in sparse.values()}
     try:
         for name, layer in sparse.items():
             model.set_submodule(name, stand_ins[layer])
@@ -193,7 +198,7 @@ def _sparse_layers_stood_in(model: nn.Module) -> Iterator[Mapping[str, nn.Module
 
 
 class _StandIn(nn.Module):
-    def __init__(self, layer: TopologyLayer) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         if isinstance(layer, ConvolutionInterface) and any(padding_of(layer)[1]):
             raise TypeError(f"a sparse convolution that pads with {layer.padding_mode}, {layer.padding}, cannot be exported")
@@ -204,12 +209,22 @@ class _StandIn(nn.Module):
         return self.geometry.dense(input, self.weight, None)
 
 
+class _RowsStandIn(nn.Module):
+    def __init__(self, embedding: OpenedEmbedding) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()).expand(embedding.num_embeddings, embedding.embedding_dim))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.embedding(input, self.weight)
+
+
 def _call_layers(graph: fx.Graph, layers: Mapping[str, nn.Module]) -> None:
     for node in list(graph.nodes):
         reads = [str(source.target).removesuffix(".weight") for source in node.all_input_nodes if source.op == "get_attr"]
         if node.op == "call_function" and len(reads) == 1 and reads[0] in layers:
+            given = next(one for one in node.args if isinstance(one, fx.Node) and one.op != "get_attr")
             with graph.inserting_before(node):
-                node.replace_all_uses_with(graph.call_module(reads[0], node.args[:1]))
+                node.replace_all_uses_with(graph.call_module(reads[0], (given,)))
             graph.erase_node(node)
 
 

@@ -14,6 +14,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from ...common.hooks import user_hooks, users_on, without_training_hooks
 from ...nn import TopologyLayer
+from ...nn.opened import Opened, OpenedEmbedding
 from ...nn.wrapped import unwrapped
 from .exported import exported, same
 from .layers import LAYERS
@@ -75,14 +76,20 @@ def trace(model: nn.Module, example: Example, leaves: Leaves = ()) -> fx.GraphMo
 def copied(model: nn.Module) -> nn.Module:
     """A copy in eval mode, of what is inside of a wrapper, without hooks that are there for training.
 
+    In the copy the table of an embedding is its own, also where the output layer is that: packed, each has another layout.
+
     Raises:
         TypeError: if it cannot be copied.
     """
     try:
-        return without_training_hooks(copy.deepcopy(unwrapped(model))).eval()
+        copied = without_training_hooks(copy.deepcopy(unwrapped(model))).eval()
     except RuntimeError as error:
         remedy = "if it is pruned by torch.nn.utils.prune, make that permanent with prune.remove"
         raise TypeError(f"cannot copy {type(model).__name__}: {error}; {remedy}") from error
+    for module in copied.modules():
+        if isinstance(module, OpenedEmbedding):
+            module.table = copy.deepcopy(module.table)
+    return copied
 
 
 def call(model: nn.Module, example: Example) -> Any:
@@ -175,7 +182,8 @@ class _Tracer(fx.Tracer):
         self.entered: list[nn.Module] = []  # not left again when an error comes: it tells where
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, self.leaves) or bool(users_on(m)) or super().is_leaf_module(m, module_qualified_name)
+        whole = isinstance(m, self.leaves) or (isinstance(m, Opened) and m.whole)
+        return whole or bool(users_on(m)) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.entered.append(m)

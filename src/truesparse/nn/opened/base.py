@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
 
+import torch
 from torch import Tensor, nn
 
 # What may be inside of an opened module that can be closed again.
@@ -18,6 +20,14 @@ class Opened(nn.Module):
     To everything else (budgets, names, files, twins, rewiring, packing) those children are layers like all others. What is added here:
     `opening` makes it of the dense module, `closed` makes the dense module of it.
     """
+
+    when_asked: ClassVar[bool] = False  # whether modules of its kind stay closed unless somebody asks
+    whole: ClassVar[bool] = False  # whether a graph holds it as one call, for what it does depends on values or lengths
+
+    @classmethod
+    def reason_against(cls, module: nn.Module) -> str:
+        """Why this dense module, of the right class, cannot be opened; or nothing."""
+        return ""
 
     @classmethod
     @abstractmethod
@@ -39,6 +49,15 @@ class Opened(nn.Module):
         """Whether all matrices are dense, and there is nothing here that the dense module has no place for: other layers, hooks."""
         parts = [part for part in self.modules() if part is not self]
         return all(type(part) in PARTS for part in parts) and not any(getattr(one, hooks) for one in (self, *parts) for hooks in HOOKS)
+
+
+def outside(forward: Callable[..., Any], *inputs: Any) -> Any:
+    """A call that torch.compile leaves as it is: its graph ends before it and goes on after it, as torch has it for its own LSTM.
+
+    How many operations there are depends on lengths and on values, and a graph would be one of them.
+    """
+    called: Callable[..., Any] = torch.compiler.disable(forward)  # type: ignore[assignment]
+    return called(*inputs)
 
 
 def linear(weight: Tensor, bias: Tensor | None, requires_grad: tuple[bool, bool] = (True, True)) -> nn.Linear:

@@ -8,11 +8,22 @@ from torch import nn
 
 from .attention import OpenedAttention
 from .base import Opened
+from .cells import OpenedCell
 from .conv1d import OpenedConv1D
+from .embedding import OpenedEmbedding, OpenedEmbeddingBag
+from .recurrent import OpenedRecurrent
 
 # By the full name of the dense class, exactly: so other libraries are known without being imported.
 OPENED: dict[str, type[Opened]] = {
     "torch.nn.modules.activation.MultiheadAttention": OpenedAttention,
+    "torch.nn.modules.rnn.LSTM": OpenedRecurrent,
+    "torch.nn.modules.rnn.GRU": OpenedRecurrent,
+    "torch.nn.modules.rnn.RNN": OpenedRecurrent,
+    "torch.nn.modules.rnn.LSTMCell": OpenedCell,
+    "torch.nn.modules.rnn.GRUCell": OpenedCell,
+    "torch.nn.modules.rnn.RNNCell": OpenedCell,
+    "torch.nn.modules.sparse.Embedding": OpenedEmbedding,
+    "torch.nn.modules.sparse.EmbeddingBag": OpenedEmbeddingBag,
     "transformers.pytorch_utils.Conv1D": OpenedConv1D,
 }
 
