@@ -27,12 +27,12 @@ class Network(nn.Module):
         return self.out(F.gelu(self.hidden(F.relu(self.norm(self.convolution(x))).flatten(1))))
 
 
-def trained(model, network, steps=9):
+def trained(model, network, steps=9, algorithm=None):
     """Losses of a training with rewirings, `network` being `model` or what it was compiled to."""
     generator = torch.Generator().manual_seed(2)
     x, labels = torch.randn(8, 1, 6, 6, generator=generator), torch.arange(8) % 5
     optimizer = torch.optim.Adam(model.parameters())
-    rewirer = ts.Rewirer(model, optimizer, ts.RigL(), every=3, until=20, generator=generator)
+    rewirer = ts.Rewirer(model, optimizer, algorithm or ts.RigL(), every=3, until=20, generator=generator)
     losses = []
     for _ in range(steps):
         loss = F.cross_entropy(network(x), labels)
@@ -107,21 +107,80 @@ def test_copies_compute_with_their_own_connections():
             assert torch.equal(torch.compile(one, backend="aot_eager")(x), one(x))
 
 
-@pytest.mark.parametrize("make", [lambda: ts.SparseLinear(12, 7, sparsity=0.5), lambda: ts.SparseConv2d(2, 4, 3, padding=1, groups=2)])
-def test_the_operator_keeps_what_operators_promise(make):
-    layer = make().double()
-    x = torch.randn(*((3, 12) if isinstance(layer, ts.SparseLinear) else (2, 2, 5, 5)), dtype=torch.float64, requires_grad=True)
-    for bias in (layer.bias, None):
-        # No test of gradients of gradients: there are none in a graph.
-        torch.library.opcheck(
-            torch.ops.truesparse.product.default, (layer.values.detach().requires_grad_(), x, bias, layer._number), raise_exception=True
-        )
+CHANGING = [(sequential, ts.SET()), (Network, ts.GMP(0.9)), (sequential, ts.SNFS()), (sequential, ts.GraNet(0.9))]
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_second_derivatives_of_a_graph_are_an_error(backend):
-    compiled = torch.compile(ts.SparseLinear(12, 7, sparsity=0.5), backend=backend)
-    x = torch.randn(3, 12, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"no autograd formula was registered|does not currently support double backward"):  # noqa: PT012
-        (gradient,) = torch.autograd.grad(compiled(x).pow(2).sum(), x, create_graph=True)
+@pytest.mark.parametrize(("make", "algorithm"), CHANGING, ids=[type(one).__name__ for _, one in CHANGING])
+def test_numbers_of_connections_change_and_nothing_is_compiled_again(make, algorithm):
+    model = ts.sparsify(make(), 0.5, generator=torch.Generator().manual_seed(1))
+    twin, graphs = copy.deepcopy(model), Graphs()
+    before = [layer.topology.nnz for layer in topology_layers(model).values()]
+    found = trained(twin, torch.compile(twin, backend=graphs, fullgraph=True), algorithm=copy.deepcopy(algorithm), steps=15)
+    assert found == pytest.approx(trained(model, model, algorithm=algorithm, steps=15), rel=1e-5)
+    after = [layer.topology.nnz for layer in topology_layers(twin).values()]
+    assert (before == after) == isinstance(algorithm, ts.SET)
+    assert graphs.count == 1
+
+
+def test_inductor_compiles_it():
+    model = ts.sparsify(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)), 0.5)
+    twin, x = copy.deepcopy(model), torch.randn(5, 6)
+    compiled = torch.compile(twin, fullgraph=True)
+    for _ in range(2):
+        expected, found = model(x), compiled(x)
+        torch.testing.assert_close(found, expected)
+        for y, network in ((expected, model), (found, twin)):
+            y.pow(2).sum().backward()
+            ts.rewire(network[0], None, network[0].pattern.random((8, 6), 11, torch.Generator().manual_seed(3)))
+        for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(other.grad, one.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_rewiring_between_forward_and_backward_is_an_error(dtype):
+    layer = ts.SparseLinear(12, 7, sparsity=0.5).to(dtype)
+    y = torch.compile(layer, backend="aot_eager")(torch.randn(3, 12, dtype=dtype))
+    ts.rewire(layer, None, layer.pattern.random((7, 12), layer.topology.nnz, torch.Generator().manual_seed(3)))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_it_is_an_error_too_where_the_values_were_computed():
+    """Then nothing that torch has saved was written to: the layer knows which topologies it has left."""
+    layer = ts.SparseLinear(12, 7, sparsity=0.5)
+    layer.acting = torch.rand(layer.topology.nnz) < 0.5
+    y = torch.compile(layer, backend="aot_eager")(torch.randn(3, 12))
+    ts.rewire(layer, None, layer.pattern.random((7, 12), layer.topology.nnz, torch.Generator().manual_seed(3)))
+    with pytest.raises(RuntimeError, match="a sparse layer changed between a forward pass and its backward pass"):
+        y.sum().backward()
+
+
+def test_second_derivatives_are_right_or_an_error():
+    layer, x = ts.SparseLinear(12, 7, sparsity=0.5).double(), torch.randn(3, 12, dtype=torch.float64, requires_grad=True)
+
+    def penalty(network):
+        (gradient,) = torch.autograd.grad(network(x).sin().sum(), x, create_graph=True)
         gradient.pow(2).sum().backward()
+        return layer.values.grad, layer.bias.grad
+
+    expected = [one.clone() for one in penalty(layer)]
+    layer.zero_grad()
+    torch.testing.assert_close(list(penalty(torch.compile(layer, backend="eager"))), expected)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        penalty(torch.compile(layer, backend="aot_eager"))
+
+
+def test_values_that_are_computed_are_said_to_be():
+    """A compiled graph knows no tensor that stood in for the values, but that one did."""
+    layer, parts = ts.SparseLinear(12, 7, sparsity=0.5), []
+    layer.register_gradient_hook(parts.append)
+    scale = torch.tensor(2.0, requires_grad=True)
+
+    @torch.compile(backend="aot_eager", fullgraph=True)
+    def scaled(x):
+        return torch.func.functional_call(layer, {"values": layer.values * scale}, (x,))
+
+    scaled(torch.randn(3, 12)).sum().backward()
+    layer(torch.randn(3, 12)).sum().backward()
+    assert [part.of is layer.values for part in parts] == [False, True]
+    assert not parts[0].of.is_leaf

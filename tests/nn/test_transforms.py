@@ -1,18 +1,20 @@
-"""What records or transforms programs cannot follow the kernels: each is refused in a line that says what to do, and that way works."""
+"""What records or transforms programs sees the verbs as operators, and what cannot is refused in a line that says what to do."""
 
 import copy
-import re
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.flop_counter import FlopCounterMode
 
 import truesparse as ts
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the exporters themselves
+# Of the exporters themselves.
+pytestmark = [pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "FutureWarning")]
 
 NETWORKS = {
     "linear": (lambda: ts.SparseLinear(6, 4, sparsity=0.5), (3, 6)),
@@ -32,29 +34,12 @@ def faked_around(network, x):
         return network(x)
 
 
-def gradient(network, x):
-    parameters = dict(network.named_parameters())
-    return torch.func.grad(lambda p: torch.func.functional_call(network, p, (x,)).sum())(parameters)
-
-
 DENSIFY = r"ts\.densify\(copy\.deepcopy\(model\)\)"
 EXPORTS = rf"{DENSIFY}.*ts\.export_onnx.*ts\.pack"
-TRANSFORMS = {
+REFUSED = {
     "jit.trace": (lambda network, x: torch.jit.trace(network, x), rf"torch\.jit\.trace cannot follow: .*{EXPORTS}"),
     "jit.script": (lambda network, x: torch.jit.script(network), rf"torch\.jit\.script cannot follow: .*{EXPORTS}"),
-    "make_fx": (lambda network, x: make_fx(lambda t: network(t))(x), rf"make_fx cannot follow: .*{EXPORTS}"),
-    "make_fx symbolic": (
-        lambda network, x: make_fx(lambda t: network(t), tracing_mode="symbolic")(x),
-        rf"make_fx cannot follow: .*{EXPORTS}",
-    ),
-    "export": (lambda network, x: torch.export.export(network, (x,)), rf"torch\.export cannot follow: .*{EXPORTS}"),
-    "fake tensors": (faked, rf"torch\.export cannot follow: .*{EXPORTS}"),
-    "fake outputs": (faked_around, rf"torch\.export cannot follow: .*{EXPORTS}"),
     "symbolic_trace": (lambda network, x: symbolic(network), rf"torch\.fx\.symbolic_trace cannot follow: .*is_leaf_module.*{DENSIFY}"),
-    "func.grad": (gradient, rf"torch\.func \(grad, vmap, jacrev and others\) cannot follow: transform {DENSIFY}"),
-    "func.vmap": (lambda network, x: torch.func.vmap(network)(x), r"torch\.func .* cannot follow"),
-    "func.jacrev": (lambda network, x: torch.func.jacrev(network)(x), r"torch\.func .* cannot follow"),
-    "func.jvp": (lambda network, x: torch.func.jvp(network, (x,), (x,)), r"torch\.func .* cannot follow"),
 }
 
 
@@ -63,7 +48,7 @@ def symbolic(network):
 
 
 @networks
-@pytest.mark.parametrize(("transform", "says"), TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize(("transform", "says"), REFUSED.values(), ids=REFUSED)
 def test_a_transform_is_refused_by_name_and_with_a_way_out(make, shape, transform, says):
     network, x = make().eval(), torch.randn(shape)
     expected = network(x)
@@ -72,12 +57,125 @@ def test_a_transform_is_refused_by_name_and_with_a_way_out(make, shape, transfor
     assert torch.equal(network(x), expected), "and it runs as before"
 
 
-def test_strict_export_names_the_way_out():
-    torch.compiler.reset()
-    with pytest.raises(torch._dynamo.exc.Unsupported) as caught:
-        torch.export.export(ts.SparseLinear(6, 4, sparsity=0.5), (torch.randn(3, 6),), strict=True)
-    assert re.search(r"truesparse: .*ts\.densify\(", str(caught.value))
-    torch.compiler.reset()
+def dense_function(network):
+    """The same function of parameters and input in dense maths, and the parameters; made outside of what transforms it."""
+    parameters = dict(network.named_parameters())
+    places = {name: (layer, layer.topology.keys) for name, layer in ts.nn.topology_layers(network).items()}
+    twin = ts.densify(copy.deepcopy(network))
+
+    def run(parameters, x):
+        parameters = dict(parameters)
+        for name, (layer, keys) in places.items():
+            prefix = f"{name}." if name else ""
+            values = parameters.pop(prefix + "values")
+            weight = values.new_zeros(layer.topology.size).index_put((keys,), values)
+            parameters[prefix + "weight"] = weight.view(layer.geometry.weight_shape)
+        return torch.func.functional_call(twin, parameters, (x,))
+
+    return run, parameters
+
+
+@pytest.mark.parametrize(("which", "strict"), [("linear", False), ("convolution", False), ("inside", True)])
+def test_an_exported_network_computes_the_same_for_any_batch(which, strict):
+    make, shape = NETWORKS[which]
+    network, x, other = make().eval(), torch.randn(shape), torch.randn(7, *shape[1:])
+    program = torch.export.export(network, (x,), dynamic_shapes=({0: torch.export.Dim("batch")},), strict=strict)
+    assert torch.equal(program.module()(other), network(other))
+    assert torch.equal(program.run_decompositions().module()(other), network(other))
+
+
+def test_an_exported_program_runs_in_another_process(tmp_path):
+    network, x = ts.sparsify(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(36, 5)), 0.5).eval(), torch.randn(3, 2, 5, 5)
+    torch.export.save(torch.export.export(network, (x,)), tmp_path / "program.pt2")
+    torch.save((x, network(x)), tmp_path / "expected.pt")
+    code = "import torch, truesparse; x, y = torch.load('expected.pt'); assert torch.equal(torch.export.load('program.pt2').module()(x), y)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+
+
+@networks
+def test_an_exported_network_can_be_trained(make, shape):
+    network, x = make(), torch.randn(shape)
+    program, twin = torch.export.export(copy.deepcopy(network), (x,)).module(), network
+    for one in (program, twin):
+        one(x).sin().sum().backward()
+    gradients = {name: one.grad for name, one in program.named_parameters()}
+    for name, one in twin.named_parameters():
+        torch.testing.assert_close(gradients[name], one.grad)
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@networks
+def test_make_fx_records_operators(make, shape, mode):
+    network, x, other = make().eval(), torch.randn(shape), torch.randn(shape)
+    recorded = make_fx(lambda t: network(t), tracing_mode=mode, _allow_non_fake_inputs=True)(x)
+    assert "truesparse.spmm" in recorded.code
+    assert torch.equal(recorded(other), network(other))
+
+
+@networks
+@pytest.mark.parametrize("run", [faked, faked_around])
+def test_shapes_without_numbers(make, shape, run):
+    network, x = make(), torch.randn(shape)
+    found, expected = run(network, x), network(x)
+    assert isinstance(found, FakeTensor)
+    assert (found.shape, found.dtype, found.stride()) == (expected.shape, expected.dtype, expected.stride())
+
+
+@networks
+def test_functions_of_functions_are_those_of_the_dense_network(make, shape):
+    network, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    dense, parameters = dense_function(network)
+
+    def sparse(parameters, x):
+        return torch.func.functional_call(network, parameters, (x,))
+
+    def loss(run):
+        return lambda parameters, x: run(parameters, x).sin().sum()
+
+    func = torch.func
+    for of in (
+        lambda run: func.grad(loss(run), (0, 1))(parameters, x),
+        lambda run: make_fx(func.grad(loss(run)))(parameters, x)(parameters, x + 1),
+        lambda run: func.vmap(func.grad(loss(run)), (None, 0))(parameters, x),
+        lambda run: func.jacrev(run, 1)(parameters, x),
+        lambda run: func.jacfwd(run, 1)(parameters, x),
+        lambda run: func.hessian(loss(run))(parameters, x[:1]),
+        lambda run: func.vmap(run, (0, None))({name: torch.stack([one, one.cos()]) for name, one in parameters.items()}, x),
+    ):
+        torch.testing.assert_close(of(sparse), of(dense))
+
+
+def test_an_ensemble_of_layers_with_other_connections():
+    layers, x = [ts.SparseLinear(6, 4, sparsity=0.5) for _ in range(3)], torch.randn(3, 5, 6)
+    parameters, buffers = torch.func.stack_module_state(layers)
+    found = torch.func.vmap(lambda p, b, t: torch.func.functional_call(layers[0], (p, b), (t,)))(parameters, buffers, x)
+    torch.testing.assert_close(found, torch.stack([layer(t) for layer, t in zip(layers, x, strict=True)]))
+
+
+@pytest.mark.parametrize(
+    "run",
+    [lambda layer, x: torch.export.export(layer, (x,)), lambda layer, x: torch.func.vmap(layer)(x), lambda layer, x: make_fx(layer)(x)],
+    ids=["export", "vmap", "make_fx"],
+)
+def test_an_average_of_topologies_is_refused_by_all(run):
+    averaged = torch.optim.swa_utils.AveragedModel(ts.SparseLinear(6, 4, sparsity=0.5), use_buffers=True)
+    for _ in range(2):
+        averaged.update_parameters(ts.SparseLinear(6, 4, sparsity=0.5))
+    with pytest.raises(RuntimeError, match="something wrote another topology, or none, into the buffers of a SparseLinear"):
+        run(averaged.module, torch.randn(3, 6))
+
+
+def test_gradients_that_go_to_no_parameter_are_heard_by_nobody():
+    layer, x, parts = ts.SparseLinear(6, 4, sparsity=0.5), torch.randn(3, 6), []
+    layer.register_gradient_hook(parts.append)
+    torch.func.grad(lambda p: torch.func.functional_call(layer, p, (x,)).sum())(dict(layer.named_parameters()))
+    torch.compile(torch.func.grad(lambda t: layer(t).sum()), backend="aot_eager")(x)
+    assert not parts
+    with FlopCounterMode(display=False):
+        layer(x).sum().backward()
+    (part,) = parts
+    assert part.of is layer.values
+    torch.testing.assert_close(part.present, layer.values.grad)
 
 
 @networks

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
+from ..topology.identity import identity_of
 from .base import Magnitudes, TopologyLayer
 from .conv import ConvolutionInterface
-from ..topology.identity import identity_of
 from .linear import LinearInterface
 
 

@@ -23,8 +23,8 @@ from .state import ARRAYS, stated_topology
 from .values import as_plain, recognised, values_parameter
 from .weight import DenseWeight
 
-
 _ABSENT = object()
+_COMPUTED = torch.zeros(0, requires_grad=True).view(-1)  # stands for values that a graph has computed, which are gone when it is heard of
 
 
 class SparseLayer(TopologyLayer):
@@ -172,12 +172,10 @@ class SparseLayer(TopologyLayer):
 
     def heard(self) -> Callable[[Tensor, Tensor, Tensor], None]:
         """What tells the hooks of the gradients of the forward pass under way."""
-        return partial(_tell, self._gradient_hooks, self.values)
+        return partial(_tell, self._gradient_hooks, self._array("values"))
 
     def hear(self, dvalues: Tensor, dy: Tensor, x: Tensor, own: bool) -> None:
-        values = self.values
-        with torch.enable_grad():
-            _tell(self._gradient_hooks, values if own else values.view(-1), dvalues, dy, x)
+        _tell(self._gradient_hooks, self.values if own else _COMPUTED, dvalues, dy, x)
 
     def repeated(self) -> ops.Repeated:
         """The layer as a function to be called at every step of one sequence: its values get their gradient from all steps at once.

@@ -10,16 +10,15 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, _C
+from torch import _C, Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import Function, forward_ad
 from torch.autograd.forward_ad import _set_fwd_grad_enabled
 
-Keep = Callable[..., None]
 Formula = Callable[..., Any]
 
 
-def differentiable(library: torch.library.Library, operator: Any, keep: Keep, backward: Formula, forward: Formula) -> None:
+def differentiable(library: torch.library.Library, operator: Any, keep: Formula, backward: Formula, forward: Formula) -> None:
     """Give `operator` its formulas.
 
     Args:
@@ -34,8 +33,7 @@ def differentiable(library: torch.library.Library, operator: Any, keep: Keep, ba
 
     class Differentiable(Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            keyset, *inputs = inputs
+        def forward(ctx: Any, keyset: Any, *inputs: Any) -> Any:
             # torch.func hands the call on to the transforms around it: this function is not where their derivatives stop.
             with torch.enable_grad(), _set_fwd_grad_enabled(True):
                 output = below(keyset, *inputs)

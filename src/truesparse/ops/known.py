@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ast
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary, TensorWeakRef
+from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
 
 from ..topology import Topology, geometry
 from ..topology.geometry import Geometry
@@ -38,7 +38,7 @@ def topology_in(shape: tuple[int, int], indptr: Tensor, indices: Tensor) -> Topo
     return topology
 
 
-@lru_cache(maxsize=None)
+@cache
 def geometry_in(text: str) -> Geometry:
     """The geometry whose `repr` this is.
 
@@ -49,5 +49,5 @@ def geometry_in(text: str) -> Geometry:
         call = ast.parse(text, mode="eval").body
         kind = getattr(geometry, call.func.id)  # type: ignore[attr-defined]
         return kind(**{one.arg: ast.literal_eval(one.value) for one in call.keywords})  # type: ignore[attr-defined]
-    except (SyntaxError, AttributeError, TypeError) as error:
+    except (SyntaxError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"expected the repr of a geometry, such as 'Matrix(rows=4, columns=6)', got {text!r}") from error

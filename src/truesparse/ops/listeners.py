@@ -1,7 +1,8 @@
-"""Whose gradient does an operator compute? A number says it, so that a graph can hold it; the layer of that number hears of the gradient."""
+"""Whose gradient does an operator compute? A number says it, which a graph can hold; the layer of that number hears of the gradient."""
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from itertools import count
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -33,7 +34,7 @@ class Listener(Protocol):
 
 _listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
 _numbers = count(NOBODY + 1)
-_left: WeakIdKeyDictionary = WeakIdKeyDictionary()  # indices of a topology: numbers of the layers that have had it
+_left: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # indices of a topology: numbers of the layers that have had it
 
 
 def numbered(layer: Listener) -> int:

@@ -1,4 +1,4 @@
-"""What is an operator of many samples at once, as torch.vmap asks? Where the weight is one for all, a larger batch; else one call a sample."""
+"""What is an operator of many samples at once, as torch.vmap asks? With one weight for all, a larger batch; else a call for each."""
 
 from __future__ import annotations
 

@@ -194,7 +194,7 @@ def _gradients_forward(ctx: Any, tvalues: Tensor | None, tx: Tensor | None, tdy:
         tdy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] and tdy is not None else None,
     )
     zeros = (torch.zeros_like(one) for one in _gradients_shapes(values, x, dy, need))
-    return *(zero if tangent is None else tangent.to(zero.dtype) for tangent, zero in zip(tangents, zeros, strict=True)),
+    return (*(zero if tangent is None else tangent.to(zero.dtype) for tangent, zero in zip(tangents, zeros, strict=True)),)
 
 
 def _sum(*parts: Tensor | None) -> Tensor | None:
