@@ -127,7 +127,7 @@ class Variant:
                 try:
                     inputs, targets = next(batches)
                     loss = self._train_step(inputs, targets)
-                    loss, stopping = self._together(loss, stop)
+                    loss, asked = self._together(loss, stop)
                 except (ConfigError, RunError):
                     raise
                 except Exception as error:
@@ -138,7 +138,7 @@ class Variant:
                 self.loss_sum += loss * len(targets)
                 self.step += 1
                 heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total))
-                if self.step < self.train.steps and stopping:
+                if self.step < self.train.steps and (asked if self.processes.size > 1 else stop()):
                     return False
             try:
                 self._end_epoch()
@@ -189,7 +189,7 @@ class Variant:
     def _together(self, loss: float, stop: Callable[[], bool]) -> tuple[float, bool]:
         """(loss of the whole batch, whether any process has been asked to stop)."""
         if self.processes.size == 1:
-            return loss, stop()
+            return loss, False  # whoever hears of the step may still ask
         mean, asked = self.processes.total(torch.tensor([loss / self.processes.size, float(stop())], dtype=torch.float64)).tolist()
         return mean, bool(asked)
 
