@@ -107,7 +107,7 @@ def test_copies_compute_with_their_own_connections():
             assert torch.equal(torch.compile(one, backend="aot_eager")(x), one(x))
 
 
-CHANGING = [(sequential, ts.SET()), (Network, ts.GMP(0.9)), (sequential, ts.SNFS()), (sequential, ts.GraNet(0.9))]
+CHANGING = [(sequential, ts.SET()), (Network, ts.GMP(0.9)), (sequential, ts.GraNet(0.9))]
 
 
 @pytest.mark.parametrize(("make", "algorithm"), CHANGING, ids=[type(one).__name__ for _, one in CHANGING])
