@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..topology import Topology
-from .base import TopologyLayer
 from ..topology.identity import fingerprint
+from .base import TopologyLayer
 
 ARRAYS = ("indptr", "indices", "values")
 

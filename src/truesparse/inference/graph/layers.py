@@ -12,7 +12,7 @@ from ...nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, Topolo
 from ...nn.conv import ConvolutionInterface, padding_of
 from ...nn.linear import LinearInterface
 from ...topology import Topology
-from ...topology.geometry import Convolution, Geometry
+from ...topology.geometry import Convolution, Geometry, Matrix
 
 # Exactly these: a subclass may do something else in its forward.
 LAYERS = (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d, nn.Linear, nn.Conv2d)
@@ -39,24 +39,20 @@ class Weights:
     @property
     def inputs(self) -> int:
         """Features or channels of the input."""
-        return self.geometry.in_channels if isinstance(self.geometry, Convolution) else self.geometry.columns
+        return self.geometry.inputs
 
     @property
     def groups(self) -> int:
-        return self.geometry.groups if isinstance(self.geometry, Convolution) else 1
+        return self.geometry.groups
 
     @property
     def taps(self) -> int:
         """Columns of each input channel: positions of the kernel."""
-        return self.geometry.kernel[0] * self.geometry.kernel[1] if isinstance(self.geometry, Convolution) else 1
+        return self.geometry.taps
 
     def input_of_each(self) -> Tensor:
         """Which input feature or channel each connection reads, [nnz] int64."""
-        channel = self.topology.indices.to(torch.int64) // self.taps
-        if self.groups == 1:
-            return channel
-        group = self.topology.rows.to(torch.int64) // (self.geometry.shape[0] // self.groups)
-        return group * (self.inputs // self.groups) + channel
+        return self.geometry.input_of_each(self.topology)
 
     def inputs_read(self) -> Tensor:
         """Which input features or channels any connection reads, [inputs] bool, on the CPU."""
@@ -132,6 +128,7 @@ def with_weights(layer: nn.Module, weights: Weights) -> nn.Module:
         settings: tuple[Any, ...] = g.kernel, g.stride, layer.padding, g.dilation, g.groups, has_bias, layer.padding_mode
         dense = nn.Conv2d(g.in_channels, g.out_channels, *settings, device="meta")
     else:
+        assert isinstance(g, Matrix)
         dense = nn.Linear(g.columns, g.rows, has_bias, device="meta")
     dense.weight = nn.Parameter(weights.topology.scatter(weights.values).view(g.weight_shape))
     if weights.bias is not None:
@@ -159,7 +156,7 @@ def with_trained_weights(layer: nn.Module, weights: Weights, rows: Tensor, input
 
 def _places_before(layer: TopologyLayer, weights: Weights, rows: Tensor, inputs: Tensor) -> Tensor:
     """Where among the connections of `layer` each connection of a part of it was, [nnz] int64."""
-    device, groups = weights.values.device, layer.geometry.groups if isinstance(layer.geometry, Convolution) else 1
+    device, groups = weights.values.device, layer.geometry.groups
     columns = inputs.view(groups, -1).any(0).repeat_interleave(weights.taps)
     row, column = (kept.to(device).nonzero().flatten() for kept in (rows, columns))
     keys = row[weights.topology.rows] * layer.geometry.shape[1] + column[weights.topology.indices.to(torch.int64)]
@@ -193,4 +190,5 @@ def _geometry_of(layer: nn.Module) -> Geometry:
 def _with_extents(geometry: Geometry, rows: int, inputs: int, groups: int) -> Geometry:
     if isinstance(geometry, Convolution):
         return replace(geometry, in_channels=inputs, out_channels=rows, groups=groups)
+    assert isinstance(geometry, Matrix)
     return replace(geometry, rows=rows, columns=inputs)
