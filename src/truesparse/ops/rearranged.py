@@ -38,7 +38,7 @@ class _Rearranged:
         return self.inner.nbytes
 
 
-class _OnImages(_Rearranged, ABC):
+class OnImages(_Rearranged, ABC):
     """What the ways to see a convolution as one of images have in common."""
 
     @abstractmethod
@@ -87,7 +87,7 @@ class _OnImages(_Rearranged, ABC):
         return dvalues, None if dx is None else self.dx(dx, x.shape), dbias
 
 
-class Viewed(_OnImages):
+class Viewed(OnImages):
     """A convolution whose arrays are images as they lie in memory.
 
     Args:
@@ -115,7 +115,7 @@ class Viewed(_OnImages):
         return torch.Size((*like[:2], height, width))
 
 
-class Sliced(_OnImages):
+class Sliced(OnImages):
     """A convolution of volumes, as one of images [batch * output depth, channels * kernel depth, height, width].
 
     The images are a copy of the input, as many times its size as the kernel is deep; none is kept from the forward pass to the backward.

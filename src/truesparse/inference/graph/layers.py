@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ...nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, TopologyLayer
-from ...nn.conv import ConvolutionInterface, padding_of
-from ...nn.linear import LinearInterface
+from ...nn.conv import padding_of
+from ...nn.kinds import KINDS, kind_of
 from ...topology import Topology
 from ...topology.geometry import Convolution, Geometry, Matrix
 
 # Exactly these: a subclass may do something else in its forward.
 LAYERS = (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d, nn.Linear, nn.Conv2d)
+# Of these the passes know nothing: each is packed by itself, as it is.
+ALONE = tuple(one for kind in KINDS for one in (kind.sparse, kind.masked, kind.dense) if one not in LAYERS)
+PACKED = (*LAYERS, *ALONE)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Weights:
         topology: the weights that are not zero.
         values: [nnz].
         bias: [rows], or None.
-        padding: zeros that a convolution adds around its input, ((top, left), (bottom, right)).
+        padding: zeros that a convolution of images adds around its input, ((top, left), (bottom, right)).
     """
 
     geometry: Geometry
@@ -95,7 +98,7 @@ class Weights:
 
 
 def weights_of(layer: nn.Module, trains: bool = False) -> Weights:
-    """The weights of a layer that is one of `LAYERS`.
+    """The weights of a layer that is one of `PACKED`.
 
     Args:
         trains: connections of sparse layers whose value happens to be zero, or that do not act, count too.
@@ -109,7 +112,7 @@ def weights_of(layer: nn.Module, trains: bool = False) -> Weights:
         weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
         topology = Topology.from_mask(weight != 0)
         geometry, values = _geometry_of(layer), weight.flatten()[topology.keys]
-    if not isinstance(layer, (nn.Conv2d, ConvolutionInterface)):
+    if type(layer) not in (nn.Conv2d, SparseConv2d, MaskedConv2d):
         return Weights(geometry, topology, values, bias)
     (top, left), before = padding_of(layer)
     zeros = layer.padding_mode == "zeros"
@@ -184,7 +187,9 @@ class FusedLayer(nn.Module):
 
 
 def _geometry_of(layer: nn.Module) -> Geometry:
-    return ConvolutionInterface.geometry_of(layer) if isinstance(layer, nn.Conv2d) else LinearInterface.geometry_of(layer)  # type: ignore[arg-type]
+    kind = kind_of(layer)
+    assert kind is not None
+    return kind.sparse.geometry_of(layer)
 
 
 def _with_extents(geometry: Geometry, rows: int, inputs: int, groups: int) -> Geometry:
