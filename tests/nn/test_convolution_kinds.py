@@ -315,3 +315,18 @@ def test_the_gradient_of_every_position_and_its_bounds(kind, groups):
     assert torch.equal(layer.top_gradients([(dy, x)], layer.topology, 9), absent.topk(9).indices.sort().values)
     by_row, by_column = layer.gradient_bounds([(dy, x)])
     assert bool((expected.abs() <= by_row[:, None] * by_column * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("kind", [KINDS[1], KINDS[3], KINDS[5]], ids=named)
+def test_compiled_as_eager(kind):
+    """One graph, forward and backward; a rewiring that keeps the count is seen."""
+    torch.compiler.reset()
+    layer, x = made(kind, stride=2, groups=2), sample(kind, 2)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), layer(x))
+        layer.zero_grad()
+        compiled(x).sum().backward()
+        agree(layer, x)
+        topology = layer.topology
+        ts.rewire(layer, None, layer.pattern.grow_random(topology.drop(torch.tensor([0])), topology.nnz, torch.Generator()))

@@ -9,9 +9,7 @@ from ..common.tracing import JIT_TRACE, SYMBOLIC_TRACE, follower, may_be_followe
 
 DENSE = torch.strided
 
-EXPORT = (
-    "export it with torch.export, write a file with ts.export_onnx, or give it ts.densify(copy.deepcopy(model)), which computes the same"
-)
+EXPORT = "export it with torch.export, write a file with ts.export_onnx, or give it ts.densify(copy.deepcopy(model)), which computes the same"
 ONNX = "torch.onnx.export"
 NOT = (JIT_TRACE, SYMBOLIC_TRACE)
 INSTEAD = {

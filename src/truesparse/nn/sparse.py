@@ -23,6 +23,7 @@ from .state import ARRAYS, stated_topology
 from .values import as_plain, recognised, values_parameter
 from .weight import DenseWeight
 
+
 _ABSENT = object()
 
 

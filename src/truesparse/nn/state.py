@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..topology import Topology
-from ..topology.identity import fingerprint
 from .base import TopologyLayer
+from ..topology.identity import fingerprint
 
 ARRAYS = ("indptr", "indices", "values")
 

@@ -56,4 +56,4 @@ def _said(node: ast.expr) -> Any:
     if not isinstance(node, ast.Call):
         return ast.literal_eval(node)
     kind = getattr(geometry, node.func.id)  # type: ignore[attr-defined]
-    return kind(**{one.arg: _said(one.value) for one in node.keywords})
+    return kind(**{one.arg: _said(one.value) for one in node.keywords})  # type: ignore[arg-type, reportCallIssue]
