@@ -13,7 +13,25 @@ from torch.nn import Module
 
 from . import algorithms, nn, ops
 from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
-from .nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, convert, densify, sparsify
+from .nn import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+    MaskedLinear,
+    SparseConv1d,
+    SparseConv2d,
+    SparseConv3d,
+    SparseConvTranspose1d,
+    SparseConvTranspose2d,
+    SparseConvTranspose3d,
+    SparseLinear,
+    convert,
+    densify,
+    sparsify,
+)
 from .nn.summary import summary
 from .rewiring import Rewirer, rewire
 from .topology import Move, Topology
@@ -41,14 +59,24 @@ __all__ = [
     "DeepR",
     "FanIn",
     "GraNet",
+    "MaskedConv1d",
     "MaskedConv2d",
+    "MaskedConv3d",
+    "MaskedConvTranspose1d",
+    "MaskedConvTranspose2d",
+    "MaskedConvTranspose3d",
     "MaskedLinear",
     "Move",
     "Neurons",
     "Rewirer",
     "RigL",
     "SRigL",
+    "SparseConv1d",
     "SparseConv2d",
+    "SparseConv3d",
+    "SparseConvTranspose1d",
+    "SparseConvTranspose2d",
+    "SparseConvTranspose3d",
     "SparseLinear",
     "Static",
     "TopKAST",

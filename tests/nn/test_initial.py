@@ -23,6 +23,7 @@ from truesparse import (
 )
 from truesparse.nn import topology_layers
 from truesparse.nn.initial import initial_bias, initial_values
+from truesparse.topology.geometry import Matrix
 
 
 def test_values_have_variance_two_over_the_fan_in_of_their_own_row():
@@ -31,7 +32,7 @@ def test_values_have_variance_two_over_the_fan_in_of_their_own_row():
     for row, count in enumerate(fan_in):
         mask[row, torch.randperm(50)[:count]] = True
     topology = Topology.from_mask(mask)
-    values = initial_values(topology, torch.Generator().manual_seed(0), torch.float64)
+    values = initial_values(topology, Matrix(*topology.shape), torch.Generator().manual_seed(0), torch.float64)
     for count in (1, 2, 8, 50):
         own = values[topology.fan_in[topology.rows] == count]
         assert own.numel() == 400 * count
@@ -44,7 +45,7 @@ def test_values_have_variance_two_over_the_fan_in_of_their_own_row():
 
 def test_biases_are_within_the_bounds_of_their_own_row_and_zero_without_connections():
     topology = Topology.from_mask(torch.tensor([[1, 0, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]] * 500))
-    bias = initial_bias(topology, torch.Generator().manual_seed(0))
+    bias = initial_bias(topology, Matrix(*topology.shape), torch.Generator().manual_seed(0))
     assert not bias[2::3].any()
     assert 0.95 < float(bias[0::3].abs().max()) <= 1
     assert 0.45 < float(bias[1::3].abs().max()) <= 0.5

@@ -92,7 +92,7 @@ def test_all_refusals_come_in_one_message_whose_advice_works():
         blocks = nn.Sequential(*(nn.ModuleDict({"attend": OwnAttention(8, 2), "mix": nn.Linear(8, 8)}) for _ in range(12)))
         tied = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
         tied[1].weight = tied[0].weight
-        return nn.ModuleDict({"blocks": blocks, "tied": tied, "memory": nn.Bilinear(8, 8, 8), "0": nn.Conv1d(2, 2, 3)})
+        return nn.ModuleDict({"blocks": blocks, "tied": tied, "memory": nn.Bilinear(8, 8, 8), "0": nn.Bilinear(2, 2, 3)})
 
     with pytest.raises(TypeError) as refused:
         sparsify(model(), 0.5)
@@ -103,13 +103,13 @@ def test_all_refusals_come_in_one_message_whose_advice_works():
         in said
     )
     assert "layers 'tied.0', 'tied.1' (Linear) cannot be made sparse: each shares" in said
-    assert "layer 'memory' (Bilinear) cannot be made sparse: it has no sparse counterpart" in said
+    assert "layers 'memory', '0' (Bilinear) cannot be made sparse: each has no sparse counterpart" in said
     assert advice(said) == ("blocks.*.attend", "tied.*", "memory", "0")
     assert set(topology_layers(sparsify(model(), 0.5, exclude=advice(said)))) == {f"blocks.{index}.mix" for index in range(12)}
 
 
 def test_a_pattern_of_names_is_advised_only_where_it_meets_nothing_else():
-    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.Linear(4, 4), nn.Conv1d(2, 2, 3))
+    model = nn.Sequential(nn.Bilinear(2, 2, 3), nn.Linear(4, 4), nn.Bilinear(2, 2, 3))
     with pytest.raises(TypeError, match=r"pass exclude=\('0', '2'\) to leave them dense"):
         sparsify(model, 0.5)
 

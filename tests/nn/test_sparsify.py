@@ -247,8 +247,8 @@ def test_a_model_without_values_is_refused():
             TypeError,
             r"layer '1' \(Linear\) cannot be made sparse: it has a weight .* by torch.nn.utils.prune \(call torch.nn.utils.prune.remove\(",
         ),
-        (lambda: nn.ModuleList([nn.Linear(6, 6), nn.Conv1d(2, 2, 3)]), TypeError, r"layer '1' \(Conv1d\) .* no sparse counterpart"),
-        (lambda: nn.ModuleList([nn.Linear(6, 6), nn.ConvTranspose2d(2, 2, 3)]), TypeError, r"\(ConvTranspose2d\) .* no sparse counterpart"),
+        (lambda: nn.ModuleList([nn.Linear(6, 6), nn.LazyConv1d(2, 3)]), TypeError, r"layer '1' \(LazyConv1d\) .* has no shape yet"),
+        (lambda: nn.ModuleList([nn.Linear(6, 6), nn.LazyConvTranspose2d(2, 3)]), TypeError, r"\(LazyConvTranspose2d\) .* has no shape yet"),
         (lambda: nn.ModuleList([nn.Linear(6, 6), nn.Bilinear(2, 2, 3)]), TypeError, r"layer '1' \(Bilinear\) .* no sparse counterpart"),
         (
             lambda: nn.Sequential(nn.Linear(6, 6), Custom(6, 6)),

@@ -369,6 +369,16 @@ def test_a_rewiring_between_forward_and_backward_is_an_error(masked):
     model(x).sum().backward()
 
 
+def test_the_same_where_the_kernels_had_what_was_computed_of_the_values():
+    """Values of 16 bits are widened for the kernels: autograd saves the copy, which nothing changes."""
+    layer = SparseLinear(8, 6, sparsity=0.5, dtype=torch.bfloat16)
+    loss = layer(torch.randn(2, 8, dtype=torch.bfloat16)).sum()
+    rewire(layer, None, layer.pattern.random(layer.topology.shape, layer.topology.nnz, torch.Generator().manual_seed(1)))
+    with pytest.raises(RuntimeError, match="a sparse layer changed between a forward pass and its backward pass"):
+        loss.backward()
+    assert layer.values.grad is None
+
+
 def test_accumulation_holds_no_more_than_the_smaller_of_inputs_and_gradient():
     layer = SparseLinear(64, 64, sparsity=0.9)
     rewirer = Rewirer(layer, SGD(layer.parameters(), 0.1), RigL(), every=1)

@@ -141,7 +141,9 @@ class LinearCase:
             topology = self.pattern.random(self.matrix.shape, self._connections, generator)
         whole = nn.Linear(self.matrix.columns, self.matrix.rows)
         nn.init.uniform_(whole.bias, -1, 1, generator)
-        sparse = SparseLinear.from_dense(whole, topology, pattern=self.pattern, values=initial_values(topology, generator)).eval()
+        sparse = SparseLinear.from_dense(
+            whole, topology, pattern=self.pattern, values=initial_values(topology, SparseLinear.geometry_of(whole), generator)
+        ).eval()
         dense, active = sparse.dense_module(), topology.fan_in > 0
         csr, fewer = csr_linear(dense), _rows_of(dense, active)
 

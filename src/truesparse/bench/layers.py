@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
 from ..runs import ConfigError
 from ..runs.machine import threads_said
-from ..topology.geometry import Geometry, Matrix
+from ..topology.geometry import Convolution, Matrix
 from ..topology.patterns import Pattern
 from .csr import csr_linear
 from .document import LayerRow
@@ -36,7 +36,7 @@ class LayerCase:
         ConfigError: if the pattern does not fit the layer.
     """
 
-    geometry: Geometry
+    geometry: Matrix | Convolution
     input_shape: tuple[int, ...]
     sparsity: float
     pattern: Pattern

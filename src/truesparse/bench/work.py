@@ -95,5 +95,5 @@ def _sizes(geometry: Geometry, input_shape: tuple[int, ...]) -> tuple[int, int, 
     """(entries of the input, entries of the output, positions of the output)."""
     positions = input_shape[0]
     if isinstance(geometry, Convolution):
-        positions *= prod(geometry.output_size((input_shape[2], input_shape[3])))
+        positions *= prod(geometry.output_size(input_shape[2:]))
     return prod(input_shape), positions * geometry.shape[0], positions

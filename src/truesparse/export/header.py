@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from ..topology.topology import LARGEST_COUNT
 from .coding import ESCAPES, POSITIONS, ROW_LENGTHS, bits_nbytes
 from .errors import FileError
-from .layers import listed, weight_shape
+from .layers import bias_length, listed, weight_shape
 
 ENTRY, VERSION = "truesparse", 1
 UNSIGNED = "0" * 64  # stands where the digest comes, while the digest is computed
@@ -201,8 +201,9 @@ def _layer(name: str, said: dict[str, Any], tensors: Mapping[str, Stored]) -> La
         raise ValueError(f"acting must say of each of {layer.connections} connections whether it acts")
     if arguments["bias"] != (tensor_name(name, "bias") in tensors):
         raise ValueError(f"bias={arguments['bias']}, but the file has {'no' if arguments['bias'] else 'a'} tensor for it")
-    if arguments["bias"] and tensors[tensor_name(name, "bias")].shape != (rows,):
-        raise ValueError(f"expected a bias of shape ({rows},), got {tensors[tensor_name(name, 'bias')].shape}")
+    length = bias_length(module, arguments)
+    if arguments["bias"] and tensors[tensor_name(name, "bias")].shape != (length,):
+        raise ValueError(f"expected a bias of shape ({length},), got {tensors[tensor_name(name, 'bias')].shape}")
     for part in PARTS:
         if part not in layer.parts and tensor_name(name, part) in tensors:
             raise ValueError(f"a layer with coding {coding} has no tensor {part!r}")

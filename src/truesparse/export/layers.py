@@ -15,7 +15,10 @@ from ..topology.topology import LARGEST_COUNT, Topology
 
 LINEAR = ("in_features", "out_features")
 CONVOLUTION = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
-ARGUMENTS = {"Linear": LINEAR, "Conv2d": CONVOLUTION}
+TRANSPOSED = (*CONVOLUTION, "output_padding")
+CONVOLUTIONS = {f"Conv{dimensions}d": dimensions for dimensions in (1, 2, 3)}
+TRANSPOSED_CONVOLUTIONS = {f"ConvTranspose{dimensions}d": dimensions for dimensions in (1, 2, 3)}
+ARGUMENTS = {"Linear": LINEAR} | dict.fromkeys(CONVOLUTIONS, CONVOLUTION) | dict.fromkeys(TRANSPOSED_CONVOLUTIONS, TRANSPOSED)
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 Layer = tuple[str, dict[str, Any]]  # (name of the module in torch.nn, its arguments without the bias)
@@ -45,18 +48,19 @@ def weight_shape(module: str, arguments: Mapping[str, Any]) -> tuple[int, ...]:
     if module == "Linear":
         shape = (_count(arguments, "out_features", 0), _count(arguments, "in_features", 0))
     else:
-        inputs, outputs, groups = (_count(arguments, *least) for least in (("in_channels", 0), ("out_channels", 0), ("groups", 1)))
-        _check(inputs % groups == 0 and outputs % groups == 0, "groups", arguments)
-        kernel = _pair(arguments, "kernel_size", 1)
-        for name in ("stride", "dilation"):
-            _pair(arguments, name, 1)
-        _check(arguments["padding_mode"] in PADDING_MODES, "padding_mode", arguments)
-        if arguments["padding"] not in ("same", "valid"):
-            _pair(arguments, "padding", 0)
-        shape = (outputs, inputs // groups, *kernel)
+        shape = _convolution_shape(module, arguments)
     if prod(shape[1:]) > LARGEST_COUNT:
         raise ValueError(f"rows and columns lie in [0, {LARGEST_COUNT}], got a weight of shape {shape}")
     return shape
+
+
+def bias_length(module: str, arguments: Mapping[str, Any]) -> int:
+    """How many numbers a bias has: one for each feature or channel of the output.
+
+    Args:
+        module, arguments: that `weight_shape` takes.
+    """
+    return arguments["out_features" if module == "Linear" else "out_channels"]
 
 
 def stated_pattern(text: str) -> Pattern | None:
@@ -110,8 +114,25 @@ def _count(arguments: Mapping[str, Any], name: str, least: int) -> int:
     return value
 
 
-def _pair(arguments: Mapping[str, Any], name: str, least: int) -> tuple[int, int]:
-    _check(type(arguments[name]) is list and len(arguments[name]) == 2, name, arguments)
-    height, width = arguments[name]
-    _check(all(type(extent) is int and least <= extent <= LARGEST_COUNT for extent in (height, width)), name, arguments)
-    return height, width
+def _convolution_shape(module: str, arguments: Mapping[str, Any]) -> tuple[int, ...]:
+    inputs, outputs, groups = (_count(arguments, *least) for least in (("in_channels", 0), ("out_channels", 0), ("groups", 1)))
+    _check(inputs % groups == 0 and outputs % groups == 0, "groups", arguments)
+    dimensions = CONVOLUTIONS.get(module) or TRANSPOSED_CONVOLUTIONS[module]
+    kernel, stride, dilation = (_extents(arguments, name, dimensions, 1) for name in ("kernel_size", "stride", "dilation"))
+    _check(arguments["padding_mode"] in PADDING_MODES, "padding_mode", arguments)
+    if module in CONVOLUTIONS:
+        if arguments["padding"] not in ("same", "valid"):
+            _extents(arguments, "padding", dimensions, 0)
+        return outputs, inputs // groups, *kernel
+    _check(arguments["padding_mode"] == "zeros", "padding_mode", arguments)
+    _extents(arguments, "padding", dimensions, 0)
+    more = _extents(arguments, "output_padding", dimensions, 0)
+    _check(all(extent < max(pair) for extent, *pair in zip(more, stride, dilation, strict=True)), "output_padding", arguments)
+    return inputs, outputs // groups, *kernel
+
+
+def _extents(arguments: Mapping[str, Any], name: str, dimensions: int, least: int) -> tuple[int, ...]:
+    extents = arguments[name]
+    _check(type(extents) is list and len(extents) == dimensions, name, arguments)
+    _check(all(type(extent) is int and least <= extent <= LARGEST_COUNT for extent in extents), name, arguments)
+    return tuple(extents)

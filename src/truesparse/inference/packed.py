@@ -83,12 +83,12 @@ class PackedLayer(Frozen):
     def __init__(self, layout: Layout, geometry: Geometry, like: nn.Module) -> None:
         super().__init__()
         self.layout, self.geometry = layout, geometry
-        self._padding, self._padding_mode = (0, 0, 0, 0), "constant"
+        self._padding, self._padding_mode = (0,), "constant"
         self._has_bias = like.bias is not None
         for name in SETTINGS:
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        if isinstance(like, (nn.Conv2d, ConvolutionInterface)):
+        if isinstance(like, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvolutionInterface)):
             self._padding, self._padding_mode = padding_of(like)[1], PADDING_MODES[like.padding_mode]
         self.eval()
 
@@ -123,7 +123,7 @@ class PackedLayer(Frozen):
 
     @property
     def bias(self) -> Tensor | None:
-        return Described(self.geometry.shape[0]) if self._has_bias else None
+        return Described(self.geometry.outputs) if self._has_bias else None
 
     def extra_repr(self) -> str:
         return f"{self.geometry.arguments}, {self.layout}{', relu' if self.layout.relu else ''}"

@@ -2,8 +2,9 @@
 
 Evci et al. 2020, https://arxiv.org/abs/1911.11134, appendix on the calculation of FLOPs. Counted are the multiplications and additions
 of layers with weights, for one sample: 2 x weights that exist x output positions (1 for a matrix product, height x width of the output
-for a convolution, the length for a sequence). Biases, norms, activations, losses, optimizers, and dropping and growing itself are left
-out. With f_S for the forward pass of the sparse network and f_D for that of the dense one, a step costs
+for a convolution, and of the input for a transposed one, the length for a sequence). Biases, norms, activations, losses, optimizers, and
+dropping and growing itself are left out. With f_S for the forward pass of the sparse network and f_D for that of the dense one, a step
+costs
 
     dense                      3 f_D       forward, gradient of the inputs, gradient of the weights
     static, SET                3 f_S
@@ -27,6 +28,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from ..nn import TopologyLayer
 from ..nn.opened import named_once
+from ..nn.transposed import TransposedInterface
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,13 @@ class Flops:
 
 
 def weight_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that are counted, by name: sparse and masked ones, and dense linear layers and convolutions (not transposed)."""
-    kinds = (TopologyLayer, nn.Linear, _ConvNd)
-    return {name: module for name, module in named_once(model) if isinstance(module, kinds) and not isinstance(module, _ConvTransposeNd)}
+    """The layers that are counted, by name: sparse and masked ones, and dense linear layers and convolutions."""
+    return {name: module for name, module in named_once(model) if isinstance(module, (TopologyLayer, nn.Linear, _ConvNd))}
 
 
 @torch.no_grad()
 def output_positions(model: nn.Module, example: Any, samples: int | None = None) -> dict[str, int]:
-    """For each layer with weights, the output positions of one sample, all its calls together. Runs the model once, in `eval` mode.
+    """For each layer with weights, the positions of one sample at which they are used, all calls together. Runs the model once, in `eval`.
 
     Args:
         model: dense, sparse or masked.
@@ -85,7 +86,7 @@ def output_positions(model: nn.Module, example: Any, samples: int | None = None)
         samples = len(example)
     counted: dict[str, int] = {}
     layers = weight_layers(model)
-    handles = [layer.register_forward_hook(_counter(counted, name, layer)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(_counter(counted, name, layer), with_kwargs=True) for name, layer in layers.items()]
     modes = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -121,10 +122,12 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
     return tuple(weight.shape)
 
 
-def _counter(counted: dict[str, int], name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Tensor], None]:
-    rows = _shape(layer)[0]
+def _counter(counted: dict[str, int], name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Any, Tensor], None]:
+    rows, transposed = _shape(layer)[0], isinstance(layer, (_ConvTransposeNd, TransposedInterface))
 
-    def count(module: nn.Module, args: Any, output: Tensor) -> None:
-        counted[name] = counted.get(name, 0) + output.numel() // max(rows, 1)
+    def count(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+        # The rows of a transposed convolution are the channels of its input.
+        of_rows = (args[0] if args else named["input"]) if transposed else output
+        counted[name] = counted.get(name, 0) + of_rows.numel() // max(rows, 1)
 
     return count

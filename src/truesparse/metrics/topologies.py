@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..topology import Move, Topology
-from ..topology.geometry import Convolution, Geometry
+from ..topology.geometry import Geometry
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
 BINS = 32
@@ -77,9 +77,14 @@ def grown_keys(move: Move) -> Tensor:
     return move.new.keys[move.grown]
 
 
-def fan_in(topology: Topology) -> Tensor:
-    """Connections of each output neuron (row), [rows] int64."""
-    return topology.fan_in.long()
+def fan_in(topology: Topology, geometry: Geometry | None = None) -> Tensor:
+    """Connections of each output neuron, [outputs] int64.
+
+    Args:
+        topology: of the layer.
+        geometry: of the layer. In a transposed convolution an output neuron is a channel with all its taps; None: every row is one.
+    """
+    return (topology.fan_in if geometry is None else geometry.fan_in(topology)).long()
 
 
 def fan_out(topology: Topology, geometry: Geometry | None = None) -> Tensor:
@@ -89,12 +94,9 @@ def fan_out(topology: Topology, geometry: Geometry | None = None) -> Tensor:
         topology: of the layer.
         geometry: of the layer. In a convolution an input neuron is a channel with all its taps; None: every column is one.
     """
-    if not isinstance(geometry, Convolution):
+    if geometry is None:
         return topology.fan_out
-    inputs = geometry.in_channels // geometry.groups
-    taps = geometry.kernel[0] * geometry.kernel[1]
-    group = topology.rows.long() // max(geometry.out_channels // geometry.groups, 1)
-    return torch.bincount(group * inputs + topology.indices.long() // taps, minlength=geometry.in_channels)
+    return torch.bincount(geometry.input_of_each(topology), minlength=geometry.inputs)
 
 
 def dead_neurons(topology: Topology, geometry: Geometry | None = None) -> tuple[int, int]:
@@ -104,7 +106,7 @@ def dead_neurons(topology: Topology, geometry: Geometry | None = None) -> tuple[
     https://arxiv.org/abs/2010.03533; ablated neurons of Lasby et al. 2024, https://arxiv.org/abs/2305.02299). A row without
     connections still gives its bias. Counted layer by layer: the outputs of one are the inputs of the next.
     """
-    return int((fan_in(topology) == 0).sum()), int((fan_out(topology, geometry) == 0).sum())
+    return int((fan_in(topology, geometry) == 0).sum()), int((fan_out(topology, geometry) == 0).sum())
 
 
 @dataclass(frozen=True)

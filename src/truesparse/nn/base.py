@@ -53,7 +53,7 @@ class TopologyLayer(nn.Module):
         stands_for: the class of torch whose place it takes (`kinds.py` lists them all).
         geometry: the dense operation this layer stands for.
         pattern: the rule its topology obeys.
-        bias: [rows], or None.
+        bias: [rows], or in a transposed convolution [out_channels]; or None.
         acting: buffer shaped as `parameter`, bool: which connections act in the forward pass. None, as nearly always: all of them.
         changed_alone: how often the topology has changed and no optimizer was told: by `load_state_dict`, or `rewire` without one.
         met_float16: whether a forward pass has run under autocast in float16, which asks for a gradient scaler.
@@ -92,8 +92,8 @@ class TopologyLayer(nn.Module):
             raise ValueError("a sparse layer needs real arrays for its topology: build it on a real device, not on 'meta'")
         with torch.device("cpu"):
             topology = random_topology(geometry, sparsity, pattern, generator)
-            values = initial_values(topology, generator, dtype)
-            offsets = initial_bias(topology, generator, dtype) if bias else None
+            values = initial_values(topology, geometry, generator, dtype)
+            offsets = initial_bias(topology, geometry, generator, dtype) if bias else None
         offsets = None if offsets is None else offsets.to(device)
         TopologyLayer.__init__(self, geometry, topology.to(device), values.to(device), offsets, pattern)
 
@@ -147,7 +147,7 @@ class TopologyLayer(nn.Module):
             geometry: may differ from this layer's in its numbers of rows, columns, channels and groups.
             topology: of the shape of `geometry`.
             values: [nnz].
-            bias: [rows], or None.
+            bias: one for each feature or channel of the output, or None.
 
         The new layer has this one's pattern if the topology still obeys it, and `Unstructured()` otherwise.
 
@@ -229,12 +229,12 @@ class TopologyLayer(nn.Module):
         Args:
             generator: CPU generator; None is torch's global one.
         """
-        topology, dtype = self.topology.to("cpu"), self.parameter.dtype
+        topology, geometry, dtype = self.topology.to("cpu"), self.geometry, self.parameter.dtype
         with torch.no_grad(), torch.device("cpu"):
-            values = initial_values(topology, generator, dtype)
+            values = initial_values(topology, geometry, generator, dtype)
             self.parameter.copy_(self.spread(values.to(self.parameter.device)))
             if self.bias is not None:
-                self.bias.copy_(initial_bias(topology, generator, dtype))
+                self.bias.copy_(initial_bias(topology, geometry, generator, dtype))
 
     def initialise(self, fill: Callable[[Tensor], Any]) -> None:
         """Give the values what `fill` writes at their places of the dense weight; topology and bias stay.
@@ -284,10 +284,12 @@ class TopologyLayer(nn.Module):
     def gradient_bounds(self, samples: list[Sample]) -> Magnitudes:
         """(sum of |dy| of each row, sum of |x| of each column): the gradient at (row, column) is at most their product.
 
+        In a transposed convolution the rows are those of x, and the columns those of dy.
+
         In a convolution a column takes the sum of its whole input channel, over all groups.
         """
-        dy, x = zip(*self._widened(samples), strict=True)
-        rows, channels = (torch.stack([_sum_of_channels(array.abs()) for array in arrays]).sum(0) for arrays in (dy, x))
+        sides = zip(*(self.geometry.sides(dy, x) for dy, x in self._widened(samples)), strict=True)
+        rows, channels = (torch.stack([_sum_of_channels(array.abs()) for array in arrays]).sum(0) for arrays in sides)
         inputs = self.geometry.weight_shape[1]
         return rows, channels.view(-1, inputs).sum(0).repeat_interleave(self.geometry.shape[1] // max(inputs, 1))
 

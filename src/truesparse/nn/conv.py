@@ -1,4 +1,4 @@
-"""A 2-D convolution that has only its connections."""
+"""Convolutions that have only their connections, along one, two and three dimensions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..topology import Topology
-from ..topology.geometry import Convolution, Geometry, Pair
+from ..topology.geometry import Convolution, Extents, Geometry
 from ..topology.patterns import Pattern
 from .base import TopologyLayer
 from .sparse import SparseLayer
@@ -19,21 +19,20 @@ PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replic
 
 
 class ConvolutionInterface(TopologyLayer):
-    """The arguments and attributes of `nn.Conv2d`, however the values are held."""
+    """The arguments and attributes of `nn.Conv1d`, `nn.Conv2d` and `nn.Conv3d`, however the values are held."""
 
-    stands_for = nn.Conv2d
     geometry: Convolution
-    padding: Pair | str
+    padding: Extents | str
     padding_mode: PaddingMode
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | Pair,
-        stride: int | Pair = 1,
-        padding: int | Pair | str = 0,
-        dilation: int | Pair = 1,
+        kernel_size: int | Extents,
+        stride: int | Extents = 1,
+        padding: int | Extents | str = 0,
+        dilation: int | Extents = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: PaddingMode = "zeros",
@@ -44,14 +43,13 @@ class ConvolutionInterface(TopologyLayer):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        # nn.Conv2d knows what its arguments may be; made without memory, it says so in its own words.
-        like = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta")
+        # Torch's layer knows what its arguments may be; made without memory, it says so in its own words.
+        like = self.stands_for(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device="meta")
         self._draw(self.geometry_of(like), bias, sparsity, pattern, generator, device, dtype)
         self._set_padding(like)
 
-    def _set_padding(self, like: nn.Conv2d | ConvolutionInterface) -> None:
-        self.padding = like.padding if isinstance(like.padding, str) else _pair(like.padding)
-        self.padding_mode = like.padding_mode  # type: ignore[assignment]
+    def _set_padding(self, like: Any) -> None:
+        self.padding, self.padding_mode = like.padding, like.padding_mode
         self._padding_before = padding_of(like)[1]
 
     @property
@@ -63,15 +61,15 @@ class ConvolutionInterface(TopologyLayer):
         return self.geometry.out_channels
 
     @property
-    def kernel_size(self) -> Pair:
+    def kernel_size(self) -> Extents:
         return self.geometry.kernel
 
     @property
-    def stride(self) -> Pair:
+    def stride(self) -> Extents:
         return self.geometry.stride
 
     @property
-    def dilation(self) -> Pair:
+    def dilation(self) -> Extents:
         return self.geometry.dilation
 
     @property
@@ -80,29 +78,28 @@ class ConvolutionInterface(TopologyLayer):
 
     @classmethod
     def from_dense(
-        cls, module: nn.Conv2d, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
+        cls, module: Any, topology: Topology | None = None, *, pattern: Pattern | None = None, values: Tensor | None = None
     ) -> Self:
         layer = super().from_dense(module, topology, pattern=pattern, values=values)
         layer._set_padding(module)
         return layer
 
     @staticmethod
-    def geometry_of(module: nn.Conv2d) -> Convolution:
+    def geometry_of(module: Any) -> Convolution:
         """The geometry of a dense convolution."""
         return Convolution(
             module.in_channels,
             module.out_channels,
-            _pair(module.kernel_size),
-            _pair(module.stride),
+            module.kernel_size,
+            module.stride,
             padding_of(module)[0],
-            _pair(module.dilation),
+            module.dilation,
             module.groups,
         )
 
-    def dense_module(self) -> nn.Conv2d:
-        """The `nn.Conv2d` that computes exactly the same."""
+    def dense_module(self) -> nn.Module:
         g = self.geometry
-        dense = nn.Conv2d(
+        dense = self.stands_for(
             g.in_channels,
             g.out_channels,
             g.kernel,
@@ -123,10 +120,31 @@ class ConvolutionInterface(TopologyLayer):
         return layer
 
     def _prepared(self, x: Tensor) -> Tensor:
-        fits = x.ndim in (3, 4) and x.shape[-3] == self.in_channels
+        own = self.geometry.sample_ndim
+        fits = x.ndim in (own, own + 1) and x.shape[-own] == self.in_channels
         if not fits or not any(self._padding_before):
             return x  # what does not fit is refused after this, in the shape it came in
         return F.pad(x, self._padding_before, mode=PADDING_MODES[self.padding_mode])
+
+
+class SparseConv1d(ConvolutionInterface, SparseLayer):
+    """`nn.Conv1d` that stores, trains and runs only its connections.
+
+    Input (batch, in_channels, length) or one sample without the batch; output as `nn.Conv1d`. It runs on the kernels for images, as
+    one of height 1.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in `nn.Conv1d`.
+        sparsity: share of the weights that do not exist, 0 to 1. `NM` patterns fix it themselves.
+        pattern: which topologies are legal, over [out_channels, in_channels / groups * kernel length]; None is `Unstructured()`.
+        generator: CPU generator of the topology and the initial values; None is torch's global one.
+        device, dtype: as in `nn.Conv1d`.
+
+    Raises:
+        ValueError: if an argument is one that `nn.Conv1d` refuses, or the sparsity or the pattern does not fit.
+    """
+
+    stands_for = nn.Conv1d
 
 
 class SparseConv2d(ConvolutionInterface, SparseLayer):
@@ -146,21 +164,44 @@ class SparseConv2d(ConvolutionInterface, SparseLayer):
         ValueError: if an argument is one that `nn.Conv2d` refuses, or the sparsity or the pattern does not fit.
     """
 
+    stands_for = nn.Conv2d
 
-def padding_of(module: nn.Conv2d | ConvolutionInterface) -> tuple[Pair, tuple[int, ...]]:
-    """(zero padding done by the kernel, padding (left, right, top, bottom) done before it)."""
+
+class SparseConv3d(ConvolutionInterface, SparseLayer):
+    """`nn.Conv3d` that stores, trains and runs only its connections.
+
+    Input (batch, in_channels, depth, height, width) or one sample without the batch; output as `nn.Conv3d`. It runs on the kernels for
+    images: the slices that the kernel sees at each depth are copied next to one another, so that a pass holds, while it runs, the input
+    `kernel depth / stride` times more. Kernels (1, 1, k) and (k, 1, 1) that neither step nor pad where they are 1 need no copy.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode: as in `nn.Conv3d`.
+        sparsity: share of the weights that do not exist, 0 to 1. `NM` patterns fix it themselves.
+        pattern: which topologies are legal, over [out_channels, in_channels / groups * kernel depth * height * width];
+            None is `Unstructured()`.
+        generator: CPU generator of the topology and the initial values; None is torch's global one.
+        device, dtype: as in `nn.Conv3d`.
+
+    Raises:
+        ValueError: if an argument is one that `nn.Conv3d` refuses, or the sparsity or the pattern does not fit.
+    """
+
+    stands_for = nn.Conv3d
+
+
+def padding_of(module: Any) -> tuple[Extents, tuple[int, ...]]:
+    """(zero padding done by the kernel, padding done before it as `F.pad` takes it: (left, right, top, bottom) of images).
+
+    Args:
+        module: a convolution, sparse, masked or dense, not transposed.
+    """
     padding = module.padding
     if isinstance(padding, str):
         total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(module.kernel_size, module.dilation, strict=True)]
-        low = (total[0] // 2, total[1] // 2)
-        high = (total[0] - low[0], total[1] - low[1])
+        low = tuple(all_of // 2 for all_of in total)
+        high = tuple(all_of - before for all_of, before in zip(total, low, strict=True))
     else:
-        low = high = _pair(padding)
+        low = high = padding
     if module.padding_mode == "zeros" and low == high:
-        return low, (0, 0, 0, 0)
-    return (0, 0), (low[1], high[1], low[0], high[0])
-
-
-def _pair(value: Any) -> Pair:
-    height, width = value if isinstance(value, tuple) else (value, value)
-    return height, width
+        return low, (0,) * (2 * len(low))
+    return (0,) * len(low), tuple(extent for pair in reversed([*zip(low, high, strict=True)]) for extent in pair)

@@ -233,7 +233,8 @@ def _sparse(
 ) -> TopologyLayer:
     kind = kind_of(layer)
     assert kind is not None
-    pattern = _fitted(pattern, layer)
+    geometry = kind.sparse.geometry_of(layer)
+    pattern = pattern.fitted(geometry)
     weight, values = layer.weight.detach(), None
     if count is None:
         topology = Topology.from_mask(weight != 0)
@@ -242,9 +243,9 @@ def _sparse(
     else:
         topology = pattern.random(_matrix(layer), count, generator)
         if init == "he":
-            values = initial_values(topology, generator, weight.dtype)
+            values = initial_values(topology, geometry, generator, weight.dtype)
         else:
-            values = kept_values(weight, topology.to(weight.device))
+            values = kept_values(weight, topology.to(weight.device), geometry)
     return (kind.masked if masked else kind.sparse).from_dense(layer, topology, pattern=pattern, values=values)
 
 

@@ -23,32 +23,35 @@ def random_topology(geometry: Geometry, sparsity: float, pattern: Pattern, gener
     return pattern.random(geometry.shape, pattern.round(geometry.shape, kept(rows * columns, sparsity)), generator)
 
 
-def kept_values(weight: Tensor, topology: Topology) -> Tensor:
+def kept_values(weight: Tensor, topology: Topology, geometry: Geometry) -> Tensor:
     """The dense layer's own values at the connections, times sqrt(columns / fan-in) of their row, [nnz].
 
     A row whose values are drawn alike then gives outputs of the variance that it had with all its columns. A full row stays
-    bit for bit; zeros stay zeros.
+    bit for bit; zeros stay zeros. In a transposed convolution it is not the rows but the channels of the output that keep theirs.
 
     Args:
         weight: of a dense layer, [rows, ...]; the trailing dimensions flattened are the columns.
         topology: on the device of `weight`.
+        geometry: of the layer.
     """
-    columns = topology.shape[1]
-    scale = (columns / topology.fan_in.clamp(min=1)).sqrt().to(weight)
-    return weight.flatten()[topology.keys] * scale[topology.rows]
+    most = topology.size // max(geometry.outputs, 1)
+    scale = (most / geometry.fan_in(topology).clamp(min=1)).sqrt().to(weight)
+    return weight.flatten()[topology.keys] * scale[geometry.output_of_each(topology)]
 
 
-def initial_values(topology: Topology, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
+def initial_values(topology: Topology, geometry: Geometry, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
     """Normal values of variance 2 / fan-in, where fan-in is the row's own number of connections, [nnz].
+
+    In a transposed convolution the fan-in is that of one value of an output channel, on average: one in `stride` of its connections.
 
     He et al. 2015 with the fan-in of the sparse row: Evci et al. 2022, https://arxiv.org/abs/2010.03533, section 4.
     """
     values = torch.randn(topology.nnz, generator=generator, dtype=dtype)
-    return values * (2.0 / topology.fan_in.clamp(min=1)).sqrt().to(values)[topology.rows]
+    return values * (2.0 / geometry.reach(topology).clamp(min=1)).sqrt().to(values)[geometry.output_of_each(topology)]
 
 
-def initial_bias(topology: Topology, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
-    """Uniform in +- 1 / sqrt(fan-in) as in `nn.Linear`, with the row's own fan-in; 0 for an empty row, [rows]."""
-    fan_in = topology.fan_in
+def initial_bias(topology: Topology, geometry: Geometry, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
+    """Uniform in +- 1 / sqrt(fan-in) as in `nn.Linear`, with the fan-in of `initial_values`; 0 where that is 0, [outputs]."""
+    fan_in = geometry.reach(topology)
     uniform = torch.rand(fan_in.numel(), generator=generator, dtype=dtype) * 2 - 1
     return uniform * fan_in.clamp(min=1).to(uniform).rsqrt() * (fan_in > 0)

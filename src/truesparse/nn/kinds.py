@@ -8,9 +8,18 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from .base import TopologyLayer
-from .conv import SparseConv2d
+from .conv import SparseConv1d, SparseConv2d, SparseConv3d
 from .linear import SparseLinear
-from .masked import MaskedConv2d, MaskedLinear
+from .masked import (
+    MaskedConv1d,
+    MaskedConv2d,
+    MaskedConv3d,
+    MaskedConvTranspose1d,
+    MaskedConvTranspose2d,
+    MaskedConvTranspose3d,
+    MaskedLinear,
+)
+from .transposed import SparseConvTranspose1d, SparseConvTranspose2d, SparseConvTranspose3d
 
 Dense = nn.Linear | _ConvNd  # one of the `DENSE`, for those who read types
 
@@ -27,7 +36,15 @@ class Kind:
         return self.sparse.stands_for
 
 
-KINDS = (Kind(SparseLinear, MaskedLinear), Kind(SparseConv2d, MaskedConv2d))
+KINDS = (
+    Kind(SparseLinear, MaskedLinear),
+    Kind(SparseConv1d, MaskedConv1d),
+    Kind(SparseConv2d, MaskedConv2d),
+    Kind(SparseConv3d, MaskedConv3d),
+    Kind(SparseConvTranspose1d, MaskedConvTranspose1d),
+    Kind(SparseConvTranspose2d, MaskedConvTranspose2d),
+    Kind(SparseConvTranspose3d, MaskedConvTranspose3d),
+)
 DENSE = tuple(kind.dense for kind in KINDS)
 
 

@@ -17,6 +17,7 @@ from ..topology.identity import identity_of
 from .base import Magnitudes, TopologyLayer
 from .conv import ConvolutionInterface
 from .linear import LinearInterface
+from .transposed import TransposedInterface
 
 
 class MaskedLayer(TopologyLayer):
@@ -153,5 +154,37 @@ class MaskedLinear(LinearInterface, MaskedLayer):
         return F.embedding(rows, self.to_dense())
 
 
+class MaskedConv1d(ConvolutionInterface, MaskedLayer):
+    """`nn.Conv1d` with a masked weight: the simulated twin of `SparseConv1d`, same arguments."""
+
+    stands_for = nn.Conv1d
+
+
 class MaskedConv2d(ConvolutionInterface, MaskedLayer):
     """`nn.Conv2d` with a masked weight: the simulated twin of `SparseConv2d`, same arguments."""
+
+    stands_for = nn.Conv2d
+
+
+class MaskedConv3d(ConvolutionInterface, MaskedLayer):
+    """`nn.Conv3d` with a masked weight: the simulated twin of `SparseConv3d`, same arguments."""
+
+    stands_for = nn.Conv3d
+
+
+class MaskedConvTranspose1d(TransposedInterface, MaskedLayer):
+    """`nn.ConvTranspose1d` with a masked weight: the simulated twin of `SparseConvTranspose1d`, same arguments."""
+
+    stands_for = nn.ConvTranspose1d
+
+
+class MaskedConvTranspose2d(TransposedInterface, MaskedLayer):
+    """`nn.ConvTranspose2d` with a masked weight: the simulated twin of `SparseConvTranspose2d`, same arguments."""
+
+    stands_for = nn.ConvTranspose2d
+
+
+class MaskedConvTranspose3d(TransposedInterface, MaskedLayer):
+    """`nn.ConvTranspose3d` with a masked weight: the simulated twin of `SparseConvTranspose3d`, same arguments."""
+
+    stands_for = nn.ConvTranspose3d

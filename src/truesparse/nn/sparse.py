@@ -15,7 +15,7 @@ from ..common.tracing import follower
 from ..ops import operators
 from ..ops.listeners import NOBODY, leaves, numbered
 from ..topology import Move, Topology
-from ..topology.identity import fingerprint, identity_of
+from ..topology.identity import fingerprint, identity_of, version_of
 from .base import Part, Sample, TopologyLayer
 from .compiled import of_any_length
 from .eager import check_followed, refusal
@@ -172,10 +172,12 @@ class SparseLayer(TopologyLayer):
 
     def heard(self) -> Callable[[Tensor, Tensor, Tensor], None]:
         """What tells the hooks of the gradients of the forward pass under way."""
-        return partial(_tell, self._gradient_hooks, self._array("values"))
+        values = self._array("values")
+        return partial(_tell, self._gradient_hooks, values, version_of(values))
 
     def hear(self, dvalues: Tensor, dy: Tensor, x: Tensor, own: bool) -> None:
-        _tell(self._gradient_hooks, self.values if own else _COMPUTED, dvalues, dy, x)
+        of = self.values if own else _COMPUTED
+        _tell(self._gradient_hooks, of, version_of(of), dvalues, dy, x)
 
     def repeated(self) -> ops.Repeated:
         """The layer as a function to be called at every step of one sequence: its values get their gradient from all steps at once.
@@ -358,8 +360,17 @@ class SparseLayer(TopologyLayer):
         )
 
 
-def _tell(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, dvalues: Tensor, dy: Tensor, x: Tensor) -> None:
-    """Tell those who listen at the time of a backward pass. Knows the hooks, not the layer, which a graph shall not keep alive."""
+def _tell(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, version: int, dvalues: Tensor, dy: Tensor, x: Tensor) -> None:
+    """Tell those who listen at the time of a backward pass. Knows the hooks, not the layer, which a graph shall not keep alive.
+
+    Args:
+        version: of `of` in the forward pass. Where the kernels had what was computed of it, autograd does not see that it has changed.
+
+    Raises:
+        RuntimeError: if it has changed since.
+    """
+    if version_of(of) != version:
+        raise RuntimeError(ops.CHANGED)
     for hook in list(hooks.values()):
         hook(Part(of, dvalues, (dy, x)))
 

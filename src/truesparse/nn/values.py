@@ -48,13 +48,23 @@ class MatrixValues(Values):
     dimensions = 2
 
 
-class ConvolutionValues(Values):
-    """Those of a two-dimensional convolution."""
+class Convolution1dValues(Values):
+    """Those of a convolution along one dimension, transposed or not, and so on."""
 
+    dimensions = 3
+
+
+class Convolution2dValues(Values):
     dimensions = 4
 
 
-KINDS: dict[int, type[Values]] = {kind.dimensions: kind for kind in (MatrixValues, ConvolutionValues)}
+class Convolution3dValues(Values):
+    dimensions = 5
+
+
+KINDS: dict[int, type[Values]] = {
+    kind.dimensions: kind for kind in (MatrixValues, Convolution1dValues, Convolution2dValues, Convolution3dValues)
+}
 
 # Optimizers choose their fast path by the exact class of each parameter.
 _fast: list[type] = getattr(import_module("torch.optim.optimizer"), "_foreach_supported_types", [])

@@ -55,13 +55,13 @@ def transposed_blocks(topology: Topology) -> Blocked:
 
 def forward_channel_blocks(topology: Topology, geometry: Convolution) -> Blocked:
     """Like `forward_blocks`, with whole channels in each block."""
-    taps = geometry.kernel[0] * geometry.kernel[1]
+    taps = geometry.taps
     return _blocked(topology.shape, topology.indptr, topology.indices, None, taps, geometry.out_channels // geometry.groups)
 
 
 def transposed_channel_blocks(topology: Topology, geometry: Convolution) -> Blocked:
     """Rows are (in channel, phase of the stride), columns (out channel, tap). 8 bytes per connection and 4 per row and block."""
-    taps = geometry.kernel[0] * geometry.kernel[1]
+    taps = geometry.taps
     targets = geometry.in_channels * geometry.stride[0] * geometry.stride[1]
     indptr, indices, permutation = _empty_transpose(topology, targets)
     _core.transpose_convolution(

@@ -66,7 +66,7 @@ class ConvolutionDense(Composed):
         self, values: Tensor, x: Tensor, dy: Tensor, need: tuple[bool, bool, bool]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         g = self.geometry
-        settings = (g.stride, g.padding, g.dilation, False, (0, 0), g.groups)
+        settings = (g.stride, g.padding, g.dilation, False, (0,) * len(g.kernel), g.groups)
         weight, dx_weight_bias = values.view(g.weight_shape).to(dy.dtype), (need[1], need[0], need[2])
         dx, dweight, dbias = torch.ops.aten.convolution_backward(dy, x, weight, [g.out_channels], *settings, dx_weight_bias)
         return widened(dweight).flatten() if need[0] else None, dx if need[1] else None, widened(dbias) if need[2] else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef, WeakIdKeyDictionary
@@ -46,8 +46,14 @@ def geometry_in(text: str) -> Geometry:
         ValueError: if it is that of something else.
     """
     try:
-        call = ast.parse(text, mode="eval").body
-        kind = getattr(geometry, call.func.id)  # type: ignore[attr-defined]
-        return kind(**{one.arg: ast.literal_eval(one.value) for one in call.keywords})  # type: ignore[attr-defined]
+        return _said(ast.parse(text, mode="eval").body)
     except (SyntaxError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"expected the repr of a geometry, such as 'Matrix(rows=4, columns=6)', got {text!r}") from error
+
+
+def _said(node: ast.expr) -> Any:
+    """What an expression of numbers, tuples and geometries stands for."""
+    if not isinstance(node, ast.Call):
+        return ast.literal_eval(node)
+    kind = getattr(geometry, node.func.id)  # type: ignore[attr-defined]
+    return kind(**{one.arg: _said(one.value) for one in node.keywords})  # type: ignore[arg-type, reportCallIssue]

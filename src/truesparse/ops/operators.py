@@ -218,31 +218,32 @@ for _operator, _compute, _shape, *_formulas in (
     differentiable(_library, _operator, *_formulas)
 
 
-# How many operations it takes: 2 for each connection, sample and output position.
+# How many operations it takes: 2 for each connection, sample and position of what the rows belong to (of the output, mostly).
 
 
-def _operations(connections: int, y: Sequence[int]) -> int:
-    return 2 * connections * y[0] * prod(y[2:])
+def _operations(connections: int, y: Sequence[int], x: Sequence[int], geometry: str) -> int:
+    at, _ = geometry_in(geometry).sides(y, x)
+    return 2 * connections * at[0] * prod(at[2:])
 
 
 @register_flop_formula(torch.ops.truesparse.spmm)
-def _spmm_operations(values: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return _operations(values[0], out_shape)
+def _spmm_operations(values: Sequence[int], x: Sequence[int], bias: Any, *where: Any, out_shape: Sequence[int], **_: Any) -> int:
+    return _operations(values[0], out_shape, x, where[2])
 
 
 @register_flop_formula(torch.ops.truesparse.spmm_t)
-def _spmm_t_operations(values: Sequence[int], dy: Sequence[int], *_: Any, **__: Any) -> int:
-    return _operations(values[0], dy)
+def _spmm_t_operations(values: Sequence[int], dy: Sequence[int], like: Sequence[int], *where: Any, **_: Any) -> int:
+    return _operations(values[0], dy, like, where[2])
 
 
 @register_flop_formula(torch.ops.truesparse.sddmm)
-def _sddmm_operations(dy: Sequence[int], x: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-    return _operations(out_shape[0], dy)
+def _sddmm_operations(dy: Sequence[int], x: Sequence[int], *where: Any, out_shape: Sequence[int], **_: Any) -> int:
+    return _operations(out_shape[0], dy, x, where[2])
 
 
 @register_flop_formula(torch.ops.truesparse.gradients)
-def _gradients_operations(values: Sequence[int], x: Sequence[int], dy: Sequence[int], need: Sequence[bool], *_: Any, **__: Any) -> int:
-    return (need[0] + need[1]) * _operations(values[0], dy)
+def _gradients_operations(values: Sequence[int], x: Sequence[int], dy: Sequence[int], need: Sequence[bool], *where: Any, **_: Any) -> int:
+    return (need[0] + need[1]) * _operations(values[0], dy, x, where[2])
 
 
 # Where layers call them.

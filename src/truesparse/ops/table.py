@@ -15,6 +15,7 @@ from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
 from .cpu import DTYPES, ConvolutionKernels, MatrixKernels
 from .dense import ConvolutionDense, MatrixDense
+from .rearranged import rearrangement
 from .reference import ConvolutionReference, MatrixReference
 from .verbs import Verbs
 
@@ -31,12 +32,14 @@ class Kernel:
     devices: tuple[str, ...] = ()  # empty: any
     dtypes: tuple[torch.dtype, ...] = ()  # empty: any floating one
     full_only: bool = False  # for topologies where no connection is absent
+    sample_ndim: int | None = None  # None: any
 
     def fits(self, topology: Topology, geometry: Geometry, dtype: torch.dtype) -> bool:
         return (
             isinstance(geometry, self.operation)
             and (not self.devices or topology.device.type in self.devices)
             and (dtype in self.dtypes if self.dtypes else dtype.is_floating_point)
+            and self.sample_ndim in (None, geometry.sample_ndim)
             and (not self.full_only or 0 < topology.size == topology.nnz)
         )
 
@@ -45,14 +48,15 @@ class Kernel:
         return f"{'full ' * self.full_only}{self.operation.__name__.lower()}"
 
 
-# The first of the family in force that fits is used; "reference" runs only when asked for by name, never as a silent way out.
+# The first of the family in force that fits is used; for a geometry that no kernel is made for, that of another on rearranged arrays.
+# "reference" runs only when asked for by name, never as a silent way out.
 KERNELS = (
     Kernel("native", Matrix, MatrixDense, full_only=True),
     Kernel("native", Convolution, ConvolutionDense, full_only=True),
     Kernel("native", Matrix, MatrixKernels, ("cpu",), DTYPES),
-    Kernel("native", Convolution, ConvolutionKernels, ("cpu",), DTYPES),
+    Kernel("native", Convolution, ConvolutionKernels, ("cpu",), DTYPES, sample_ndim=3),
     Kernel("reference", Matrix, MatrixReference),
-    Kernel("reference", Convolution, ConvolutionReference),
+    Kernel("reference", Convolution, ConvolutionReference, sample_ndim=3),
 )
 FAMILIES = tuple(dict.fromkeys(kernel.family for kernel in KERNELS))
 
@@ -93,6 +97,10 @@ def _chosen(topology: Topology, geometry: Geometry, dtype: torch.dtype, wanted: 
     for kernel in KERNELS:
         if kernel.family == wanted and kernel.fits(topology, geometry, dtype):
             return topology.derived(kernel.build, geometry)
+    way = rearrangement(geometry)
+    if way is not None:
+        built: Verbs = way.build(geometry, _chosen(topology, way.inner, dtype, wanted), *way.settings)
+        return built
     operation = type(geometry).__name__.lower()
     known = ", ".join(f"{family} on {devices} in {dtypes}" for family, named, devices, dtypes in describe() if named == operation)
     raise NotImplementedError(

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from ..runs.machine import threads_said
-from ..topology.geometry import Convolution
+from ..topology.geometry import Matrix, Transposed
 from .drawing import MOST_CHANGES, MOST_FRAMES, Drawing
 from .evolution import Evolution, evolution
 from .run import Run, RunLayer
@@ -127,8 +127,8 @@ def _layer(run: Run, layer: RunLayer, lived: Evolution, drawing: Drawing) -> dic
         "title": title(layer),
         "rows": layer.shape[0],
         "columns": layer.shape[1],
-        "inputs": layer.geometry.in_channels if isinstance(layer.geometry, Convolution) else layer.shape[1],
-        "isConvolution": isinstance(layer.geometry, Convolution),
+        "inputs": layer.geometry.inputs,
+        "isConvolution": not isinstance(layer.geometry, Matrix),
         "pattern": layer.pattern,
         "budget": layer.budget,
         "steps": lived.steps,
@@ -151,9 +151,10 @@ def _layer(run: Run, layer: RunLayer, lived: Evolution, drawing: Drawing) -> dic
 def title(layer: RunLayer) -> str:
     """What it is, in words."""
     geometry = layer.geometry
-    if isinstance(geometry, Convolution):
-        return f"convolution {geometry.kernel[0]} × {geometry.kernel[1]}, {geometry.in_channels} → {geometry.out_channels} channels"
-    return f"linear, {geometry.columns:,} → {geometry.rows:,}"
+    if isinstance(geometry, Matrix):
+        return f"linear, {geometry.columns:,} → {geometry.rows:,}"
+    kind, own = ("transposed convolution", geometry.of) if isinstance(geometry, Transposed) else ("convolution", geometry)
+    return f"{kind} {' × '.join(map(str, own.kernel))}, {geometry.in_channels} → {geometry.out_channels} channels"
 
 
 def _births(updates: int) -> list[int]:

@@ -90,7 +90,7 @@ def evolution(geometry: Geometry, stages: Iterable[Stage], births: Sequence[int]
         living = lineage.alive
         alive.append(living if births is None else _grouped(living, births))
         firsts.append(int(living[0]))
-        inputs.append(torch.bincount(fan_in(stage.topology), minlength=1))
+        inputs.append(torch.bincount(fan_in(stage.topology, geometry), minlength=1))
         outputs.append(torch.bincount(fan_out(stage.topology, geometry), minlength=1))
         steps.append(stage.step)
         connections.append(stage.topology.nnz)

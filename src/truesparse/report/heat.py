@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..topology import Topology
-from ..topology.geometry import Convolution
+from ..topology.geometry import Convolution, Matrix
 from .run import RunLayer
 
 
@@ -29,8 +29,10 @@ def input_heat(layer: RunLayer, topology: Topology, sample: tuple[int, ...] | No
     geometry = layer.geometry
     if sample is None or not layer.sees_sample:
         return None
-    if isinstance(geometry, Convolution):
-        return _of_convolution(geometry, topology, sample) if len(sample) == 3 else None
+    if not isinstance(geometry, Matrix):
+        if not isinstance(geometry, Convolution) or not len(sample) == geometry.sample_ndim == 3:
+            return None
+        return _of_convolution(geometry, topology, sample)
     if prod(sample) != geometry.columns:
         return None
     image = sample if len(sample) == 3 else (1, *sample) if len(sample) == 2 else (1, 1, geometry.columns)

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import topology_layers
-from ..topology.geometry import Convolution, Geometry, Matrix
+from ..topology.geometry import Convolution, Geometry, Matrix, Transposed
 from .config import RunConfig
 
 
 @torch.no_grad()
 def described(config: RunConfig, model: nn.Module, example: Any, steps: int) -> dict[str, Any]:
     """As plain values: `steps` an epoch, the shape of a `sample` (None where it is no tensor), and `layers` by name, each with its
-    `geometry` (the fields of `Matrix` or `Convolution`), `pattern`, `budget` (connections it has been given; at the end, where the
-    algorithm prunes on the way), and `sees_sample`: whether samples come to it as they are, or flattened.
+    `geometry` (the fields of `Matrix`, `Convolution` or `Transposed`), `pattern`, `budget` (connections it has been given; at the end,
+    where the algorithm prunes on the way), and `sees_sample`: whether samples come to it as they are, or flattened.
 
     Args:
         config: of the run.
@@ -71,6 +71,10 @@ def geometry_of(fields: Mapping[str, Any]) -> Geometry:
     if "rows" in fields:
         return Matrix(**fields)
     values: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    if "of" in values:
+        of = geometry_of(values.pop("of"))
+        assert isinstance(of, Convolution)
+        return Transposed(of, **values)
     return Convolution(**values)
 
 

@@ -9,9 +9,14 @@ from torch import Tensor
 FINGERPRINTS = 2**24  # below it, whole numbers are exact in float32, in which averages of state dicts are often taken
 
 
+def version_of(tensor: Tensor) -> int:
+    """How often it was written in place."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
 def identity_of(*buffers: Tensor) -> tuple[tuple[int, int], ...]:
     """What changes when a tensor is written in place or its memory moves."""
-    return tuple((0 if buffer.is_inference() else buffer._version, buffer.data_ptr()) for buffer in buffers)
+    return tuple((version_of(buffer), buffer.data_ptr()) for buffer in buffers)
 
 
 def fingerprint(*buffers: Tensor) -> int:

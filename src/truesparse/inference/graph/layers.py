@@ -9,13 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ...nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear, TopologyLayer
-from ...nn.conv import ConvolutionInterface, padding_of
-from ...nn.linear import LinearInterface
+from ...nn.conv import padding_of
+from ...nn.kinds import KINDS, kind_of
 from ...topology import Topology
-from ...topology.geometry import Convolution, Geometry
+from ...topology.geometry import Convolution, Geometry, Matrix
 
 # Exactly these: a subclass may do something else in its forward.
 LAYERS = (SparseLinear, SparseConv2d, MaskedLinear, MaskedConv2d, nn.Linear, nn.Conv2d)
+# Of these the passes know nothing: each is packed by itself, as it is.
+ALONE = tuple(one for kind in KINDS for one in (kind.sparse, kind.masked, kind.dense) if one not in LAYERS)
+PACKED = (*LAYERS, *ALONE)
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Weights:
         topology: the weights that are not zero.
         values: [nnz].
         bias: [rows], or None.
-        padding: zeros that a convolution adds around its input, ((top, left), (bottom, right)).
+        padding: zeros that a convolution of images adds around its input, ((top, left), (bottom, right)).
     """
 
     geometry: Geometry
@@ -39,24 +42,20 @@ class Weights:
     @property
     def inputs(self) -> int:
         """Features or channels of the input."""
-        return self.geometry.in_channels if isinstance(self.geometry, Convolution) else self.geometry.columns
+        return self.geometry.inputs
 
     @property
     def groups(self) -> int:
-        return self.geometry.groups if isinstance(self.geometry, Convolution) else 1
+        return self.geometry.groups
 
     @property
     def taps(self) -> int:
         """Columns of each input channel: positions of the kernel."""
-        return self.geometry.kernel[0] * self.geometry.kernel[1] if isinstance(self.geometry, Convolution) else 1
+        return self.geometry.taps
 
     def input_of_each(self) -> Tensor:
         """Which input feature or channel each connection reads, [nnz] int64."""
-        channel = self.topology.indices.to(torch.int64) // self.taps
-        if self.groups == 1:
-            return channel
-        group = self.topology.rows.to(torch.int64) // (self.geometry.shape[0] // self.groups)
-        return group * (self.inputs // self.groups) + channel
+        return self.geometry.input_of_each(self.topology)
 
     def inputs_read(self) -> Tensor:
         """Which input features or channels any connection reads, [inputs] bool, on the CPU."""
@@ -99,7 +98,7 @@ class Weights:
 
 
 def weights_of(layer: nn.Module, trains: bool = False) -> Weights:
-    """The weights of a layer that is one of `LAYERS`.
+    """The weights of a layer that is one of `PACKED`.
 
     Args:
         trains: connections of sparse layers whose value happens to be zero, or that do not act, count too.
@@ -113,7 +112,7 @@ def weights_of(layer: nn.Module, trains: bool = False) -> Weights:
         weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
         topology = Topology.from_mask(weight != 0)
         geometry, values = _geometry_of(layer), weight.flatten()[topology.keys]
-    if not isinstance(layer, (nn.Conv2d, ConvolutionInterface)):
+    if type(layer) not in (nn.Conv2d, SparseConv2d, MaskedConv2d):
         return Weights(geometry, topology, values, bias)
     (top, left), before = padding_of(layer)
     zeros = layer.padding_mode == "zeros"
@@ -132,6 +131,7 @@ def with_weights(layer: nn.Module, weights: Weights) -> nn.Module:
         settings: tuple[Any, ...] = g.kernel, g.stride, layer.padding, g.dilation, g.groups, has_bias, layer.padding_mode
         dense = nn.Conv2d(g.in_channels, g.out_channels, *settings, device="meta")
     else:
+        assert isinstance(g, Matrix)
         dense = nn.Linear(g.columns, g.rows, has_bias, device="meta")
     dense.weight = nn.Parameter(weights.topology.scatter(weights.values).view(g.weight_shape))
     if weights.bias is not None:
@@ -159,7 +159,7 @@ def with_trained_weights(layer: nn.Module, weights: Weights, rows: Tensor, input
 
 def _places_before(layer: TopologyLayer, weights: Weights, rows: Tensor, inputs: Tensor) -> Tensor:
     """Where among the connections of `layer` each connection of a part of it was, [nnz] int64."""
-    device, groups = weights.values.device, layer.geometry.groups if isinstance(layer.geometry, Convolution) else 1
+    device, groups = weights.values.device, layer.geometry.groups
     columns = inputs.view(groups, -1).any(0).repeat_interleave(weights.taps)
     row, column = (kept.to(device).nonzero().flatten() for kept in (rows, columns))
     keys = row[weights.topology.rows] * layer.geometry.shape[1] + column[weights.topology.indices.to(torch.int64)]
@@ -187,10 +187,13 @@ class FusedLayer(nn.Module):
 
 
 def _geometry_of(layer: nn.Module) -> Geometry:
-    return ConvolutionInterface.geometry_of(layer) if isinstance(layer, nn.Conv2d) else LinearInterface.geometry_of(layer)  # type: ignore[arg-type]
+    kind = kind_of(layer)
+    assert kind is not None
+    return kind.sparse.geometry_of(layer)
 
 
 def _with_extents(geometry: Geometry, rows: int, inputs: int, groups: int) -> Geometry:
     if isinstance(geometry, Convolution):
         return replace(geometry, in_channels=inputs, out_channels=rows, groups=groups)
+    assert isinstance(geometry, Matrix)
     return replace(geometry, rows=rows, columns=inputs)

@@ -9,7 +9,7 @@ from torch import nn
 from .attention import convert_masks_once
 from .fold import calls_of, fold_norms, fuse_activations, fuse_pools, without_identities
 from .join import join_layers
-from .layers import LAYERS, FusedLayer, weights_of
+from .layers import LAYERS, PACKED, FusedLayer, weights_of
 from .padding import crop_instead_of_padding, fold_padding
 from .prune import prune
 from .trace import Example, Leaves, trace, whole_with_layers
@@ -79,7 +79,7 @@ def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplif
         if name not in others:
             before = [traced.get_submodule(one) for one in joined.get(name, (name,))]
             changes.append(change(name, before, module.get_submodule(name), joined.get(name, ()), norms.get(name)))
-    return Simplified(module, tuple(changes), tuple(whole_with_layers(small)))
+    return Simplified(module, tuple(changes), tuple(whole_with_layers(small, PACKED)))
 
 
 def change(name: str, before: list[nn.Module], after: nn.Module, joined: tuple[str, ...] = (), norm: str | None = None) -> LayerChange:
@@ -90,7 +90,7 @@ def change(name: str, before: list[nn.Module], after: nn.Module, joined: tuple[s
     return LayerChange(
         name=name,
         joined=joined,
-        neurons=(sum(one.geometry.shape[0] for one in old), new.geometry.shape[0]),
+        neurons=(sum(one.geometry.outputs for one in old), new.geometry.outputs),
         inputs=(old[0].inputs, new.inputs),
         connections=(sum(one.topology.nnz for one in old), new.topology.nnz),
         norm=norm,

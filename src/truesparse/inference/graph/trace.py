@@ -97,12 +97,10 @@ def call(model: nn.Module, example: Example) -> Any:
     return model(**example) if isinstance(example, Mapping) else model(*inputs_of(example))
 
 
-def whole_with_layers(module: fx.GraphModule) -> dict[str, nn.Module]:
-    """The modules that a graph calls as a whole though there are layers with weights inside."""
+def whole_with_layers(module: fx.GraphModule, kinds: tuple[type[nn.Module], ...] = LAYERS) -> dict[str, nn.Module]:
+    """The modules that a graph calls as a whole though there are layers of these kinds inside, or they are one no pass knows."""
     called = {str(node.target): module.get_submodule(str(node.target)) for node in module.graph.nodes if node.op == "call_module"}
-    return {
-        name: one for name, one in called.items() if type(one) not in LAYERS and any(isinstance(part, LAYERS) for part in one.modules())
-    }
+    return {name: one for name, one in called.items() if type(one) not in LAYERS and any(isinstance(part, kinds) for part in one.modules())}
 
 
 def _symbolic(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:

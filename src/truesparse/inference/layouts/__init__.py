@@ -1,14 +1,14 @@
 """Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
 
 from ..graph.layers import Weights
-from . import dense, pairs, planes, windows
+from . import dense, pairs, planes, rearranged, trained, windows
 from .base import VALUES, Candidate, Conditions, Finish, Layout
 from .dense import Dense, DenseCandidate
 from .pairs import Pairs, PairShape
 from .planes import Planes, PlanesCandidate
 from .windows import Windows, WindowsCandidate
 
-KINDS = dense, planes, pairs, windows
+KINDS = dense, planes, pairs, windows, rearranged, trained
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...topology.geometry import Convolution, Geometry
+from ...topology.geometry import Geometry, Matrix
 from ..graph.layers import Weights
 
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
@@ -87,9 +87,10 @@ class Conditions:
 
     def positions(self, geometry: Geometry) -> int:
         """How many products of the matrix with a vector one call is."""
-        if isinstance(geometry, Convolution):
-            return self.batch * prod(geometry.output_size((self.input_shape[2], self.input_shape[3])))
-        return self.batch
+        if isinstance(geometry, Matrix):
+            return self.batch
+        at = geometry.sides(geometry.output_shape(self.input_shape), self.input_shape)[0]
+        return self.batch * prod(at[2:])
 
 
 class Candidate(ABC):

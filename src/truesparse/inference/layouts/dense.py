@@ -9,7 +9,7 @@ from math import prod
 import torch.nn.functional as F
 from torch import Tensor
 
-from ...topology.geometry import Convolution
+from ...topology.geometry import Matrix
 from ..graph.layers import Weights
 from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 
@@ -52,9 +52,9 @@ class DenseCandidate(Candidate):
     def guess(self, weights: Weights, conditions: Conditions) -> float:
         geometry, size = weights.geometry, weights.topology.size
         positions = conditions.positions(geometry)
-        if not isinstance(geometry, Convolution):
+        if isinstance(geometry, Matrix):
             return 4 * size * BYTE if positions <= FEW_SAMPLES else size * (COPY + positions * MULTIPLY_ADD)
-        results = positions * geometry.out_channels
+        results = prod(geometry.output_shape(conditions.input_shape))
         numbers = prod(conditions.input_shape) + results
         read_and_written = numbers * (NUMBER if geometry.groups == 1 else NUMBER_IN_GROUPS)
         pooled = self.finish.pool * results / 4 * POOLED

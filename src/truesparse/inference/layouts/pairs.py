@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...topology.geometry import Convolution
+from ...topology.geometry import Matrix
 from ...topology.merge import threads_for
 from ..graph.layers import Weights
 from .base import Candidate, Conditions, Layout, nbytes
@@ -109,7 +109,7 @@ class Pairs(Layout):
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
     """One, for matrices and more than a few samples."""
     topology = weights.topology
-    if isinstance(weights.geometry, Convolution) or conditions.batch < SMALLEST_BATCH or not topology.nnz:
+    if not isinstance(weights.geometry, Matrix) or conditions.batch < SMALLEST_BATCH or not topology.nnz:
         return []
     tiles, vectors = _tiling(conditions.batch)
     samples = HALF_VECTOR if conditions.batch <= HALF_VECTOR else LANES * vectors

@@ -102,4 +102,4 @@ class PlanesCandidate(Candidate):
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
     """One for convolutions."""
-    return [PlanesCandidate(conditions.finish)] if isinstance(weights.geometry, Convolution) else []
+    return [PlanesCandidate(conditions.finish)] if isinstance(weights.geometry, Convolution) and weights.geometry.sample_ndim == 3 else []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ... import _core
 from ...topology import Topology
-from ...topology.geometry import Convolution
+from ...topology.geometry import Matrix
 from ...topology.merge import threads_for
 from ..graph.layers import Weights
 from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages, reading
@@ -122,7 +122,7 @@ class Windows(Layout):
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
     """Those whose windows show a connection or more of a lane at a time, and the gathered one."""
-    if isinstance(weights.geometry, Convolution) or conditions.batch > LARGEST_BATCH:
+    if not isinstance(weights.geometry, Matrix) or conditions.batch > LARGEST_BATCH:
         return []
     density = weights.topology.nnz / max(weights.topology.size, 1)
     return [WindowsCandidate(bits) for bits in COLUMNS if bits == 16 or density * COLUMNS[bits] * ROWS[bits] >= 1]
