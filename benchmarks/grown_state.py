@@ -156,14 +156,11 @@ def table(runs: list[dict[str, Any]]) -> str:
     lines.append("|---" * (5 + 2 * len(rules)) + "|")
     for case in dict.fromkeys(tuple(run[key] for key in ("network", "algorithm", "sparsity", "steps")) for run in runs):
         own = {rule: [run for run in runs if cell(run) == (*case, rule)] for rule in rules}
-        seeds = min(len(found) for found in own.values() if found)
+        seeds = " / ".join(str(len(found)) for found in own.values())
         places = 3 if case[0] == "GPT" else 1
-        said = [
-            f"{mean_said([run['score'] for run in found[:seeds]], places)} | {statistics.mean(run['spike'] for run in found[:seeds]):+.3f}"
-            if found
-            else " | "
-            for found in own.values()
-        ]
+        scores = {rule: mean_said([run["score"] for run in found], places) for rule, found in own.items() if found}
+        spikes = {rule: f"{statistics.mean(run['spike'] for run in found):+.3f}" for rule, found in own.items() if found}
+        said = [f"{scores.get(rule, '')} | {spikes.get(rule, '')}" for rule in rules]
         lines.append(f"| {case[0]} | {case[1]} | {case[2]:.0%} | {case[3]:,} | {seeds} | {' | '.join(said)} |")
     return "\n".join(lines)
 
