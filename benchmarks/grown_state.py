@@ -117,8 +117,8 @@ def trained(network: Network, seed: int, sparsity: float, algorithm: str, rule: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=network.learning_rate, weight_decay=0.01)
     scheduler = LambdaLR(optimizer, lambda step: min((step + 1) / (0.05 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
     every, until = max(steps // 20, 1), 0.75 * steps
-    started = {"grown_state": "warm"} if rule == "warm" else {}
-    rewirer = ts.Rewirer(model, optimizer, ALGORITHMS[algorithm](), every, until, torch.Generator().manual_seed(seed), **started)
+    generator, start = torch.Generator().manual_seed(seed), "warm" if rule == "warm" else "zero"
+    rewirer = ts.Rewirer(model, optimizer, ALGORITHMS[algorithm](), every, until, generator, grown_state=start)
     if rule not in ("zero", "warm"):
         Tried(rewirer, rule)
     losses: list[float] = []
