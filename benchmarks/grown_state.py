@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 import truesparse as ts
 from truesparse.bench.networks import GPT, resnet20
+from truesparse.rewiring.optimizers import GrownState
 from truesparse.topology import Move
 from truesparse.topology.spread import row_and_column_factors
 
@@ -117,7 +118,8 @@ def trained(network: Network, seed: int, sparsity: float, algorithm: str, rule: 
     optimizer = torch.optim.AdamW(model.parameters(), lr=network.learning_rate, weight_decay=0.01)
     scheduler = LambdaLR(optimizer, lambda step: min((step + 1) / (0.05 * steps), 0.5 + 0.5 * math.cos(math.pi * step / steps)))
     every, until = max(steps // 20, 1), 0.75 * steps
-    generator, start = torch.Generator().manual_seed(seed), "warm" if rule == "warm" else "zero"
+    generator = torch.Generator().manual_seed(seed)
+    start: GrownState = "warm" if rule == "warm" else "zero"
     rewirer = ts.Rewirer(model, optimizer, ALGORITHMS[algorithm](), every, until, generator, grown_state=start)
     if rule not in ("zero", "warm"):
         Tried(rewirer, rule)
