@@ -89,6 +89,7 @@ class Tried:
             return
         for name, layer in self.rewirer.layers.items():
             new, gradient, state = self.born[name] == self.steps - 1, layer.parameter.grad, self.state(name)
+            assert gradient is not None
             for key, power, beta in (("exp_avg", 1, self.group["betas"][0]), ("exp_avg_sq", 2, self.group["betas"][1])):
                 state[key][new] = (1 - beta ** (self.steps - 1)) * gradient[new] ** power
 
