@@ -132,7 +132,10 @@ HOSTILE = {
     "a layer of no kind": (lambda d, _: d["layers"].update(full="x"), "layer 'full': the description must be a JSON object"),
     "half a layer": (lambda d, _: d["layers"]["full"].pop("coding"), "expected module, arguments, pattern and coding, got"),
     "a layer that is not there": (lambda d, _: d["layers"].update(other=d["layers"]["full"]), "layer 'other': the file has no tensor"),
-    "unknown module": (layer("full", module="Embedding"), "expected one of the modules Linear, Conv2d, got 'Embedding'"),
+    "unknown module": (
+        layer("full", module="Embedding"),
+        "expected one of the modules Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d, got 'Embedding'",
+    ),
     "unknown coding": (layer("full", coding="zip"), "expected one of the codings full, bits, gaps8, gaps16, got 'zip'"),
     "another coding": (layer("full", coding="bits"), "layer 'full': the file has no tensor 'full.bits'"),
     "too wide a coding": (layer("gaps", coding="gaps16"), "gaps must be one of U16, got U8"),
