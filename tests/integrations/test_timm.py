@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 from timm_alone import import_timm
-from wholes import check_files_and_packing, check_twins
+from wholes import check_files, check_packing, check_twins
 
 import truesparse as ts
 
@@ -64,4 +64,6 @@ def test_it_trains_as_its_twin(made, images):
 def test_it_is_written_packed_and_made_dense_again(made, images, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        check_files_and_packing(made, shaped(made, images), tmp_path)
+        example = shaped(made, images)
+        model, expected = check_files(made, example, tmp_path)
+        check_packing(model, example, expected)
