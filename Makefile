@@ -26,6 +26,7 @@ SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all
 # Minutes instead of seconds where a tool watches each access.
 NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
+CORES := $(shell nproc 2>/dev/null || echo 2)
 
 .PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test check format wheel wheels clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
@@ -36,7 +37,7 @@ install: $(INSTALLED)
 # timm needs no more than the Python part of torchvision, whose operators may be of another torch: a folder apart, tests/timm_alone.py adds it.
 $(INSTALLED): pyproject.toml CMakeLists.txt constraints.txt $(shell find kernels bindings -type f)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,check,bench,docs]"
+	CMAKE_BUILD_PARALLEL_LEVEL=$(CORES) $(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,check,bench,docs]"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --upgrade --target $(VENV)/timm timm torchvision
 	touch $(INSTALLED)
 
