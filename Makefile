@@ -1,5 +1,5 @@
 # make demo   installs the package and trains the MNIST network dense, masked and truly sparse
-# make test   installs the package and passes the tests, on all cores
+# make test   installs the package and passes the tests, on all cores; make test-all also those that take long
 # make bench  measures truesparse beside dense PyTorch: the tables in docs/performance.md and docs/guide/deploy.md, docs/images/speedup.png
 # make bench-readme  the short table of README.md, on AVX2 and on AVX-512, about ten minutes
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
@@ -28,7 +28,7 @@ NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test check format wheel wheels clean
+.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test test-all check format wheel wheels clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -108,9 +108,13 @@ compare: $(INSTALLED)
 	$(COMPARE) cifar10-mlp --algorithms $(CIFAR_ALGORITHMS) --sparsity 0.98,0.99 --epochs 3 --budget er --out build/compare/cifar10-mlp
 	$(BIN)/truesparse compare-page $(TASKS:%=build/compare/%) --into docs/comparison.md --images docs/images
 
+# What is in tests/slow.txt, some hundreds of seven thousand tests and more than half of the time, is for `make test-all`.
 # A process for each core. Each takes a stretch of the files, so that those of one file share what they made, and helps others at the end.
 # Threads that wait must sleep: the other processes want the cores.
 test: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+
+test-all: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 check: $(INSTALLED)

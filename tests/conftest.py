@@ -1,7 +1,9 @@
 """What all tests share: repeatable random examples and one seed."""
 
+import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +14,25 @@ from truesparse import _core, ops
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=50, database=None)
 settings.load_profile("repeatable")
 
+# The compiler of torch imports distutils, and setuptools refuses to put its own in the place of one that a test has imported before.
+os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
+
 # A shell has what it runs in the background ignore Ctrl-C, and so would all processes that tests begin.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Examples are small: several threads would only wait for each other. Tests of threads ask for as many as they want.
 torch.set_num_threads(1)
+
+
+# Tests that take longest, more than half of the time of all: `make test` leaves them out, `make test-all` does not.
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(autouse=True)

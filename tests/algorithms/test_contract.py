@@ -167,7 +167,7 @@ def test_networks_of_the_contract_have_the_pattern_of_the_paper(monkeypatch):
 
 
 def no_state_moves(monkeypatch):
-    monkeypatch.setattr(rewirer, "following", lambda layer, optimizer: [])
+    monkeypatch.setattr(rewirer, "following", lambda layer, optimizer, **_: [])
 
 
 def state_moves_and_grown_connections_inherit(monkeypatch):

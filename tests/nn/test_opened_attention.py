@@ -211,7 +211,7 @@ def tied():
         (pruned, r"by torch.nn.utils.prune \(call torch.nn.utils.prune.remove\(layer, 'in_proj_weight'\) before sparsify; from_weights"),
         (hooked, r"layer '1' \(MultiheadAttention\) cannot be made sparse: it has hooks that would be lost"),
         (hooked_inside, r"has hooks that would be lost"),
-        (tied, r"shares its weight or bias"),
+        (tied, r"it shares its weight with another module"),
         (lambda: nn.MultiheadAttention(8, 2, device="meta"), r"is on the meta device and has no values yet"),
     ],
 )

@@ -304,7 +304,7 @@ def test_a_loss_that_is_no_number_stops_the_run(begin, tmp_path):
 
 
 def test_a_model_that_cannot_be_made_sparse(write_recipe, tmp_path, listener):
-    recipe = load_recipe(write_recipe(MAP_STYLE.replace("nn.Linear(16, 1))", "nn.Linear(16, 1), nn.ConvTranspose2d(1, 1, 1))")))
+    recipe = load_recipe(write_recipe(MAP_STYLE.replace("nn.Linear(16, 1))", "nn.Linear(16, 1), nn.Bilinear(1, 1, 1))")))
     with pytest.raises(ConfigError, match="cannot make the model sparse: layer '3'"):
         start(make_config(recipe.task, recipe.settings, {}), recipe, tmp_path / "run", listener())
     assert not (tmp_path / "run").exists(), "nothing was begun"
