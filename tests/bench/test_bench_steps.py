@@ -105,6 +105,7 @@ def test_a_language_model_sees_only_what_came_before():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+@pytest.mark.filterwarnings("ignore:Reliance on distutils:UserWarning")
 def test_compiled_networks_are_measured_beside(tiny_network, peaks, monkeypatch):
     tried, check = [], steps._check
 

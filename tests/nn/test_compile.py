@@ -13,6 +13,7 @@ from truesparse.nn import topology_layers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the compiler itself
+    pytest.mark.filterwarnings("ignore:Reliance on distutils:UserWarning"),
     pytest.mark.filterwarnings(r"ignore:The \.grad attribute of a Tensor that is not a leaf:UserWarning"),
 ]
 
