@@ -108,11 +108,11 @@ compare: $(INSTALLED)
 	$(COMPARE) cifar10-mlp --algorithms $(CIFAR_ALGORITHMS) --sparsity 0.98,0.99 --epochs 3 --budget er --out build/compare/cifar10-mlp
 	$(BIN)/truesparse compare-page $(TASKS:%=build/compare/%) --into docs/comparison.md --images docs/images
 
-# What is in tests/slow.txt, some hundreds of seven thousand tests and more than half of the time, is for `make test-all`.
+# What is in tests/slow.txt, some hundreds of seven thousand tests and more than half of the time, is for `make test-all`; who imports whom is for `make check`.
 # A process for each core. Each takes a stretch of the files, so that those of one file share what they made, and helps others at the end.
 # Threads that wait must sleep: the other processes want the cores.
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow"
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow" --ignore tests/test_architecture.py
 
 test-all: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
