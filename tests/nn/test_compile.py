@@ -123,6 +123,16 @@ def test_numbers_of_connections_change_and_nothing_is_compiled_again(make, algor
     assert graphs.count == 1
 
 
+def test_a_layer_that_is_called_twice_on_one_input_hears_of_both_gradients():
+    """To a compiler the two products are equal calls, and one is enough."""
+    layer, heard = ts.SparseLinear(8, 6, sparsity=0.5), []
+    layer.register_gradient_hook(heard.append)
+    twice = torch.compile(lambda x: layer(x) + layer(x), backend="aot_eager", fullgraph=True)
+    twice(torch.randn(4, 8)).pow(2).sum().backward()
+    assert len(heard) == 2
+    torch.testing.assert_close(sum(part.present for part in heard), layer.values.grad)
+
+
 def test_inductor_compiles_it():
     model = ts.sparsify(nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 4)), 0.5)
     twin, x = copy.deepcopy(model), torch.randn(5, 6)

@@ -15,6 +15,7 @@ from ..topology import Topology
 from .autograd import CHANGED
 
 NOBODY = 0
+LAYERS = 2**32  # more than there will be; what is above counts products
 
 
 class Listener(Protocol):
@@ -34,6 +35,7 @@ class Listener(Protocol):
 
 _listeners: WeakValueDictionary[int, Listener] = WeakValueDictionary()
 _numbers = count(NOBODY + 1)
+_products = count(1)
 _left: MutableMapping[Tensor, set[int]] = WeakIdKeyDictionary()  # indices of a topology: numbers of the layers that have had it
 
 
@@ -44,6 +46,18 @@ def numbered(layer: Listener) -> int:
     return number
 
 
+def of_one_product(listener: int) -> int:
+    """Another number for the same listener, which no other product has.
+
+    A compiler takes two calls with equal arguments for one. A layer that is called twice on one input has two gradients, and hears of both.
+    """
+    return listener if listener == NOBODY else (_number(listener) + LAYERS * next(_products)) * (1 if listener > 0 else -1)
+
+
+def _number(listener: int) -> int:
+    return abs(listener) % LAYERS
+
+
 def leaves(number: int, topology: Topology) -> None:
     """The layer of that number takes another topology: a gradient of this one is none of its any more."""
     _left.setdefault(topology.indices, set()).add(number)
@@ -51,7 +65,7 @@ def leaves(number: int, topology: Topology) -> None:
 
 def topology_of(listener: int, indptr: Tensor, indices: Tensor) -> Topology | None:
     """That of the listener, if these are its arrays: it knows whether they still hold what was installed."""
-    layer = _listeners.get(abs(listener))
+    layer = _listeners.get(_number(listener))
     topology = None if layer is None else layer.topology
     return topology if topology is not None and topology.indptr is indptr and topology.indices is indices else None
 
@@ -62,9 +76,9 @@ def tell(listener: int, indices: Tensor, dvalues: Tensor, dy: Tensor, x: Tensor)
     Raises:
         RuntimeError: if the layer has another topology by now.
     """
-    layer = _listeners.get(abs(listener))
+    layer = _listeners.get(_number(listener))
     if layer is None or torch._C._current_graph_task_id() < 0:
         return
-    if abs(listener) in _left.get(indices, ()):
+    if _number(listener) in _left.get(indices, ()):
         raise RuntimeError(CHANGED)
     layer.hear(dvalues, dy, x, listener > 0)

@@ -25,7 +25,7 @@ from . import autograd
 from .autograd import Heard
 from .differentiable import differentiable
 from .known import geometry_in, topology_in
-from .listeners import NOBODY, Listener, tell, topology_of
+from .listeners import NOBODY, Listener, of_one_product, tell, topology_of
 from .table import verbs_for
 from .verbs import Verbs, values_dtype, widened
 
@@ -101,9 +101,11 @@ def _gradients_shapes(values: Tensor, x: Tensor, dy: Tensor, need: Sequence[bool
 # What its derivatives are: gradients backward, tangents forward.
 
 
-def _keep_spmm(ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, *rest: Any) -> None:
+def _keep_spmm(
+    ctx: Any, values: Tensor, x: Tensor, bias: Tensor | None, indptr: Tensor, indices: Tensor, geometry: str, listener: int
+) -> None:
     ctx.save_for_backward(values, x, indptr, indices)
-    ctx.rest = rest
+    ctx.rest = geometry, of_one_product(listener)
 
 
 def _spmm_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -123,9 +125,11 @@ def _spmm_forward(ctx: Any, tvalues: Tensor | None, tx: Tensor | None, tbias: Te
     )
 
 
-def _keep_spmm_t(ctx: Any, values: Tensor, dy: Tensor, like: Sequence[int], indptr: Tensor, indices: Tensor, *rest: Any) -> None:
+def _keep_spmm_t(
+    ctx: Any, values: Tensor, dy: Tensor, like: Sequence[int], indptr: Tensor, indices: Tensor, geometry: str, listener: int
+) -> None:
     ctx.save_for_backward(values, dy, indptr, indices)
-    ctx.like, ctx.rest = like, rest
+    ctx.like, ctx.rest = like, (geometry, of_one_product(listener))
 
 
 def _spmm_t_backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
