@@ -26,8 +26,28 @@ TRANSPOSED_CONVOLUTIONS = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.co
 DIMENSIONS = {1: "length", 2: "height, width", 3: "depth, height, width"}
 
 
+class _RowsAreOutputs:
+    """An operation whose matrix has a row for each feature or channel of the output."""
+
+    def sides(self, y: Side, x: Side) -> tuple[Side, Side]:
+        """(what the rows of the matrix belong to, what its columns do)."""
+        return y, x
+
+    def output_of_each(self, topology: Topology) -> Tensor:
+        """To which feature or channel of the output each connection adds, [nnz] int64."""
+        return topology.rows.to(torch.int64)
+
+    def fan_in(self, topology: Topology) -> Tensor:
+        """Connections of each feature or channel of the output, [outputs]."""
+        return topology.fan_in
+
+    def reach(self, topology: Topology) -> Tensor:
+        """Connections that add to one value of each feature or channel of the output, on average, [outputs]."""
+        return topology.fan_in
+
+
 @dataclass(frozen=True)
-class Matrix:
+class Matrix(_RowsAreOutputs):
     """y = x W^T with W [rows, columns], x [..., columns], y [..., rows]."""
 
     rows: int
@@ -73,29 +93,13 @@ class Matrix:
         if x.ndim < 1 or x.shape[-1] != self.columns:
             raise ValueError(f"expected an input of shape (..., {self.columns}), got {tuple(x.shape)}")
 
-    def sides(self, y: Side, x: Side) -> tuple[Side, Side]:
-        """(what the rows of the matrix belong to, what its columns do)."""
-        return y, x
-
     def input_of_each(self, topology: Topology) -> Tensor:
         """Which feature of the input each connection reads, [nnz] int64."""
         return topology.indices.to(torch.int64)
 
-    def output_of_each(self, topology: Topology) -> Tensor:
-        """To which feature of the output each connection adds, [nnz] int64."""
-        return topology.rows.to(torch.int64)
-
-    def fan_in(self, topology: Topology) -> Tensor:
-        """Connections of each feature of the output, [outputs]."""
-        return topology.fan_in
-
-    def reach(self, topology: Topology) -> Tensor:
-        """Connections that add to one value of each feature of the output, on average, [outputs]."""
-        return topology.fan_in
-
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(_RowsAreOutputs):
     """A cross-correlation with zero padding along one to three dimensions, as `F.conv1d`, `F.conv2d` and `F.conv3d`.
 
     As a matrix its shape is (out_channels, in_channels / groups * positions of the kernel).
@@ -179,10 +183,6 @@ class Convolution:
                 f"padding {self.padding}, dilation {self.dilation}"
             )
 
-    def sides(self, y: Side, x: Side) -> tuple[Side, Side]:
-        """(what the rows of the matrix belong to, what its columns do)."""
-        return y, x
-
     def input_of_each(self, topology: Topology) -> Tensor:
         """Which channel of the input each connection reads, [nnz] int64."""
         channel = topology.indices.to(torch.int64) // self.taps
@@ -190,18 +190,6 @@ class Convolution:
             return channel
         group = topology.rows.to(torch.int64) // (self.out_channels // self.groups)
         return group * (self.in_channels // self.groups) + channel
-
-    def output_of_each(self, topology: Topology) -> Tensor:
-        """To which channel of the output each connection adds, [nnz] int64."""
-        return topology.rows.to(torch.int64)
-
-    def fan_in(self, topology: Topology) -> Tensor:
-        """Connections of each channel of the output, [outputs]."""
-        return topology.fan_in
-
-    def reach(self, topology: Topology) -> Tensor:
-        """Connections that add to one value of each channel of the output, on average, [outputs]."""
-        return topology.fan_in
 
 
 @dataclass(frozen=True)
