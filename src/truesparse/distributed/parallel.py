@@ -40,8 +40,6 @@ def wrapping(layers: Iterable[TopologyLayer]) -> DistributedDataParallel | None:
 
 def together(layers: Iterable[TopologyLayer], group: Any = None) -> Processes:
     """The processes that train these layers: those of `group`, else of the DistributedDataParallel around them, else all there are."""
-    if group is None and not (distributed.is_available() and distributed.is_initialized()):
-        return Processes()
     wrapper = wrapping(layers) if group is None else None
     return Processes.of(group if wrapper is None else wrapper.process_group)
 
@@ -107,7 +105,9 @@ def _wrapped(wrapper: DistributedDataParallel, model: nn.Module) -> None:
         return
     processes = Processes.of(wrapper.process_group)
     check_same_topologies(processes, {name: layer.topology for name, layer in layers.items()})
-    wrapper.parameters_to_ignore.update(f"{name}.{buffer}" for name in layers for buffer in TOPOLOGY)
+    # By all names: torch knows a layer that is in two places by the first of them.
+    everywhere = [f"{name}." if name else "" for name, one in model.named_modules(remove_duplicate=False) if isinstance(one, TopologyLayer)]
+    wrapper.parameters_to_ignore.update(f"{name}{buffer}" for name in everywhere for buffer in TOPOLOGY)
     _counts[wrapper] = _lengths(model)
     wrapper.register_forward_pre_hook(_follow_counts, prepend=True)
 
