@@ -108,7 +108,7 @@ compare: $(INSTALLED)
 	$(COMPARE) cifar10-mlp --algorithms $(CIFAR_ALGORITHMS) --sparsity 0.98,0.99 --epochs 3 --budget er --out build/compare/cifar10-mlp
 	$(BIN)/truesparse compare-page $(TASKS:%=build/compare/%) --into docs/comparison.md --images docs/images
 
-# What is in tests/slow.txt, a thousand of seven thousand tests and most of the time, is for `make test-all`; who imports whom is for `make check`.
+# What is in tests/slow.txt, two thousand of seven thousand tests, is for `make test-all`; who imports whom is for `make check`.
 # A process for each core. Each takes a stretch of the files, so that those of one file share what they made, and helps others at the end.
 # Threads that wait must sleep: the other processes want the cores.
 test: $(INSTALLED)

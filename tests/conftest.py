@@ -25,7 +25,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 torch.set_num_threads(1)
 
 
-# Tests that take longest, more than half of the time of all: `make test` leaves them out, `make test-all` does not.
+# Tests that take longest, most of the time of all: `make test` leaves them out, `make test-all` does not.
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().splitlines())
 
 
