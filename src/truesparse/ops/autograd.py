@@ -34,7 +34,7 @@ def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard:
         heard: called with (dvalues, dy, x), detached, whenever a backward pass takes dy^T x for a gradient of `values`: dvalues is what
             it is at the connections. The dense gradient is the sum of dy^T x everywhere, whatever the order of differentiation.
     """
-    result: Tensor = _Product.apply(widened(values), x, None if bias is None else widened(bias), verbs, heard)  # type: ignore[assignment]
+    result: Tensor = _apply_product(widened(values), x, None if bias is None else widened(bias), verbs, heard)
     return result
 
 
@@ -100,6 +100,10 @@ class _Sampled(Function):
         ddy = _Product.apply(g, x, None, ctx.verbs, None) if ctx.needs_input_grad[0] else None
         dx = _Transposed.apply(g, dy, x.shape, ctx.verbs, None) if ctx.needs_input_grad[1] else None
         return ddy, dx, None, None
+
+
+# What Function.apply itself adds is for torch.func, where layers call operators.
+_apply_product = super(Function, _Product).apply  # type: ignore[misc]
 
 
 def _tell(ctx: Any, dvalues: Tensor | None, dy: Tensor, x: Tensor) -> None:

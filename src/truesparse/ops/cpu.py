@@ -289,12 +289,14 @@ class ConvolutionKernels(_Kernels):
 
 def _dtype(values: dict[str, Tensor | None], **samples: Tensor) -> torch.dtype:
     """The one dtype of all samples, which that of all `values` fits."""
-    given = {name: tensor for name, tensor in (values | samples).items() if tensor is not None}
     dtype = next(iter(samples.values())).dtype
-    beside = values_dtype(dtype)
-    fits = all(tensor.is_cpu and tensor.dtype == (dtype if name in samples else beside) for name, tensor in given.items())
-    if not fits or dtype not in DTYPES:
-        came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in given.items())
+    fits = dtype in DTYPES
+    for given, wanted in ((samples, dtype), (values, values_dtype(dtype))):
+        for tensor in given.values():
+            fits = fits and (tensor is None or (tensor.is_cpu and tensor.dtype == wanted))
+    if not fits:
+        every = (values | samples).items()
+        came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in every if tensor is not None)
         raise TypeError(
             "the CPU kernels take float32 or float64, one dtype for all, or bfloat16 samples with float32 values, on the CPU; "
             f"got {came}; convert with .to(torch.float32)"

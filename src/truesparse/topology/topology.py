@@ -180,11 +180,13 @@ class Topology:
     def derived(self, build: Callable[[Topology, *Settings], T], *settings: *Settings) -> T:
         """`build(self, *settings)`, computed once. Never stale, because a topology cannot change."""
         key = (build, settings)
-        if key not in self._derived:
+        try:
+            return self._derived[key]
+        except KeyError:
             # What is built may hold the topology it is given. Were that this very object, the two would hold each other, and after
             # each rewiring the old plans would stay in memory until Python looks for such circles.
-            self._derived[key] = build(Topology._trusted(self.shape, self.indptr, self.indices), *settings)
-        return self._derived[key]
+            built = self._derived[key] = build(Topology._trusted(self.shape, self.indptr, self.indices), *settings)
+            return built
 
     def to(self, device: torch.device | str) -> Topology:
         """The same topology on another device."""
