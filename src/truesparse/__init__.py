@@ -11,37 +11,41 @@ from typing import TYPE_CHECKING, Any
 
 from torch.nn import Module
 
-from . import algorithms, nn, ops
-from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
-from .nn import (
-    MaskedConv1d,
-    MaskedConv2d,
-    MaskedConv3d,
-    MaskedConvTranspose1d,
-    MaskedConvTranspose2d,
-    MaskedConvTranspose3d,
-    MaskedLinear,
-    SparseConv1d,
-    SparseConv2d,
-    SparseConv3d,
-    SparseConvTranspose1d,
-    SparseConvTranspose2d,
-    SparseConvTranspose3d,
-    SparseLinear,
-    convert,
-    densify,
-    sparsify,
-)
-from .nn.summary import summary
-from .rewiring import Rewirer, rewire
-from .topology import Move, Topology
-from .topology.budgets import ER, ERK, Uniform
-from .topology.patterns import NM, Block, FanIn, Neurons, Unstructured
+from . import ops  # operators: programs of torch.export that hold them load where this was imported
+from .common.observers import observers
 
 if TYPE_CHECKING:
-    from . import metrics, stability
+    from . import algorithms, metrics, nn, stability
+    from . import loggers as loggers
+    from . import plot as plot
+    from . import rewiring as rewiring
+    from . import topology as topology
+    from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
     from .export import export_onnx, load, save
     from .inference import pack, shrink
+    from .nn import (
+        MaskedConv1d,
+        MaskedConv2d,
+        MaskedConv3d,
+        MaskedConvTranspose1d,
+        MaskedConvTranspose2d,
+        MaskedConvTranspose3d,
+        MaskedLinear,
+        SparseConv1d,
+        SparseConv2d,
+        SparseConv3d,
+        SparseConvTranspose1d,
+        SparseConvTranspose2d,
+        SparseConvTranspose3d,
+        SparseLinear,
+        densify,
+        sparsify,
+    )
+    from .nn.summary import summary
+    from .rewiring import Rewirer, rewire
+    from .topology import Move, Topology
+    from .topology.budgets import ER, ERK, Uniform
+    from .topology.patterns import NM, Block, FanIn, Neurons, Unstructured
 
 __all__ = [
     "CHT",
@@ -106,24 +110,40 @@ def _marked_for_transformers(model: Module) -> None:
         importlib.import_module(f"{__name__}.integrations.pretrained").mark(model)
 
 
-convert.observers.append(_marked_for_transformers)
+observers.append(_marked_for_transformers)
 
-# Imported when they are first used: a program that trains waits for nothing that packs, writes or measures. From which part each name is,
-# or None for a part itself.
-_LATER = {
-    **dict.fromkeys(("export_onnx", "load", "save"), "export"),
-    **dict.fromkeys(("pack", "shrink"), "inference"),
-    **dict.fromkeys(("loggers", "metrics", "plot", "stability")),
+# Imported when they are first used: a program that serves waits for nothing that trains, and none for what it never calls.
+_PARTS: dict[str, tuple[str, ...]] = {
+    "algorithms": ("CHT", "CHTs", "DSR", "DeepR", "GMP", "GSE", "GraNet", "MEST", "RigL", "SET", "SNFS", "SRigL", "Static", "TopKAST"),
+    "export": ("export_onnx", "load", "save"),
+    "inference": ("pack", "shrink"),
+    "nn": (
+        *(
+            f"{kind}{layer}"
+            for kind in ("Sparse", "Masked")
+            for layer in ("Linear", *(f"Conv{n}d" for n in (1, 2, 3)), *(f"ConvTranspose{n}d" for n in (1, 2, 3)))
+        ),
+        "densify",
+        "sparsify",
+    ),
+    "nn.summary": ("summary",),
+    "rewiring": ("Rewirer", "rewire"),
+    "topology": ("Move", "Topology"),
+    "topology.budgets": ("ER", "ERK", "Uniform"),
+    "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "rewiring", "stability", "topology")
+_LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    part = importlib.import_module(f"{__name__}.{_LATER[name] or name}")
-    found = globals()[name] = getattr(part, name) if _LATER[name] else part
+    found = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_LATER, *_ROOMS})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
@@ -12,6 +12,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor, nn
 
+from ..common.observers import observers
 from ..topology import Topology
 from ..topology.budgets import Budget, kept
 from ..topology.budgets import budget as named_budget
@@ -27,9 +28,6 @@ from .selection import Excluded, Selection, select, shared_parameters
 
 Model = TypeVar("Model", bound=nn.Module)
 Initialisation = Literal["keep", "he"]
-
-observers: list[Callable[[nn.Module], None]] = []
-"""Called with each model whose layers `sparsify` or `densify` has replaced, for what others keep beside the layers."""
 
 POINT = 0.01  # of sparsity, by which what comes out may differ from what was asked
 
