@@ -32,8 +32,8 @@ def test_every_name_is_there_when_it_is_asked_for():
     names = {*truesparse.__all__, "loggers", "plot", "rewiring", "topology"}
     assert all(getattr(truesparse, name) is not None for name in names)
     assert names <= {*dir(truesparse)}
-    with pytest.raises(AttributeError, match="module 'truesparse' has no attribute 'prune'"):
-        _ = truesparse.prune
+    with pytest.raises(AttributeError, match="module 'truesparse' has no attribute 'forget'"):
+        _ = truesparse.forget
 
 
 def test_errors_name_extras_that_there_are():

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
+    from .pruning import criteria, prune
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -88,6 +89,7 @@ __all__ = [
     "Uniform",
     "Unstructured",
     "algorithms",
+    "criteria",
     "densify",
     "export_onnx",
     "load",
@@ -95,6 +97,7 @@ __all__ = [
     "nn",
     "ops",
     "pack",
+    "prune",
     "rewire",
     "save",
     "shrink",
@@ -127,6 +130,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
+    "pruning": ("criteria", "prune"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

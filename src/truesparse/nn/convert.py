@@ -105,7 +105,7 @@ def sparsify(
                 _sparse(layer, counts.get(name), rule, from_weights, init, masked, generator), layer, selection.shared
             )
     selection.warn_of_what_is_left(model, stacklevel=2)
-    return _replaced(model, replacements)
+    return replaced(model, replacements)
 
 
 def densify(model: Model) -> Model:
@@ -116,8 +116,8 @@ def densify(model: Model) -> Model:
     """
     layers = [module for module in model.modules() if isinstance(module, TopologyLayer)]
     shared = shared_parameters(model)
-    model = _replaced(model, {layer: _with_shared_bias(layer.dense_module(), layer, shared) for layer in layers})
-    return _replaced(model, {module: module.closed() for module in model.modules() if isinstance(module, Opened) and module.can_be_closed})
+    model = replaced(model, {layer: _with_shared_bias(layer.dense_module(), layer, shared) for layer in layers})
+    return replaced(model, {module: module.closed() for module in model.modules() if isinstance(module, Opened) and module.can_be_closed})
 
 
 def topology_layers(model: nn.Module) -> dict[str, TopologyLayer]:
@@ -237,7 +237,7 @@ def _sparse(
     if count is None:
         topology = Topology.from_mask(weight != 0)
     elif from_weights:
-        topology = pattern.strongest(_ranks(weight.abs().flatten(1), pattern, generator), count)
+        topology = pattern.strongest(pattern.ranks(weight.abs().flatten(1), generator), count)
     else:
         topology = pattern.random(_matrix(layer), count, generator)
         if init == "he":
@@ -254,22 +254,6 @@ def _with_shared_bias(new: nn.Module, old: nn.Module, shared: set[Tensor]) -> nn
     return new
 
 
-def _ranks(scores: Tensor, pattern: Pattern, generator: torch.Generator | None) -> Tensor:
-    """The rank of each unit's sum of `scores` [rows, columns], at each of its entries; equal units are ranked in random order.
-
-    Ties would else go to the first rows, and a layer of zeros would leave all other neurons without an input.
-    """
-    rows, columns = scores.shape
-    pattern.step((rows, columns))  # refuses a shape that its units do not divide
-    height, width = pattern.unit((rows, columns))
-    pooled = scores.reshape(rows // height, height, columns // width, width).sum((1, 3)).flatten().nan_to_num(nan=-1.0, posinf=torch.inf)
-    shuffled = torch.randperm(pooled.numel(), generator=generator).to(scores.device)
-    ranks = torch.empty(pooled.numel(), dtype=torch.float64, device=scores.device)
-    ranks[shuffled[pooled[shuffled].argsort(stable=True)]] = torch.arange(pooled.numel(), dtype=torch.float64, device=scores.device)
-    grid = ranks.view(rows // height, columns // width)
-    return grid.repeat_interleave(height, 0).repeat_interleave(width, 1)
-
-
 def _matrix(layer: Dense) -> tuple[int, int]:
     """(rows, columns) of the layer's weight."""
     return layer.weight.shape[0], prod(layer.weight.shape[1:])
@@ -284,7 +268,7 @@ def _named(layer: str) -> Iterator[None]:
         raise ValueError(f"layer {layer!r}: {error}") from error
 
 
-def _replaced(model: Model, replacements: Mapping[nn.Module, nn.Module]) -> Model:
+def replaced(model: Model, replacements: Mapping[nn.Module, nn.Module]) -> Model:
     """The model with other modules in the places of these, also where a replacement holds one of them."""
     model = replacements.get(model, model)  # type: ignore[assignment]
     for module in [*model.modules(), *(part for new in replacements.values() for part in new.modules())]:

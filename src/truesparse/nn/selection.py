@@ -38,6 +38,7 @@ class Selection:
 
     Attributes:
         layers: to be made sparse, by name, in order, each once.
+        sparse: those that are sparse or masked already, likewise.
         left: weights of two or more dimensions that stay dense and that nobody excluded: (name to exclude, module, weight).
         opened: modules of the model, each with what takes its place because some of these layers are in it.
         within: {name of a layer: name of the opened module that it is in}, of the layers that are in one.
@@ -45,6 +46,7 @@ class Selection:
     """
 
     layers: dict[str, Dense]
+    sparse: dict[str, TopologyLayer]
     left: list[tuple[str, nn.Module, nn.Parameter]]
     opened: Mapping[nn.Module, Opened]
     within: Mapping[str, str]
@@ -86,6 +88,7 @@ def select(model: nn.Module, exclude: Iterable[Excluded], include: Iterable[Excl
     # A part that is excluded by its class or itself is another object once the module around it is opened, of the same name.
     met = _excluded(names, exclude, {name for name, module in closed if module in excluded})
     layers: dict[str, Dense] = {}
+    sparse: dict[str, TopologyLayer] = {}
     refused: dict[str, tuple[nn.Module, str]] = {}
     left: list[tuple[str, nn.Module, nn.Parameter]] = []
     for name, module in names:
@@ -98,11 +101,13 @@ def select(model: nn.Module, exclude: Iterable[Excluded], include: Iterable[Excl
             met.update(module.modules())
         elif isinstance(module, DENSE):
             layers[name] = module  # type: ignore[assignment]
-        elif not isinstance(module, (*NO_PRODUCT, TopologyLayer, Opened)):
+        elif isinstance(module, TopologyLayer):
+            sparse[name] = module
+        elif not isinstance(module, (*NO_PRODUCT, Opened)):
             left.extend(_matrices(name, module, exclude))
     if refused:
         raise TypeError(_refusal(refused, names))
-    return Selection(layers, left, _with_layers(opened, layers), _owners(names, layers), shared)
+    return Selection(layers, sparse, left, _with_layers(opened, layers), _owners(names, layers), shared)
 
 
 def _opened(

@@ -147,6 +147,26 @@ class Pattern(ABC):
         chosen = self._highest_of_groups(pooled, due.to(scores.device), shape)
         return self._connections(Topology._from_sorted_keys(grid, chosen.flatten().nonzero().squeeze(1)), shape)
 
+    def ranks(self, scores: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The rank of each unit's sum of `scores` [rows, columns], at each of its entries; equal units are ranked in random order.
+
+        Ties would else go to the first rows, and a layer of zeros would leave all other neurons without an input. NaN is below zero.
+
+        Raises:
+            ValueError: if the pattern does not fit the shape.
+        """
+        shape = rows, columns = scores.shape[0], scores.shape[1]
+        self.step(shape)  # refuses a shape that its units do not divide
+        height, width = self.unit(shape)
+        pooled = (
+            scores.reshape(rows // height, height, columns // width, width).sum((1, 3)).flatten().nan_to_num(nan=-1.0, posinf=torch.inf)
+        )
+        shuffled = torch.randperm(pooled.numel(), generator=generator).to(scores.device)
+        ranks = torch.empty(pooled.numel(), dtype=torch.float64, device=scores.device)
+        ranks[shuffled[pooled[shuffled].argsort(stable=True)]] = torch.arange(pooled.numel(), dtype=torch.float64, device=scores.device)
+        grid = ranks.view(rows // height, columns // width)
+        return grid.repeat_interleave(height, 0).repeat_interleave(width, 1)
+
     def drop(self, topology: Topology, scores: Tensor, count: int, nnz: int | None = None) -> Topology:
         """What survives when the units of lowest summed `scores` [nnz] go, `count` connections of them (rounded down to units).
 

@@ -1,0 +1,164 @@
+"""Who competes with whom? The weights of an output, of a layer or of the whole network; and so how many stay in each layer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Literal, Protocol, get_args, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..topology import Topology
+from ..topology.budgets import Budget, kept
+from ..topology.patterns import FanIn, Pattern, Unstructured
+from ..topology.select import highest_of_all, shared_out
+from .base import Evidence
+
+Across = Literal["row", "layer", "network", "normalised"]
+Sparsity = float | Mapping[str, float]
+
+
+@runtime_checkable
+class EvidenceBudget(Protocol):
+    """A budget that looks at the layers: how much each can spare. Optional: `needs`, as a criterion has it."""
+
+    def sparsities(self, layers: Mapping[str, Sequence[Evidence]], sparsity: float) -> Mapping[str, float]:
+        """The sparsity of each layer, all together `sparsity`.
+
+        Args:
+            layers: what is known of each group of each layer.
+            sparsity: share of the weights of all layers to leave out.
+        """
+        ...
+
+
+def checked_across(across: str, pattern: Pattern) -> Across:
+    """
+    Raises:
+        ValueError: if there is no such competition, or the pattern has one of its own.
+    """
+    if across not in get_args(Across):
+        raise ValueError(f"across is one of {', '.join(map(repr, get_args(Across)))}, got {across!r}")
+    if across == "row" and not isinstance(pattern, (Unstructured, FanIn)) and not pattern.fixes_count:
+        raise ValueError(f"across='row' lets the weights of one output compete, and {pattern} decides otherwise: pass across='layer'")
+    if across in ("network", "normalised") and pattern.fixes_count:
+        raise ValueError(f"{pattern} gives each layer its number of connections, so that layers cannot compete: pass across='layer'")
+    return across  # type: ignore[return-value]
+
+
+def sparsities_by_name(names: Sequence[str], wanted: Mapping[str, float]) -> dict[str, float]:
+    """What the first matching name pattern says of each layer; layers that none matches are not there.
+
+    Raises:
+        ValueError: if a pattern matches nothing, or a sparsity is outside [0, 1).
+    """
+    for glob, value in wanted.items():
+        check_sparsity(value, f"the sparsity of {glob!r}")
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise ValueError(f"sparsity names {glob!r}, which matches no layer; there are: {', '.join(names)}")
+    found = {name: next((glob for glob in wanted if fnmatchcase(name, glob)), None) for name in names}
+    return {name: wanted[glob] for name, glob in found.items() if glob is not None}
+
+
+def check_sparsity(value: float, what: str = "sparsity") -> None:
+    """
+    Raises:
+        ValueError: if it is no share of the weights, or all of them.
+    """
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{what} is the share of the weights to leave out and lies in [0, 1), got {value}")
+
+
+def counts_by_budget(
+    shapes: Mapping[str, tuple[int, ...]], patterns: Mapping[str, Pattern], sparsity: Sparsity, budget: Budget
+) -> dict[str, int]:
+    """How many connections each layer keeps when each competes for itself.
+
+    Args:
+        shapes: of the dense weights.
+        patterns: fitted to the layers.
+        sparsity: of all together, shared by the budget; or that of each layer.
+        budget: of those that share one sparsity.
+    """
+    given = (
+        {name: kept(prod(shapes[name]), sparsity[name]) for name in shapes}
+        if isinstance(sparsity, Mapping)
+        else budget.counts(shapes, sparsity)
+    )
+    return {name: rounded(name, patterns[name], shapes[name], given[name]) for name in shapes}
+
+
+def counts_by_scores(
+    scores: Mapping[str, Tensor], patterns: Mapping[str, Pattern], present: Mapping[str, int], total: int, normalised: bool
+) -> dict[str, int]:
+    """How many connections each layer keeps when the weights of all compete for `total`; no layer loses its last.
+
+    Weights that live and die together have their mean score, so that large units do not win by their size.
+
+    Args:
+        scores: [rows, columns] of each layer.
+        patterns: fitted to the layers.
+        present: connections that there are now.
+        total: of all together.
+        normalised: divide the scores of a layer by their root mean square.
+
+    Warns:
+        UserWarning: of layers that are nearly pruned away.
+    """
+    names = list(scores)
+    flat = [_unit_means(scores[name], patterns[name], normalised) for name in names]
+    steps = [patterns[name].step(_matrix(scores[name])) for name in names]
+    least = [min(step, present[name]) for step, name in zip(steps, names, strict=True)]
+    most = [present[name] for name in names]
+    total = max(min(total, sum(most)), sum(least))
+    shares = highest_of_all(flat, total, least)
+    above = [max(share - few, 0) for share, few in zip(shares, least, strict=True)]
+    found = dict(zip(names, shared_out(total, above, least, most, steps), strict=True))
+    _warn_of_starved_layers(found, scores)
+    return found
+
+
+def strongest(scores: Tensor, pattern: Pattern, count: int, across: Across, generator: torch.Generator | None) -> Topology:
+    """The `count` connections of highest `scores` [rows, columns], those of a row competing with one another where `across` says so."""
+    rule = FanIn() if across == "row" and isinstance(pattern, Unstructured) else pattern
+    return rule.strongest(rule.ranks(scores, generator), rule.round(_matrix(scores), count))
+
+
+def rounded(name: str, pattern: Pattern, shape: tuple[int, ...], count: int) -> int:
+    """The nearest legal count.
+
+    Raises:
+        ValueError: if the pattern does not fit the layer, which is named.
+    """
+    try:
+        return pattern.round((shape[0], prod(shape[1:])), count)
+    except ValueError as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def _unit_means(scores: Tensor, pattern: Pattern, normalised: bool) -> Tensor:
+    rows, columns = _matrix(scores)
+    height, width = pattern.unit((rows, columns))
+    if (height, width) != (1, 1):
+        means = scores.view(rows // height, height, columns // width, width).mean((1, 3))
+        scores = means.repeat_interleave(height, 0).repeat_interleave(width, 1)
+    scores = scores.flatten()
+    return scores / scores.square().mean().sqrt().clamp(min=torch.finfo(scores.dtype).tiny) if normalised else scores
+
+
+def _warn_of_starved_layers(counts: Mapping[str, int], scores: Mapping[str, Tensor]) -> None:
+    starved = [name for name, count in counts.items() if count < min(_matrix(scores[name])) and count < scores[name].numel()]
+    if starved:
+        said = ", ".join(f"{name!r} ({counts[name]} of {scores[name].numel()})" for name in starved)
+        warnings.warn(
+            f"nearly pruned away, with fewer connections than they have outputs or inputs: {said}. Their scores are small beside those "
+            "of other layers: exclude them, pass across='normalised' or across='layer', or ask for less sparsity",
+            stacklevel=4,
+        )
+
+
+def _matrix(scores: Tensor) -> tuple[int, int]:
+    return scores.shape[0], scores.shape[1]
