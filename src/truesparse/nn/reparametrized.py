@@ -13,7 +13,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 PERMANENT = "torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
 WEIGHT_NORM = "by weight_norm, whose length of a row is not that of the connections which are left (call {call} before sparsify)"
 SPECTRAL_NORM = "by spectral_norm, which needs the whole matrix in every step (call {call} before sparsify)"
-PRUNED = "by torch.nn.utils.prune (call {call} before sparsify; from_weights=True keeps its zeros)"
+PRUNED = "by torch.nn.utils.prune (call {call} before sparsify; from_weights=True keeps its zeros, which are permanent then)"
 OTHER = "by a parametrization, {kind} (call {call} before sparsify)"
 
 
