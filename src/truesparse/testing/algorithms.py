@@ -1,4 +1,4 @@
-"""Does an algorithm keep the contract? Public checks, as scikit-learn's `check_estimator` is.
+"""Does an algorithm keep the contract?
 
 from truesparse.testing import check_algorithm
 check_algorithm(MyAlgorithm())
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .algorithms import AnyAlgorithm, NetworkAlgorithm, Signals, updated
-from .nn import sparsify, topology_layers
-from .rewiring import Rewirer
-from .topology import Move, Topology
-from .topology.patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
+from ..algorithms import AnyAlgorithm, NetworkAlgorithm, Signals, updated
+from ..nn import sparsify, topology_layers
+from ..rewiring import Rewirer
+from ..topology import Move, Topology
+from ..topology.patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
 
 PATTERNS: tuple[Pattern, ...] = (Unstructured(), FanIn(), NM(2, 8), Block(2), Neurons())
 
@@ -112,7 +112,7 @@ def example_signals(
     )
 
 
-def check_settings(algorithm: AnyAlgorithm) -> None:
+def check_settings(algorithm: object) -> None:
     """Settings are a frozen dataclass that can be built again from its own fields."""
     kind = type(algorithm)
     assert dataclasses.is_dataclass(kind), f"{kind.__name__} is no dataclass; decorate it with @register or @dataclass(frozen=True)"
