@@ -124,14 +124,15 @@ class Probe:
         """What gradients are taken of: the weights of each layer, shaped as its parameter."""
         return {name: one.parameter.detach().requires_grad_() for name, one in self.layers.items()}
 
-    def loss_of(self, batch: Batch, leaves: Mapping[str, Tensor]) -> Tensor:
-        """The loss of a batch as a function of these weights.
+    def loss_of(self, batch: Batch, leaves: Mapping[str, Tensor], *, untracked: bool = True) -> Tensor:
+        """The loss of a batch as a function of these weights; `untracked` is as in `output`.
 
         Raises:
             ValueError: if there is none, it is no single number, or depends on no layer.
         """
         with torch.enable_grad():
-            output = self.output(batch, {one.parameter: one.pruned(leaves[name]) for name, one in self.layers.items()})
+            weights: Replaced = {one.parameter: one.pruned(leaves[name]) for name, one in self.layers.items()}
+            output = self.output(batch, weights, untracked=untracked)
             loss = _own_loss(output) if self.loss is None else self.loss(output, target_of(batch))
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             said = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__

@@ -186,7 +186,7 @@ def _gradients_of_samples(probe: Probe) -> Iterator[Gradients]:
     leaves = probe.leaves()
     for batch in probe.data:
         for sample in samples_of(batch):
-            yield _differentiated(probe.loss_of(sample, leaves), leaves)
+            yield _differentiated(probe.loss_of(sample, leaves, untracked=False), leaves)  # of one sample there is no variance
 
 
 def _differentiated(loss: Tensor, leaves: Mapping[str, Tensor], *, graph: bool = False) -> Gradients:
