@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
 from typing import Literal, Protocol, get_args, runtime_checkable
@@ -171,13 +172,17 @@ def strongest(
         present: which connections there are; None: all.
         generator: decides between equal ones.
     """
-    ranks = pattern.ranks(scores, generator)
-    if across == "row" and isinstance(pattern, Unstructured):
-        held = torch.full_like(scores[:, 0], scores.shape[1], dtype=torch.int64) if present is None else present.fan_in.long()
-        return Topology.from_mask(highest(ranks, alike(held.to(scores.device), count)))
+    by_row = across == "row" and isinstance(pattern, Unstructured)
     if present is None:
+        ranks = pattern.ranks(scores, generator)
+        if by_row:
+            return Topology.from_mask(highest(ranks, alike(torch.full_like(ranks[:, 0], scores.shape[1], dtype=torch.int64), count)))
         return pattern.strongest(ranks, count)
-    return pattern.trim(present, ranks.flatten()[present.keys], count)
+    keys = present.keys
+    ranks = pattern.ranks(scores, generator).flatten()[keys] if pattern.couples else _ranks(scores.flatten()[keys], generator)
+    if by_row:
+        return present.drop(FanIn().excess(present, ranks, due=alike(present.fan_in.long(), count)))
+    return pattern.trim(present, ranks, count)
 
 
 def alike(held: Tensor, count: int) -> Tensor:
@@ -194,23 +199,33 @@ def rounded(name: str, pattern: Pattern, shape: tuple[int, ...], count: int) -> 
     Raises:
         ValueError: if the pattern does not fit the layer, which is named.
     """
-    try:
+    with of_layer(name):
         return pattern.round((shape[0], prod(shape[1:])), count)
+
+
+@contextmanager
+def of_layer(name: str) -> Iterator[None]:
+    """Errors within name the layer."""
+    try:
+        yield
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
 
 
+def _ranks(scores: Tensor, generator: torch.Generator | None) -> Tensor:
+    """The rank of each of the scores [n]; equal ones are ranked in random order."""
+    return Unstructured().ranks(scores[None], generator)[0]
+
+
 def _unit_means(scores: Tensor, pattern: Pattern, normalised: bool) -> Tensor:
+    """The score of each connection [connections], which is the mean of its unit."""
     rows, columns = _matrix(scores)
     height, width = pattern.unit((rows, columns))
     if (height, width) != (1, 1):
         means = scores.view(rows // height, height, columns // width, width).mean((1, 3))
         scores = means.repeat_interleave(height, 0).repeat_interleave(width, 1)
-    scores = scores.flatten()
-    if not normalised:
-        return scores
-    root = scores[scores > -torch.inf].square().mean().sqrt()
-    return scores / root.clamp(min=torch.finfo(scores.dtype).tiny)
+    scores = scores[scores > -torch.inf]
+    return scores / scores.square().mean().sqrt().clamp(min=torch.finfo(scores.dtype).tiny) if normalised else scores
 
 
 def _matrix(scores: Tensor) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any, TypeVar
 
 import torch
@@ -18,7 +19,7 @@ from ..rewiring import rewire
 from ..rewiring.optimizers import following
 from ..rewiring.rewire import check_move
 from ..topology import Move, Topology
-from ..topology.budgets import Budget, Uniform
+from ..topology.budgets import Budget, Uniform, kept
 from ..topology.budgets import budget as named_budget
 from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
@@ -33,6 +34,7 @@ from .compete import (
     checked_across,
     counts_by_budget,
     counts_by_scores,
+    of_layer,
     on_the_way,
     sparsities_by_name,
     strongest,
@@ -236,13 +238,11 @@ def _competition(across: str | None, criterion: Criterion, candidates: Mapping[s
     """
     patterns = [one.pattern for one in candidates.values()]
     for name, one in candidates.items():
-        try:
+        with of_layer(name):
             getattr(criterion, "check_pattern", lambda pattern: None)(one.pattern)
             if across is not None:
                 checked_across(across, one.pattern)
-        except ValueError as error:
-            sparse = f"layer {name!r}, which keeps its pattern: " if isinstance(one.module, TopologyLayer) else ""
-            raise ValueError(f"{sparse}{error}") from error
+            one.pattern.step(one.geometry.shape)  # refuses a layer that it does not fit
     return usual_across(criterion, patterns, shared) if across is None else across  # type: ignore[return-value]
 
 
@@ -321,7 +321,8 @@ def _counts(
     shapes = {name: one.geometry.weight_shape for name, one in candidates.items()}
     if across in TOGETHER:
         scores = {name: _scores(criterion, evidence[name]) for name in candidates}
-        total = sum(counts_by_budget(shapes, patterns, sparsity, EVEN).values())
+        assert not isinstance(sparsity, Mapping)
+        total = kept(sum(prod(shape) for shape in shapes.values()), sparsity)
         present = {name: one.connections for name, one in candidates.items()}
         return counts_by_scores(scores, patterns, present, total, across == "normalised"), scores
     if budget is not None and isinstance(sparsity, Mapping):

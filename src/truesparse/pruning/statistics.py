@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..topology.geometry import Transposed
+from .compete import of_layer
 from .probe import Batch, Probe, Probed, inputs_of, samples_of
 
 Statistic = Callable[[Probe], Mapping[str, Tensor]]
@@ -145,10 +146,8 @@ def _mean(probe: Probe, part: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     counts: dict[str, int] = dict.fromkeys(probe.layers, 0)
 
     def hear(name: str, layer: Probed, x: Tensor, y: Tensor) -> None:
-        try:
+        with of_layer(name):
             rows = inputs_of(layer, x).to(torch.promote_types(x.dtype, torch.float32))
-        except ValueError as error:
-            raise ValueError(f"layer {name!r}: {error}") from error
         _add(sums, name, part(rows))
         counts[name] += rows.shape[1]
 
