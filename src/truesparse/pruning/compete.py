@@ -155,7 +155,7 @@ def warn_of_starved_layers(counts: Mapping[str, int], shapes: Mapping[str, tuple
         warnings.warn(
             f"nearly pruned away, with fewer connections than they have outputs or inputs: {said}. Their scores are small beside those "
             "of other layers: exclude them, pass across='normalised' or across='layer', or ask for less sparsity",
-            stacklevel=5,
+            stacklevel=4,
         )
 
 
