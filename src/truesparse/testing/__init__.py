@@ -14,6 +14,7 @@ from .algorithms import (
     default_pattern,
     example_signals,
     linear_model,
+    reason_against,
     refusal,
 )
 from .criteria import check_criterion, pruning_data, pruning_model
@@ -35,5 +36,6 @@ __all__ = [
     "linear_model",
     "pruning_data",
     "pruning_model",
+    "reason_against",
     "refusal",
 ]

@@ -71,12 +71,22 @@ def refusal(algorithm: AnyAlgorithm, pattern: Pattern) -> str | None:
     Raises:
         AssertionError: if it gives no reason, or refuses its own `default_pattern`.
     """
+    reason = reason_against(algorithm, pattern)
+    assert reason is None or pattern != default_pattern(algorithm), f"{algorithm} refuses its own default_pattern: {reason}"
+    return reason
+
+
+def reason_against(rule: object, pattern: Pattern) -> str | None:
+    """Why an algorithm or a criterion refuses a pattern, in its `check_pattern`; None if it does not.
+
+    Raises:
+        AssertionError: if it gives no reason.
+    """
     try:
-        getattr(algorithm, "check_pattern", lambda pattern: None)(pattern)
+        getattr(rule, "check_pattern", lambda pattern: None)(pattern)
     except ValueError as error:
         reason = str(error)
-        assert reason.strip(), f"{algorithm} refuses {pattern} and does not say why"
-        assert pattern != default_pattern(algorithm), f"{algorithm} refuses its own default_pattern: {reason}"
+        assert reason.strip(), f"{rule} refuses {pattern} and does not say why"
         return reason
     return None
 

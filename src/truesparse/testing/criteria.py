@@ -23,7 +23,7 @@ from ..pruning.compete import TOGETHER, usual_across
 from ..topology import Topology
 from ..topology.budgets import kept
 from ..topology.patterns import Pattern
-from .algorithms import PATTERNS, check_settings
+from .algorithms import PATTERNS, check_settings, reason_against
 
 Made = Callable[[nn.Module], Criterion]
 
@@ -46,7 +46,7 @@ def check_criterion(criterion: Criterion | Made, patterns: Sequence[Pattern] = P
     make: Made = (lambda model: criterion) if isinstance(criterion, Criterion) else criterion
     first = make(pruning_model())
     check_settings(first)
-    kept_patterns = [pattern for pattern in patterns if _refusal(first, pattern) is None]
+    kept_patterns = [pattern for pattern in patterns if reason_against(first, pattern) is None]
     assert kept_patterns, f"{first} refuses all of {', '.join(map(str, patterns))}"
     for pattern in kept_patterns:
         _check_pruning(make, pattern)
@@ -126,21 +126,6 @@ def _unchanged(criterion: Criterion, evidence: Evidence) -> Iterator[None]:
     yield
     same = all(old is None or new is None or torch.equal(old, new) for old, new in zip(before, tensors, strict=True))
     assert same, f"{criterion} changed its input"
-
-
-def _refusal(criterion: Criterion, pattern: Pattern) -> str | None:
-    """Why a criterion cannot keep a pattern, None if it can.
-
-    Raises:
-        AssertionError: if it gives no reason.
-    """
-    try:
-        getattr(criterion, "check_pattern", lambda pattern: None)(pattern)
-    except ValueError as error:
-        reason = str(error)
-        assert reason.strip(), f"{criterion} refuses {pattern} and does not say why"
-        return reason
-    return None
 
 
 def _check_pruning(make: Made, pattern: Pattern) -> None:
