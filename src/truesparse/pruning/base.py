@@ -70,7 +70,7 @@ class Criterion(Protocol):
 
     * `needs = ("gram",)`: what must be measured before: names of `STATISTICS`, which want data, or functions like those.
     * `across = "layer"`: who competes where nothing else says so; see `prune`.
-    * `rounds = 1`: in how many steps the weights go, scores being taken anew after each of what is left (SynFlow: 100).
+    * `rounds = 1`: in how many steps the weights go, scores being taken anew after each, of what is left as it was (SynFlow: 100).
     * `choose(evidence, pattern, count) -> Chosen`: where what is chosen, and the values of what stays, depend on one another (SparseGPT).
     * `mend(evidence, topology) -> Tensor`: [rows, columns] new weights of what stays, once it is chosen.
     * `check_pattern(pattern)`: raises a ValueError that says why, for a pattern that it cannot keep.

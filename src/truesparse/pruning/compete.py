@@ -97,6 +97,8 @@ def check_sparsity(value: float, what: str = "sparsity") -> None:
 
 def on_the_way(sparsity: Sparsity, progress: float) -> Sparsity:
     """The sparsity at a share of the way there, along which what is left falls by a constant factor."""
+    if progress == 1:
+        return sparsity
     if isinstance(sparsity, Mapping):
         return {name: 1 - (1 - value) ** progress for name, value in sparsity.items()}
     return 1 - (1 - sparsity) ** progress

@@ -175,28 +175,19 @@ def choose(
         what = "a budget" if budget is not None else "sparsities by name"
         raise ValueError(f"across={across!r} shares one sparsity among all layers, and so would {what}: pass one of them, got {sparsity}")
     rounds = 1 if all(one.pattern.fixes_count for one in candidates.values()) else getattr(criterion, "rounds", 1)
-    for done in range(1, rounds):
+    chosen: dict[str, Chosen] = {}
+    for done in range(1, rounds + 1):
         evidence = _evidence(candidates, probe, (*_needs(criterion), *_needs(budget)))
         counts, scores = _counts(candidates, evidence, on_the_way(sparsity, done / rounds), criterion, across, budget)
-        few = {name: min(counts[name], one.connections) for name, one in candidates.items()}
-        candidates = {
-            name: replace(one, kept=_chosen(criterion, evidence[name], one, few[name], across, scores.get(name)).topology)
-            for name, one in candidates.items()
-        }
-    evidence = _evidence(candidates, probe, (*_needs(criterion), *_needs(budget)))
-    counts, scores = _counts(candidates, evidence, sparsity, criterion, across, budget)
-    for name, one in candidates.items():
-        if counts[name] > one.connections:
-            raise ValueError(
-                f"layer {name!r} has {one.connections} connections, fewer than the {counts[name]} that this sparsity leaves: "
-                "ask for a higher one, or exclude it"
-            )
-    if across in TOGETHER:
-        warn_of_starved_layers(counts, {name: one.geometry.weight_shape for name, one in candidates.items()})
-    return {
-        name: _mended(criterion, evidence[name], _chosen(criterion, evidence[name], one, counts[name], across, scores.get(name)), across)
-        for name, one in candidates.items()
-    }
+        if done == rounds:
+            _check_counts(counts, candidates)
+            if across in TOGETHER:
+                warn_of_starved_layers(counts, {name: one.geometry.weight_shape for name, one in candidates.items()})
+        for name, one in candidates.items():
+            count = min(counts[name], one.connections)
+            chosen[name] = _checked(name, criterion, _chosen(criterion, evidence[name], one, count, across, scores.get(name)))
+        candidates = {name: replace(one, kept=chosen[name].topology) for name, one in candidates.items()}
+    return chosen
 
 
 def apply(
@@ -353,37 +344,49 @@ def _scores(criterion: Criterion, groups: Sequence[Evidence]) -> Tensor:
     return torch.cat(parts)
 
 
+def _check_counts(counts: Mapping[str, int], candidates: Mapping[str, Candidate]) -> None:
+    """
+    Raises:
+        ValueError: if a layer has fewer connections than are to stay.
+    """
+    for name, one in candidates.items():
+        if counts[name] > one.connections:
+            raise ValueError(
+                f"layer {name!r} has {one.connections} connections, fewer than the {counts[name]} that this sparsity leaves: "
+                "ask for a higher one, or exclude it"
+            )
+
+
 def _chosen(criterion: Criterion, groups: Sequence[Evidence], one: Candidate, count: int, across: Across, scores: Tensor | None) -> Chosen:
-    if _chooses(criterion, across):
-        choose = criterion.choose  # type: ignore[attr-defined]
+    choose = getattr(criterion, "choose", None)
+    if choose is not None and across not in TOGETHER:
         return _joined([choose(group, one.pattern, part) for group, part in zip(groups, _parts(count, groups, one.pattern), strict=True)])
     found = _scores(criterion, groups) if scores is None else scores
     topology = strongest(found, one.pattern, count, across, one.topology, groups[0].generator)
-    return Chosen(topology, one.weight)
+    return Chosen(topology, mended(criterion, groups, topology))
 
 
-def _chooses(criterion: Criterion, across: Across) -> bool:
-    """Whether a criterion itself says what stays, and with which weights, rather than by scores."""
-    return hasattr(criterion, "choose") and across not in TOGETHER
-
-
-def _mended(criterion: Criterion, groups: Sequence[Evidence], chosen: Chosen, across: Across) -> Chosen:
-    """What was chosen, with the weights that the criterion gives it.
-
-    Raises:
-        ValueError: if they are not of the shape of the layer, or not finite.
-    """
+def mended(criterion: Criterion, groups: Sequence[Evidence], topology: Topology) -> Tensor:
+    """[rows, columns] the weights of a layer of which this topology is left, as the criterion mends them if it does."""
     mend = getattr(criterion, "mend", None)
+    if mend is None:
+        return torch.cat([one.weight for one in groups])
+    parts = topology.mask().chunk(len(groups))
+    return torch.cat([mend(one, Topology.from_mask(part)) for one, part in zip(groups, parts, strict=True)])
+
+
+def _checked(name: str, criterion: Criterion, chosen: Chosen) -> Chosen:
+    """
+    Raises:
+        ValueError: if the weights of what stays are not of the shape of the layer, or not finite.
+    """
     topology, weight = chosen
-    if mend is not None and not _chooses(criterion, across):
-        parts = topology.mask().chunk(len(groups))
-        weight = torch.cat([mend(one, Topology.from_mask(part)) for one, part in zip(groups, parts, strict=True)])
     if weight.shape != topology.shape or not bool(weight.flatten()[topology.keys].isfinite().all()):
         raise ValueError(
-            f"layer {groups[0].name!r}: {type(criterion).__name__} gives weights of shape {tuple(weight.shape)} for {topology}, which must "
-            "be of its shape and finite: its weights or the data may be NaN or infinite"
+            f"layer {name!r}: {type(criterion).__name__} gives weights of shape {tuple(weight.shape)} for {topology}, which must be of its "
+            "shape and finite: its weights or the data may be NaN or infinite"
         )
-    return Chosen(topology, weight)
+    return chosen
 
 
 def _parts(count: int, groups: Sequence[Evidence], pattern: Pattern) -> list[int]:
