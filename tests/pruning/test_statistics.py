@@ -462,3 +462,26 @@ def test_sparse_layers_measure_what_their_dense_ones_do():
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     found = [statistics.gram(probe_of(nn.Sequential(layer), [x]))["0"] for layer in (dense, sparse)]
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_the_matrices_inside_other_modules_have_their_gradients(kind):
+    """Opened for the time of the pruning: what stays is what |g w| of the closed module's own weights says."""
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells = kind(4, 3, batch_first=True)
+
+        def forward(self, x):
+            return self.cells(x)[0][:, -1]
+
+    torch.manual_seed(0)
+    model, x, target = Network().double(), torch.randn(6, 5, 4, dtype=torch.float64), torch.arange(6) % 3
+    F.cross_entropy(model(x), target).backward()
+    weights = [model.cells.weight_ih_l0, model.cells.weight_hh_l0]
+    scores = torch.cat([(weight.grad * weight).abs().flatten() for weight in weights]).detach()
+    kept_values = torch.cat([weight.flatten() for weight in weights]).detach()[scores.topk(scores.numel() - scores.numel() // 2).indices]
+    ts.prune(model, 0.5, "snip", [(x, target)], loss=F.cross_entropy)
+    found = torch.cat([layer.values.detach() for layer in topology_layers(model).values()])
+    assert torch.equal(found.sort().values, kept_values.sort().values)
