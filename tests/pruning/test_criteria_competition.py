@@ -170,6 +170,14 @@ def test_the_pattern_of_a_sparse_layer_is_asked_for_too():
         ts.prune(model, 0.75, "apoz", batches(), pattern="neurons")
 
 
+@pytest.mark.parametrize(
+    ("criterion", "said"), [(ts.criteria.Wanda, r"got a class: pass Wanda\(\)"), (3, r"an object with scores\(evidence\), got 3")]
+)
+def test_what_is_no_criterion_is_told(criterion, said):
+    with pytest.raises(TypeError, match=said):
+        ts.prune(two_layers(), 0.5, criterion)
+
+
 class Strange(torch.optim.SGD):
     """An optimizer that keeps what cannot follow, for one of its parameters."""
 

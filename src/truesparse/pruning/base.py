@@ -103,8 +103,13 @@ def criterion(name_or_criterion: str | Criterion) -> Criterion:
 
     Raises:
         ValueError: if no criterion has that name.
+        TypeError: if the object has no `scores`, or is a class.
     """
     if not isinstance(name_or_criterion, str):
+        if isinstance(name_or_criterion, type):
+            raise TypeError(f"expected a criterion, got a class: pass {name_or_criterion.__name__}()")
+        if not isinstance(name_or_criterion, Criterion):
+            raise TypeError(f"expected the name of a criterion or an object with scores(evidence), got {name_or_criterion!r}")
         return name_or_criterion
     if name_or_criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {name_or_criterion!r}; known: {', '.join(sorted(CRITERIA))}")
