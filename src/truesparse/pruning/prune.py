@@ -17,7 +17,6 @@ from ..nn.kinds import Dense, kind_of
 from ..nn.selection import Excluded, select
 from ..rewiring import rewire
 from ..rewiring.optimizers import following
-from ..rewiring.rewire import check_move
 from ..topology import Move, Topology
 from ..topology.budgets import Budget, Uniform, kept
 from ..topology.budgets import budget as named_budget
@@ -199,14 +198,14 @@ def apply(
 ) -> Model:
     """Give the layers what was chosen: new sparse ones for the dense, a new topology for the sparse."""
     replacements: dict[nn.Module, nn.Module] = dict(opened)
-    moves: list[tuple[TopologyLayer, Move, Tensor]] = []
+    moves: list[tuple[TopologyLayer, Pattern, Move, Tensor]] = []
     for name, one in candidates.items():
         topology, values = chosen[name].topology, chosen[name].weight.flatten()[chosen[name].topology.keys]
         if isinstance(one.module, TopologyLayer):
             move = Move.between(one.module.topology, topology.to(one.module.topology.device))
-            check_move(one.module, move)
+            one.pattern.check(move.new)
             following(one.module, optimizer)  # refuses an optimizer before anything has changed
-            moves.append((one.module, move, values))
+            moves.append((one.module, one.pattern, move, values))
         else:
             kind = kind_of(one.module)
             assert kind is not None
@@ -214,7 +213,8 @@ def apply(
             if new.bias is not None:
                 new.bias = one.module.bias  # type: ignore[assignment]  # the very one, for those who share it
             replacements[one.module] = new
-    for layer, move, values in moves:
+    for layer, pattern, move, values in moves:
+        layer.pattern = pattern
         rewire(layer, optimizer, move)
         with torch.no_grad():
             layer.parameter.copy_(layer.spread(values.to(layer.parameter)))
