@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, prune
+    from .pruning import criteria, from_pruned, prune
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -92,6 +92,7 @@ __all__ = [
     "criteria",
     "densify",
     "export_onnx",
+    "from_pruned",
     "load",
     "metrics",
     "nn",
@@ -130,7 +131,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "prune"),
+    "pruning": ("criteria", "from_pruned", "prune"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

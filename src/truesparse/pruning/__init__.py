@@ -3,7 +3,8 @@
 from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
 from .compete import EvidenceBudget
+from .imported import from_pruned
 from .prune import prune
 from .statistics import STATISTICS
 
-__all__ = ["CRITERIA", "STATISTICS", "Chosen", "Criterion", "Evidence", "EvidenceBudget", "criteria", "prune", "register"]
+__all__ = ["CRITERIA", "STATISTICS", "Chosen", "Criterion", "Evidence", "EvidenceBudget", "criteria", "from_pruned", "prune", "register"]
