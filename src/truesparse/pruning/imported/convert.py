@@ -118,7 +118,7 @@ def _replacements(
     opened = {closed: one for closed, one in selection.opened.items() if not sparse.keys().isdisjoint(one.modules())}
     replacements: dict[nn.Module, nn.Module] = {}
     for old, new in (*opened.items(), *sparse.items()):
-        replacements[original.get(old, old)] = new
+        replacements[old] = replacements[original.get(old, old)] = new  # an opened module may hold what stands in for a layer
     if in_model:  # those that have lost nothing become ordinary layers, too
         chosen = {*selection.layers.values(), *selection.opened}
         replacements = {old: new for old, new in stand_ins.items() if new in chosen} | replacements

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.sparse import SparseSemiStructuredTensor
 from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
-COMPRESSED = (torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+from ...common.quiet import quiet
 
 
 def marked(name: str, weight: Tensor, present: Tensor | None = None) -> Tensor:
@@ -56,24 +56,37 @@ def from_anything(name: str, array: Any) -> Tensor:
         return _from_semi_structured(name, tensor)
     if tensor.layout is torch.strided:
         return marked(name, tensor)
+    try:
+        present = _stored(tensor)
+    except RuntimeError as error:
+        raise ValueError(f"{name!r} of the source is damaged: {str(error).splitlines()[0]}") from error
+    return marked(name, tensor.to_dense(), present)
+
+
+def _stored(tensor: Tensor) -> Tensor:
+    """Where a sparse tensor stores a value, a dense bool.
+
+    Raises:
+        RuntimeError: if its positions are none.
+    """
     if tensor.layout is torch.sparse_coo:
-        tensor = tensor.coalesce()
-        values = tensor.values()
-        where = torch.sparse_coo_tensor(tensor.indices(), torch.ones_like(values), tensor.shape, is_coalesced=True)
-    elif tensor.layout in COMPRESSED:
-        by_rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
-        outer, inner = (tensor.crow_indices(), tensor.col_indices()) if by_rows else (tensor.ccol_indices(), tensor.row_indices())
-        where = torch.sparse_compressed_tensor(outer, inner, torch.ones_like(tensor.values()), tensor.shape, layout=tensor.layout)
-    else:
-        raise ValueError(f"{name!r} of the source has the layout {tensor.layout}, which cannot be read: pass it as a dense tensor")
-    return marked(name, tensor.to_dense(), where.to_dense() != 0)
+        positions = tensor._indices()
+        ones = torch.ones_like(tensor._values())
+        return torch.sparse_coo_tensor(positions, ones, tensor.shape, check_invariants=True).to_dense() != 0
+    by_rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
+    outer, inner = (tensor.crow_indices(), tensor.col_indices()) if by_rows else (tensor.ccol_indices(), tensor.row_indices())
+    with quiet():  # torch says once in a process that these layouts are new
+        ones = torch.ones_like(tensor.values())
+        return torch.sparse_compressed_tensor(outer, inner, ones, tensor.shape, layout=tensor.layout, check_invariants=True).to_dense() != 0
 
 
 def _from_semi_structured(name: str, tensor: Any) -> Tensor:
     """Two of four: CUTLASS keeps values and their places apart; cuSPARSELt mixes them in an order that it does not tell."""
     if tensor.meta is not None and tensor.meta.ndim == 2 and tensor.packed is not None:
-        where = sparse_semi_structured_to_dense_cutlass(torch.ones_like(tensor.packed), tensor.meta)
-        return marked(name, sparse_semi_structured_to_dense_cutlass(tensor.packed, tensor.meta), where != 0)
+        present = sparse_semi_structured_to_dense_cutlass(torch.ones_like(tensor.packed), tensor.meta) != 0
+        weight = tensor.packed.new_zeros(present.shape)
+        weight[present] = tensor.packed.flatten()  # torch's own way is not exact in float32: it moves halves, some of which are NaN
+        return marked(name, weight, present)
     if tensor.device.type == "cpu":
         raise ValueError(
             f"{name!r} of the source is a {type(tensor).__name__}, whose packed form only a GPU can unfold: call to_dense() on it there"
