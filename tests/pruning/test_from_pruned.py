@@ -13,7 +13,7 @@ from torch.sparse.semi_structured import SparseSemiStructuredTensorCUSPARSELT, S
 import truesparse as ts
 from truesparse.nn import topology_layers
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of SparseSemi")
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of SparseSemi", "ignore:Sparse invariant checks")
 
 
 def network(seed=0):
@@ -131,7 +131,7 @@ def test_norms_of_weights_are_refused_by_name():
     model = network()
     nn.utils.parametrizations.weight_norm(model[4])
     prune.random_unstructured(model[0], "weight", 0.5)
-    with pytest.raises(TypeError, match="layer '4' .* by weight_norm"):
+    with pytest.raises(TypeError, match=r"layer '4' .* by weight_norm"):
         ts.from_pruned(model)
     assert hasattr(model[0], "weight_mask")
     ts.from_pruned(model, exclude=["4"])
@@ -281,14 +281,14 @@ def test_semi_structured_tensors_of_cutlass(dtype):
 def test_damaged_sparse_tensors_are_told():
     values, columns = torch.rand(3), torch.tensor([0, 1, 70])
     damaged = torch.sparse_csr_tensor(torch.tensor([0, 1, 2, 3]), columns, values, (3, 5), check_invariants=False)
-    with pytest.raises(ValueError, match="'weight' of the source is damaged: .*col_indices"):
+    with pytest.raises(ValueError, match=r"'weight' of the source is damaged: .*col_indices"):
         ts.from_pruned(nn.Linear(5, 3), {"weight": damaged, "bias": torch.zeros(3)})
 
 
 def test_semi_structured_tensors_that_only_a_gpu_can_read_are_named():
     packed = torch.zeros(32 * 32 + 32 * 4, dtype=torch.float16)
     tensor = SparseSemiStructuredTensorCUSPARSELT(torch.Size([32, 64]), packed, None, None, None, None)
-    with pytest.raises(ValueError, match="'weight' of the source is a SparseSemiStructuredTensorCUSPARSELT, .* only a GPU"):
+    with pytest.raises(ValueError, match=r"'weight' of the source is a SparseSemiStructuredTensorCUSPARSELT, .* only a GPU"):
         ts.from_pruned(nn.Linear(64, 32).half(), {"weight": tensor, "bias": torch.zeros(32).half()})
 
 
