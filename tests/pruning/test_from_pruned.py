@@ -13,7 +13,9 @@ from torch.sparse.semi_structured import SparseSemiStructuredTensorCUSPARSELT, S
 import truesparse as ts
 from truesparse.nn import topology_layers
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of SparseSemi", "ignore:Sparse invariant checks")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of SparseSemi", "ignore:Sparse invariant checks"
+)
 
 
 def network(seed=0):

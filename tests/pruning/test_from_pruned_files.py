@@ -129,7 +129,10 @@ def test_the_library_of_compressed_tensors(tmp_path):
         (lambda path: path.write_bytes(path.read_bytes()[:-50]), "is no whole safetensors file: .*; fetch it again"),
         (lambda path: path.write_bytes(path.read_bytes()[:5]), "is no whole safetensors file"),
         (lambda path: path.write_bytes(b""), "is no whole safetensors file"),
-        (lambda path: changed(path, "hidden.bitmask", lambda bits: bits[:, 1:].contiguous()), r"has the shape \(16, 15\), which is none of"),
+        (
+            lambda path: changed(path, "hidden.bitmask", lambda bits: bits[:, 1:].contiguous()),
+            r"has the shape \(16, 15\), which is none of",
+        ),
         (lambda path: changed(path, "hidden.compressed", lambda values: values[1:].clone()), "connections, and there are"),
         (lambda path: changed(path, "hidden.compressed", lambda values: values.to(torch.int8)), "are quantised to torch.int8"),
         (lambda path: changed(path, "hidden.shape", None), "has a bitmask for 'hidden.weight' and lacks its shape"),
@@ -231,7 +234,9 @@ def test_names_that_the_exporter_has_lost_are_told_by_the_bias(onnx):
 def test_where_no_name_tells_order_and_shapes_do_and_that_is_said(onnx):
     dense = with_zeros(Network(1))
     model = graph(onnx, dense, True, names=lambda name: "onnx::MatMul_9" if name.startswith("last") else name)
-    with pytest.warns(UserWarning, match="names of the source say nothing of 1 tensors .*: 'last.weight' is 'onnx::MatMul_9.weight'. Compare"):
+    with pytest.warns(
+        UserWarning, match="names of the source say nothing of 1 tensors .*: 'last.weight' is 'onnx::MatMul_9.weight'. Compare"
+    ):
         check(ts.from_pruned(Network(2), model), dense)
     check(ts.from_pruned(Network(2), model, names={"last": "onnx::MatMul_9"}), dense)
 
