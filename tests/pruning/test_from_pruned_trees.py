@@ -145,7 +145,7 @@ def test_products_fit_linear_layers_only():
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(4, 4))
 
-    with pytest.raises(ValueError, match="'fc.weight' of the source is the matrix of a linear layer, and 'fc.weight' is that of a Other"):
+    with pytest.raises(ValueError, match=r"'fc.weight' of the source is the matrix of a linear layer, and 'fc.weight' is that of a Other"):
         ts.from_pruned(nn.ModuleDict({"fc": Other()}), {"fc": {"kernel": np.eye(4, dtype=np.float32)}})
 
 
@@ -157,7 +157,8 @@ def test_flax_itself():
         def __call__(self, x):
             x = linen.Conv(8, (3, 2), padding="VALID", feature_group_count=2)(x)
             x = linen.relu(linen.BatchNorm(use_running_average=True)(x))
-            return linen.Dense(10)(linen.relu(linen.Dense(10)(x.reshape(x.shape[0], -1))))
+            x = linen.relu(linen.Dense(10)(x.reshape(x.shape[0], -1)))
+            return linen.Dense(10)(x)
 
     model, x = Theirs(), torch.randn(3, 4, 4, 4)
     inputs = x.permute(0, 2, 3, 1).numpy()
