@@ -5,14 +5,15 @@ import torch
 from torch import nn
 
 import truesparse as ts
-from truesparse.regularizers import Slimming, soft_threshold
+from truesparse.regularizers import Slimming, drop_zeros, soft_threshold
 
 
 class Network(nn.Module):
     def __init__(self, after_sum=False):
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
-        self.second, self.other = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        # Without a border of zeros, at which the constant that a silent channel gives would be missing: shrink keeps it then.
+        self.second, self.other = nn.Conv2d(8, 8, 3, padding=int(after_sum), bias=False), nn.BatchNorm2d(8)
         self.head, self.after_sum = nn.Linear(8, 4), after_sum
 
     def forward(self, x):
@@ -53,6 +54,8 @@ def test_channels_go_and_nothing_changes(sparse):
     first = model.first.to_dense() if sparse else model.first.weight
     assert not first[:3].any()
     assert first[3:].flatten(1).any(1).all()
+    if sparse:  # a connection stays even if it is zero
+        assert drop_zeros(model, optimizer)
     small = ts.shrink(model, x)
     assert small.first.geometry.shape[0] == 5 if sparse else small.first.out_channels == 5
     torch.testing.assert_close(small(x), expected)

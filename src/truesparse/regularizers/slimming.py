@@ -28,8 +28,8 @@ class Slimming(Proximal[_BatchNorm]):
 
         slimming = ts.regularizers.Slimming(model, optimizer, strength=1e-4)
         ...                                 # train
-        slimming.silence(model, x)          # rows of layers whose channel is multiplied by zero
-        small = ts.shrink(model, x)
+        slimming.silence(model, x)          # rows of layers whose channel is multiplied by zero; if they are sparse, drop_zeros(model) too
+        small = ts.shrink(model, x)         # what they give is a constant, and goes into biases where no padding is in the way
 
     Args:
         model: with batch norms that have factors.
