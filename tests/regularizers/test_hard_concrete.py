@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import truesparse as ts
+from truesparse.common.hooks import user_hooks
 from truesparse.regularizers import L0, chance_of_a_gate, hard_concrete
 
 
@@ -111,6 +112,16 @@ def test_an_error_in_a_forward_pass_leaves_the_layer_whole():
     with pytest.raises(RuntimeError):
         model(torch.randn(2, 5))
     assert model.weight is weight
+
+
+def test_gates_are_no_hooks_that_only_watch():
+    model = nn.Sequential(nn.Linear(3, 2))
+    l0 = L0(model, 1.0)
+    assert user_hooks(model)
+    with pytest.raises(TypeError, match="has hooks that would be lost"):
+        ts.sparsify(model, 0.5)
+    l0.finish()
+    assert not user_hooks(model)
 
 
 def test_bad_settings_are_told():

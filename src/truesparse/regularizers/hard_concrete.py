@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from math import log
 from typing import Any
 
@@ -84,7 +85,8 @@ class L0:
             weights = entries_of(layer).detach()
             shape = (self._units[layer].count,) if groups else weights.shape
             layer.register_parameter(NAME, nn.Parameter(weights.new_full(shape, begin)))
-        self._handles = [layer.register_forward_pre_hook(self._open) for layer in self.held.values()]
+        # As a partial, which has no module of its own: what packs or copies a model must not take it for a hook that only watches.
+        self._handles = [layer.register_forward_pre_hook(partial(self._open)) for layer in self.held.values()]
         self._handles += [layer.register_forward_hook(self._close, always_call=True) for layer in self.held.values()]
 
     def expected(self) -> Tensor:
