@@ -241,6 +241,17 @@ def test_where_no_name_tells_order_and_shapes_do_and_that_is_said(onnx):
     check(ts.from_pruned(Network(2), model, names={"last": "onnx::MatMul_9"}), dense)
 
 
+def test_tensors_that_are_alike_are_written_once(onnx):
+    dense = with_zeros(Network(1))
+    dense.hidden.bias.data.zero_()
+    dense.head.bias.data.zero_()
+    model = graph(onnx, dense, True, product="MatMul")
+    names = [one.name for one in model.graph.initializer]
+    del model.graph.initializer[names.index("head.bias")]
+    model.graph.node.insert(0, onnx.helper.make_node("Identity", ["hidden.bias"], ["head.bias"]))
+    check(ts.from_pruned(Network(2), model), dense)
+
+
 def test_sparse_initialisers_with_zeros_that_exist(onnx):
     dense = with_zeros(Network(1))
     stored = {}

@@ -44,6 +44,9 @@ def read_onnx(model: Path | ModelProto) -> Source:
     if quantised:
         raise ValueError(f"the ONNX model has quantised weights ({', '.join(quantised)}): exact connections need floating-point weights")
     constants = dict(_constants(model))
+    for node in nodes:
+        if node.op_type == "Identity" and node.input[0] in constants:  # exporters write alike tensors once
+            constants[node.output[0]] = constants[node.input[0]]
     layers = [{leaf: name for leaf, name in layer.items() if name in constants} for layer in _layers(nodes, constants)]
     found: dict[str, Tensor] = {}
     used, linear = set[str](), set[str]()
@@ -69,15 +72,13 @@ def _layers(nodes: Sequence[NodeProto], constants: Mapping[str, Tensor]) -> Iter
     Of a product there is an entry "outputs_last" or "outputs_first" too, by where the outputs are in its matrix.
     """
     turned = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Transpose" and _attribute(node, "perm") == [1, 0]}
-    alike = {node.output[0]: node.input[0] for node in nodes if node.op_type == "Identity"}
     adds = {name: node for node in nodes if node.op_type == "Add" for name in node.input}
 
     def told(name: str) -> tuple[str, bool]:
         """(the constant, whether it is transposed on the way here)"""
         flipped = False
-        while name in turned or name in alike:
-            flipped ^= name in turned
-            name = turned.get(name) or alike[name]
+        while name not in constants and name in turned:
+            name, flipped = turned[name], not flipped
         return name, flipped
 
     for node in nodes:
