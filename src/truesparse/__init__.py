@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import algorithms, metrics, nn, stability
     from . import loggers as loggers
     from . import plot as plot
+    from . import regularizers as regularizers
     from . import rewiring as rewiring
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, prune
+    from .pruning import criteria, from_pruned, prune
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -92,12 +93,14 @@ __all__ = [
     "criteria",
     "densify",
     "export_onnx",
+    "from_pruned",
     "load",
     "metrics",
     "nn",
     "ops",
     "pack",
     "prune",
+    "regularizers",
     "rewire",
     "save",
     "shrink",
@@ -130,13 +133,13 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "prune"),
+    "pruning": ("criteria", "from_pruned", "prune"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),
     "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
-_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "rewiring", "stability", "topology")
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "regularizers", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 

@@ -4,7 +4,20 @@ from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
 from .compete import EvidenceBudget
 from .history import History
+from .imported import from_pruned
 from .prune import prune
 from .statistics import STATISTICS
 
-__all__ = ["CRITERIA", "STATISTICS", "Chosen", "Criterion", "Evidence", "EvidenceBudget", "History", "criteria", "prune", "register"]
+__all__ = [
+    "CRITERIA",
+    "STATISTICS",
+    "Chosen",
+    "Criterion",
+    "Evidence",
+    "EvidenceBudget",
+    "History",
+    "criteria",
+    "from_pruned",
+    "prune",
+    "register",
+]
