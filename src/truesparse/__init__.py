@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import algorithms, metrics, nn, stability
     from . import loggers as loggers
     from . import plot as plot
+    from . import pruning as pruning
     from . import rewiring as rewiring
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
@@ -98,6 +99,7 @@ __all__ = [
     "ops",
     "pack",
     "prune",
+    "pruning",
     "rewire",
     "save",
     "shrink",
@@ -136,7 +138,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "topology.budgets": ("ER", "ERK", "Uniform"),
     "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
-_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "rewiring", "stability", "topology")
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 

@@ -4,6 +4,20 @@ from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
 from .compete import EvidenceBudget
 from .prune import prune
+from .rewind import Rewind
+from .rounds import rounds
 from .statistics import STATISTICS
 
-__all__ = ["CRITERIA", "STATISTICS", "Chosen", "Criterion", "Evidence", "EvidenceBudget", "criteria", "prune", "register"]
+__all__ = [
+    "CRITERIA",
+    "STATISTICS",
+    "Chosen",
+    "Criterion",
+    "Evidence",
+    "EvidenceBudget",
+    "Rewind",
+    "criteria",
+    "prune",
+    "register",
+    "rounds",
+]
