@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, prune
+    from .pruning import criteria, distill, prune
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -92,6 +92,7 @@ __all__ = [
     "algorithms",
     "criteria",
     "densify",
+    "distill",
     "export_onnx",
     "load",
     "metrics",
@@ -132,7 +133,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "prune"),
+    "pruning": ("criteria", "distill", "prune"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

@@ -3,6 +3,8 @@
 from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
 from .compete import EvidenceBudget
+from .distill import Distillation, distill
+from .logits import Logits, teacher_logits
 from .prune import prune
 from .rewind import Rewind
 from .rounds import rounds
@@ -13,11 +15,15 @@ __all__ = [
     "STATISTICS",
     "Chosen",
     "Criterion",
+    "Distillation",
     "Evidence",
     "EvidenceBudget",
+    "Logits",
     "Rewind",
     "criteria",
+    "distill",
     "prune",
     "register",
     "rounds",
+    "teacher_logits",
 ]
