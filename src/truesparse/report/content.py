@@ -88,6 +88,7 @@ def _curves(run: Run, variant: str) -> dict[str, Any]:
     lines = run.metrics[variant]
     known = all("flops" in line for line in lines)
     return {
+        "first": lines[0]["epoch"],
         "seconds": [_rounded(seconds) for seconds in accumulate(line["seconds"] for line in lines)],
         "flops": [line["flops"]["training"] for line in lines] if known else None,
         "train_loss": [_rounded(line["train_loss"]) for line in lines],

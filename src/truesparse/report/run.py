@@ -145,7 +145,7 @@ class Run:
         if not self.has_updates:
             return tuple((stage.step, stage.dropped.numel(), stage.grown.numel()) for stage in self.stages(variant, layer) if stage.step)
         counts: list[tuple[int, int, int]] = []
-        for epoch in range(1, len(self.metrics[variant]) + 1):
+        for epoch in self._epochs(variant):
             names = ("steps", f"{layer}.dropped_counts", f"{layer}.grown_counts")
             tensors = read_tensors(_updates_path(self.path, variant, epoch), names).tensors
             counts += zip(*(tensors[name].tolist() for name in names), strict=True)
@@ -158,11 +158,18 @@ class Run:
         if layer not in self.layers:
             raise KeyError(f"the run has no sparse layer {layer!r}; it has {', '.join(self.layers) or 'none'}")
 
+    def _epochs(self, variant: str) -> range:
+        """Those that are complete. The first one is another than 1 where the network has begun later in the training (lottery tickets)."""
+        lines = self.metrics[variant]
+        first = lines[0]["epoch"] if lines else 1
+        return range(first, first + len(lines))
+
     def _stages(self, variant: str, layer: RunLayer) -> Iterator[Stage]:
         none = torch.empty(0, dtype=torch.int64)
-        now = self._topology(variant, 0, layer)
+        epochs = self._epochs(variant)
+        now = self._topology(variant, epochs.start - 1, layer)
         yield Stage(0, now, none, none)
-        for epoch in range(1, len(self.metrics[variant]) + 1):
+        for epoch in epochs:
             end = self._topology(variant, epoch, layer)
             if not self.has_updates:
                 dropped, grown = mask_change(now, end)
@@ -205,7 +212,7 @@ def read_run(path: Path | str) -> Run:
         raise damaged(path / "layers.json", str(error)) from error
     old = has_topologies and not _has_updates(path, variants)
     notes = []
-    epochs = {variant: len(lines) for variant, lines in metrics.items()}
+    epochs = {variant: lines[-1]["epoch"] if lines else 0 for variant, lines in metrics.items()}
     if min(epochs.values()) < config["epochs"]:
         counts = ", ".join(f"{name} {count}" for name, count in epochs.items())
         notes.append(f"not finished: of {config['epochs']} epochs are complete: {counts}")
@@ -245,7 +252,8 @@ def _metrics(path: Path, variants: Sequence[str]) -> dict[str, tuple[Mapping[str
     lines = read_lines(file)
     metrics = {variant: tuple(line for line in lines if line.get("variant") == variant) for variant in variants}
     for variant, own in metrics.items():
-        if [line.get("epoch") for line in own] != list(range(1, len(own) + 1)):
+        first = own[0].get("epoch") if own else 1
+        if not isinstance(first, int) or [line.get("epoch") for line in own] != list(range(first, first + len(own))):
             raise damaged(file, f"the epochs of {variant} are {[line.get('epoch') for line in own]}")
     if not any(metrics.values()):
         raise damaged(file, "it has no line")

@@ -7,9 +7,10 @@ from .recipe import Recipe, load_recipe, task_names
 from .results import Results, VariantResult
 from .trained import Trained, saved_network, trained_network
 from .trainer import Observer, Observers, Outcome, Plan, resume, start
-from .variant import StepReport
+from .variant import Beginning, StepReport
 
 __all__ = [
+    "Beginning",
     "ConfigError",
     "Observer",
     "Observers",

@@ -24,7 +24,7 @@ from .measure import inference_seconds
 from .recipe import Recipe, unchanged_recipe
 from .results import INFERENCE_SAMPLES, Results, make_results
 from .stop import StopRequest, stop_on_signals
-from .variant import Metrics, StepReport, Variant
+from .variant import Beginning, Metrics, StepReport, Variant
 
 EVALUATION_BATCH = 4  # times the batch of training: no gradients are held
 
@@ -80,10 +80,24 @@ class Outcome:
     stopped_by: str | None
 
 
-def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer, processes: Processes = ALONE) -> Outcome:
+def start(
+    config: RunConfig,
+    recipe: Recipe,
+    path: Path,
+    observer: Observer,
+    processes: Processes = ALONE,
+    beginning: Beginning | None = None,
+) -> Outcome:
     """Trains all variants of a new run in the folder `path`.
 
     Where several processes train it together, each calls this; the first one writes, and has the results.
+
+    Args:
+        config, recipe: what is trained, and how.
+        path: new or empty.
+        observer: hears how it goes.
+        processes: that train it together.
+        beginning: what is done to each network first. A checkpoint has it, so that `resume` need not know.
 
     Raises:
         ConfigError: if the recipe or a choice turns out not to work.
@@ -94,9 +108,12 @@ def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer, pro
     if folder.writes:
         folder.check_new()
     described = machine()
-    variants = _variants(config, recipe, data_of(config, recipe), {}, processes)
+    variants = _variants(config, recipe, data_of(config, recipe), {}, processes, beginning)
     folder.create()  # not before everything that can be wrong with the choices has had its chance
-    folder.write_config(config, recipe.sha256, described)
+    if beginning is not None:
+        for variant in variants:
+            folder.write_checkpoint(variant.name, variant.state())
+    folder.write_config(config, recipe.sha256, described)  # from here on it is a run that can be resumed
     _write_beginnings(folder, variants)
     return _train(config, recipe, folder, variants, observer)
 
@@ -158,16 +175,17 @@ def _variants(
     data: tuple[Dataset[Any], Dataset[Any]],
     states: Mapping[str, Mapping[str, Any]],
     processes: Processes,
+    beginning: Beginning | None = None,
 ) -> list[Variant]:
     train = Batches(data[0], config.batch_size, config.seed, recipe.augment)
     test = Batches(data[1], config.batch_size * EVALUATION_BATCH)
-    return [Variant(name, config, recipe, train, test, states.get(name), processes) for name in config.variants]
+    return [Variant(name, config, recipe, train, test, states.get(name), processes, beginning) for name in config.variants]
 
 
 def _write_beginnings(folder: RunFolder, variants: Sequence[Variant]) -> None:
     """What is known before the first step: the layers, and the topologies they begin with."""
     for variant in variants:
-        folder.write_topologies(variant.name, 0, variant.model)
+        folder.write_topologies(variant.name, variant.epoch, variant.model)
     if variants:
         chosen = next((variant for variant in variants if variant.rewirer is not None), variants[0])
         folder.write_layers(described_layers(chosen.config, chosen.model, chosen.test.first(1), chosen.train.steps))
