@@ -17,6 +17,7 @@ from .compare import compare, compare_page
 from .doctor import doctor
 from .export import export
 from .inspect import inspect
+from .lottery import lottery
 from .pack import pack
 from .report import report
 from .tour import tour
@@ -37,6 +38,7 @@ app.command()(compare)
 app.command("compare-page")(compare_page)
 app.command()(doctor)
 app.command()(algorithms)
+app.command()(lottery)
 app.command()(inspect)
 app.command()(pack)
 app.command()(export)

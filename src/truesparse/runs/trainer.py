@@ -17,7 +17,7 @@ from ..distributed import ALONE, Processes
 from .batches import Batches, derived_seed
 from .config import RunConfig, changed_options
 from .errors import ConfigError, RunError
-from .folder import AVERAGE, RunFolder, damaged_checkpoint
+from .folder import AVERAGE, NETWORK, RunFolder, damaged_checkpoint
 from .layers import described as described_layers
 from .machine import machine
 from .measure import inference_seconds
@@ -103,6 +103,18 @@ def start(
         ConfigError: if the recipe or a choice turns out not to work.
         RunError: if the folder is not empty or cannot be written, or a loss is no longer a number.
     """
+    config, folder, variants = _begun(config, recipe, path, processes, beginning)
+    return _train(config, recipe, folder, variants, observer)
+
+
+def begin(config: RunConfig, recipe: Recipe, path: Path, beginning: Beginning) -> None:
+    """The same without any training: a run that `resume` can go on with, whose networks are those of its beginning."""
+    _begun(config, recipe, path, ALONE, beginning)
+
+
+def _begun(
+    config: RunConfig, recipe: Recipe, path: Path, processes: Processes, beginning: Beginning | None
+) -> tuple[RunConfig, RunFolder, list[Variant]]:
     config = _with_threads(config, processes)
     folder = RunFolder(path, processes.rank == 0)
     if folder.writes:
@@ -110,12 +122,15 @@ def start(
     described = machine()
     variants = _variants(config, recipe, data_of(config, recipe), {}, processes, beginning)
     folder.create()  # not before everything that can be wrong with the choices has had its chance
-    if beginning is not None:
+    if beginning is not None:  # before the config, with which it is a run: `resume` could not make this anew
+        _write_beginnings(folder, variants)
         for variant in variants:
+            folder.write_network(variant.name, variant.epoch, variant.model, _described(variant), NETWORK)
             folder.write_checkpoint(variant.name, variant.state())
-    folder.write_config(config, recipe.sha256, described)  # from here on it is a run that can be resumed
-    _write_beginnings(folder, variants)
-    return _train(config, recipe, folder, variants, observer)
+    folder.write_config(config, recipe.sha256, described)
+    if beginning is None:
+        _write_beginnings(folder, variants)
+    return config, folder, variants
 
 
 def resume(path: Path, chosen: Mapping[str, Any], observer: Observer, processes: Processes = ALONE) -> Outcome:
@@ -219,7 +234,7 @@ def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder
     """One variant's (rest of an) epoch, and its files. The metrics follow the checkpoint, from which they are made anew if lost."""
     complete = variant.train_epoch(observer.step, stop)
     if complete:
-        described = {"task": variant.recipe.name, "seed": variant.config.seed}
+        described = _described(variant)
         folder.write_epoch(variant.name, variant.epoch, variant.model, described)
         if variant.updates is not None:
             folder.write_updates(variant.name, variant.epoch, variant.model, variant.last_updates, variant.updates.every)
@@ -230,6 +245,10 @@ def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder
     if complete:
         folder.write_metrics(_lines(variants))
         observer.epoch(variant.history[-1])
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    return {"task": variant.recipe.name, "seed": variant.config.seed}
 
 
 def _lines(variants: Sequence[Variant]) -> list[Metrics]:
