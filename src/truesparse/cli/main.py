@@ -19,6 +19,7 @@ from .export import export
 from .inspect import inspect
 from .lottery import lottery
 from .pack import pack
+from .prune import prune
 from .report import report
 from .tour import tour
 from .train import train
@@ -38,6 +39,7 @@ app.command()(compare)
 app.command("compare-page")(compare_page)
 app.command()(doctor)
 app.command()(algorithms)
+app.command()(prune)
 app.command()(lottery)
 app.command()(inspect)
 app.command()(pack)

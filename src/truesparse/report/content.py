@@ -55,7 +55,8 @@ def _run(run: Run, name: str, count: int) -> dict[str, Any]:
         "shown": variant,
         "gradients": {} if variant is None else {name: _gradient_norms(run, variant, name) for name in run.layers},
         "sample": run.sample,
-        "layers": [] if variant is None else _layers(run, variant, MOST_CHANGES / count),
+        "layers": [] if variant is None or not run.metrics[variant] else _layers(run, variant, MOST_CHANGES / count),
+        "pruning": run.pruning,
     }
 
 

@@ -36,25 +36,45 @@ class Pruned:
     """A pruned network, and what it has come from.
 
     Attributes:
+        said: where it is from, for people.
         model: sparse, in eval mode.
         connections: before, by layer.
         score_shares: of all scores of a layer, the share of what stays; nothing of layers whose criterion gives none.
         accuracy: on the test data (before, after), 0 to 1; None where outputs are not scores of classes.
         nbytes: of its file, as `truesparse.save` writes it (before, after).
         seconds: that pruning took.
+        curves: see `sensitivity`.
     """
 
+    said: str
     model: nn.Module
     connections: Mapping[str, int]
     score_shares: Mapping[str, float]
     accuracy: tuple[float | None, float | None]
     nbytes: tuple[int, int]
     seconds: float
+    curves: Mapping[str, Any]
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Weights of each layer if it were dense."""
+        return {name: layer.topology.size for name, layer in topology_layers(self.model).items()}
 
     @property
     def left(self) -> dict[str, int]:
         """Connections of each layer now."""
         return {name: layer.topology.nnz for name, layer in topology_layers(self.model).items()}
+
+    def described(self, **more: Any) -> dict[str, Any]:
+        """`pruning.json`."""
+        size = sum(self.sizes.values())
+        rounds = [
+            round_said(1 - sum(layers.values()) / size, accuracy, layers)
+            for layers, accuracy in zip((self.connections, self.left), self.accuracy, strict=True)
+        ]
+        ends = {"accuracy": self.accuracy, "bytes": self.nbytes}
+        both = {name: dict(zip(("before", "after"), pair, strict=True)) for name, pair in ends.items()}
+        return described(rounds, self.curves, source=self.said, seconds=round(self.seconds, 4), **both, **more)
 
 
 def pruned(
@@ -80,6 +100,7 @@ def pruned(
     """
     accuracy, size = network.accuracy(network.model), file_nbytes(network.model)
     sparse = {name: layer.topology.nnz for name, layer in topology_layers(network.model).items()}
+    curves = sensitivity(network, config.exclude)
     pattern, heard = config.make_pattern(), _Heard(criterion)
     began = time.perf_counter()
     try:
@@ -100,7 +121,8 @@ def pruned(
     layers = topology_layers(model)
     shares = {name: share for name, layer in layers.items() if (share := heard.share(name, layer.topology)) is not None}
     connections = {name: sparse.get(name, layer.topology.size) for name, layer in layers.items()}
-    return Pruned(model, connections, shares, (accuracy, network.accuracy(model)), (size, file_nbytes(model)), seconds)
+    ends = (accuracy, network.accuracy(model.eval())), (size, file_nbytes(model))
+    return Pruned(network.said, model, connections, shares, *ends, seconds, curves)
 
 
 def beginning_of(network: nn.Module, values: nn.Module | None = None, step: int = 0) -> Beginning:
