@@ -74,7 +74,7 @@ class Observers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with results, or stopped by a signal."""
+    """How a run ended: with results, or stopped by a signal; or with both, when that came too late to stop anything."""
 
     results: Results | None
     stopped_by: str | None
@@ -227,7 +227,7 @@ def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Seque
     histories = {variant.name: variant.history for variant in variants}
     results = make_results(recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(), histories, inference, shares, steps)
     folder.write_results(results.to_json())
-    return Outcome(results, None)
+    return Outcome(results, stop.signal.name if stop.signal else None)
 
 
 def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder, observer: Observer, stop: StopRequest) -> None:

@@ -112,6 +112,8 @@ class Variant:
         self.parallel: nn.Module = self.model if processes.size == 1 else DistributedDataParallel(self.model)
         self.optimizer = made_optimizer(config, self.model)
         self.rewirer = self._made_rewirer() if name != "dense" else None
+        if self.rewirer is not None:
+            self.rewirer.steps = self.epoch * train.steps + self.step
         with torch.random.fork_rng(devices=[]):
             self.tracker = Tracker(self.model, self.rewirer, test.first(1), samples=1)
         self.updates = Updates(self.rewirer, train.steps) if self.rewirer is not None else None

@@ -17,7 +17,7 @@ function pruning() {
         series: lines((name) => rounds.map((round, at) => [at, round.layers[name] / rounds[0].layers[name]])) }),
       chart({ title: "Accuracy", note: "after each round", ...shares, ...sparsity, missing: "This task has no classes.",
         series: () => [{ name: "the network", colour: colour("sparse"), points: right.map((round) => [round.sparsity, round.accuracy]) }] }),
-      chart({ title: "Sensitivity", note: "one layer alone loses its smallest weights", ...shares, ...sparsity, label: "sparsity of that layer", missing: "This task has no classes.",
+      chart({ title: "Sensitivity", note: "each layer alone", ...shares, ...sparsity, label: "sparsity of that layer", missing: "This task has no classes.",
         series: lines((name) => sensitivity[name] ?? []) }),
     ];
     const legend = element("ul", { class: "legend" }, names.map((name, at) => element("li", {}, element("span", { class: "swatch", style: `background:${layerColour(at)}` }), name || "(model)")));
@@ -31,7 +31,7 @@ function pruningSaid({ criterion, across, source, accuracy, bytes: size, seconds
   if (seconds !== undefined) parts.push(`in ${duration(seconds)}`);
   if (accuracy && accuracy.before !== null) parts.push(`accuracy ${percent(accuracy.before)} before, ${percent(accuracy.after)} after`);
   if (size) parts.push(`file ${bytes(size.before)} before, ${bytes(size.after)} after`);
-  return `${parts.filter(Boolean).join(", ")}. Sensitivity is that of the network before the last round, on part of the test data.`;
+  return `${parts.filter(Boolean).join(", ")}. Sensitivity: what the network before the last round is worth, on part of the test data, when one layer alone loses its smallest weights.`;
 }
 
 /** A row for each layer: what each round took, and what is left. */
