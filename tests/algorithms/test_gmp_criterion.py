@@ -11,9 +11,9 @@ from oracles.networks import moves_of, signals_of
 from truesparse.algorithms import GMP
 from truesparse.pruning import CRITERIA, Evidence
 
-WEIGHT = np.array([[0.9, -0.1, 0.4, -0.3], [0.5, 0.8, -0.2, 0.6]])
-GRADIENT = np.array([[0.1, 9.0, -1.0, 0.2], [2.0, 0.0, 3.0, -0.5]])
-# |g w|: .09 .9 .4 .06 | 1.0 0 .6 .3
+WEIGHT = np.array([[0.9, -0.1, 0.4, -0.03], [0.5, 0.8, -0.2, 0.6]])
+GRADIENT = np.array([[0.1, 9.0, -1.0, 4.0], [2.0, 0.0, 3.0, -0.5]])
+# |g w|: .09 .9 .4 .12 | 1.0 0 .6 .3
 OTHER = {"mask": np.ones((1, 2), bool), "weight": np.array([[0.01, 2.0]]), "gradient": np.array([[50.0, 0.1]])}  # |g w|: .5 .2
 
 
