@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from . import algorithms, metrics, nn, stability
     from . import loggers as loggers
     from . import plot as plot
+    from . import pruning as pruning
     from . import regularizers as regularizers
     from . import rewiring as rewiring
     from . import topology as topology
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, from_pruned, prune
+    from .pruning import criteria, distill, from_pruned, prune
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -92,6 +93,7 @@ __all__ = [
     "algorithms",
     "criteria",
     "densify",
+    "distill",
     "export_onnx",
     "from_pruned",
     "load",
@@ -100,6 +102,7 @@ __all__ = [
     "ops",
     "pack",
     "prune",
+    "pruning",
     "regularizers",
     "rewire",
     "save",
@@ -133,7 +136,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "from_pruned", "prune"),
+    "pruning": ("criteria", "distill", "from_pruned", "prune"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

@@ -3,9 +3,13 @@
 from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
 from .compete import EvidenceBudget
+from .distill import Distillation, distill
 from .history import History
 from .imported import from_pruned
+from .logits import Logits, teacher_logits
 from .prune import prune
+from .rewind import Rewind
+from .rounds import rounds
 from .statistics import STATISTICS
 
 __all__ = [
@@ -13,11 +17,17 @@ __all__ = [
     "STATISTICS",
     "Chosen",
     "Criterion",
+    "Distillation",
     "Evidence",
     "EvidenceBudget",
     "History",
+    "Logits",
+    "Rewind",
     "criteria",
+    "distill",
     "from_pruned",
     "prune",
     "register",
+    "rounds",
+    "teacher_logits",
 ]
