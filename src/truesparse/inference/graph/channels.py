@@ -178,11 +178,16 @@ class Channels:
 
 def described(node: fx.Node) -> str:
     """What a node is, in the words of whoever wrote the model."""
-    if node.op == "output":
+    if node.op == "output" or node.target == "structure":
         return OUTPUT
-    if node.op in ("placeholder", "get_attr", "call_module"):
-        return f"{node.target}"
-    return f"{node.target}" if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    root = node.graph.owning_module
+    if node.op == "call_module" and root is not None:
+        return f"{type(root.get_submodule(str(node.target))).__name__} {str(node.target)!r}"
+    if node.op in ("placeholder", "get_attr"):
+        return f"{node.target!r}"
+    inside = [held[0] for held in (node.meta.get("nn_module_stack") or {}).values()]
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{called}() in {inside[-1]!r}" if inside and inside[-1] else f"{called}()"
 
 
 def _any_of_group(group: Tensor, flags: Tensor) -> Tensor:
