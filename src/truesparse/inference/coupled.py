@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,7 +15,7 @@ from .graph.layers import weights_of, with_weights
 from .graph.operations import Layer, read_operations
 from .graph.prune import pruned
 from .graph.trace import Example, call, replaced, trace
-from .shrink import built, held_fast
+from .shrink import built, held_fast, without_cache
 
 STAYS = -1
 
@@ -58,16 +58,15 @@ def coupled(model: nn.Module, example: Example) -> Coupled:
         TypeError: if the model cannot be copied or traced; the message says why.
     """
     inside = unwrapped(model)
-    traced = trace(inside, example)
-    closed = held_fast(traced, inside)
-    found, heads = _read(traced, closed, follow=True)
-    if not heads:
-        return found
-    refusal = _refusal(inside, traced, found, heads, closed, example)
+    with without_cache(inside):
+        traced = trace(inside, example)
+        closed = held_fast(traced, inside)
+        found, heads = _read(traced, closed, follow=True)
+        refusal = _refusal(inside, traced, found, heads, closed, example) if heads else ""
     if refusal:
         fewer, _ = _read(traced, closed, follow=False)
-        stays = {name: f"the Python of the model holds the number of heads, and without them {refusal}" for name in heads}
-        return Coupled(fewer.count, fewer.rows, fewer.inputs, {**fewer.stays, **{k: v for k, v in stays.items() if k in fewer.stays}})
+        why = f"the Python of the model holds the number of heads, and without one {refusal}"
+        return replace(fewer, stays=fewer.stays | {name: why for name in heads & fewer.stays.keys()})
     return found
 
 
@@ -98,7 +97,22 @@ def _read(traced: fx.GraphModule, closed: Iterable[str], follow: bool) -> tuple[
     stays = {
         name: next(reasons[one] for one in group[layers[name][0]].tolist()) for name, units in rows.items() if bool((units == STAYS).all())
     }
-    return Coupled(len(free), rows, inputs, stays), _of_heads(operations, group, layers)
+    for name in closed:
+        stays[name] = "it shares its weight, or has a hook of yours"
+    return _without_the_only(Coupled(len(free), rows, inputs, stays)), _of_heads(operations, group, layers)
+
+
+def _without_the_only(found: Coupled) -> Coupled:
+    """Neurons of a layer that can only go all together stay."""
+    family, members = found.families, torch.zeros(found.count, dtype=torch.int64)
+    members.index_add_(0, family, torch.ones_like(family))
+    only = members[family] == 1
+    rows, inputs = (
+        {name: units.masked_fill(gone(units, only), STAYS) for name, units in one.items()} for one in (found.rows, found.inputs)
+    )
+    alone = {name for name, units in rows.items() if name not in found.stays and bool((units == STAYS).all())}
+    reasons = {name: "they can only go all together" if len(rows[name]) > 1 else OUTPUT for name in alone}
+    return replace(found, rows=rows, inputs=inputs, stays={**found.stays, **reasons})
 
 
 def _of_heads(operations: Mapping[fx.Node, Operation], group: Tensor, layers: Mapping[str, tuple[Tensor, Tensor]]) -> set[str]:

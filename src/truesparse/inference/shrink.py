@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -54,6 +56,14 @@ def shrink(model: Model, example_inputs: Example) -> Model:
         TypeError: if the model cannot be copied or cannot be traced, or with smaller layers would do something else; the message says why.
     """
     inside = unwrapped(model)
+    with without_cache(inside):
+        shrunk = _shrunk(inside, example_inputs)
+    for one, other in zip(_configs(shrunk), _configs(inside), strict=True):
+        one.use_cache = other.use_cache
+    return densify_full(shrunk)  # type: ignore[return-value]
+
+
+def _shrunk(inside: nn.Module, example_inputs: Example) -> nn.Module:
     traced = trace(inside, example_inputs)
     closed = held_fast(traced, inside)
     small, resizes = pruned(traced, example_inputs, trains=True, closed=closed, follow=True)
@@ -67,13 +77,31 @@ def shrink(model: Model, example_inputs: Example) -> Model:
             warnings.warn(
                 f"the attention heads of {', '.join(map(repr, names))} stay, for the Python of the model holds their number: without "
                 f"them {refusal}. Let its forward say -1 there (x.reshape(batch, places, -1)), or hold the number in an attribute",
-                stacklevel=2,
+                stacklevel=3,
             )
         refusal = other or refusal
     if shrunk is None:
         raise Untraceable(f"cannot shrink {type(inside).__name__}: with smaller layers {refusal}")
     _check_training(inside, shrunk, example_inputs)
-    return densify_full(shrunk)  # type: ignore[return-value]
+    return shrunk
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Within this context a language model of transformers gives its outputs only, not also a cache, which no graph can hold."""
+    before = [(config, config.use_cache) for config in _configs(model)]
+    for config, _ in before:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config, cached in before:
+            config.use_cache = cached
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), "use_cache")}
+    return list(configs.values())
 
 
 def built(

@@ -62,11 +62,11 @@ def warn_of_what_stays(found: Coupled, asked: Sequence[str], stacklevel: int) ->
     """Say so of layers that keep all of their neurons though they were meant, other than those that give the outputs."""
     by_reason: dict[str, list[str]] = {}
     for name in asked:
-        reason = found.stays.get(name, OUTPUT if name in found.rows else "it is not in the graph of the model as a layer of its own")
+        reason = found.stays.get(name, OUTPUT if name in found.rows else "the graph of the model does not have it as a layer of its own")
         if reason != OUTPUT:
             by_reason.setdefault(reason, []).append(name)
     if by_reason:
-        said = "; ".join(f"{_listed(names)}, for {reason or 'it is an input'} needs them" for reason, names in by_reason.items())
+        said = "; ".join(f"{_listed(names)} ({reason})" for reason, names in by_reason.items())
         warnings.warn(f"some layers keep all of their neurons: {said}. exclude=[...] says that this is meant", stacklevel=stacklevel + 1)
 
 

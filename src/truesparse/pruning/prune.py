@@ -15,6 +15,7 @@ from ..inference.graph.trace import Example
 from ..nn import TopologyLayer
 from ..nn.convert import replaced
 from ..nn.kinds import Dense, kind_of
+from ..nn.opened import OpenedEmbedding
 from ..nn.selection import Excluded, select
 from ..rewiring import rewire
 from ..topology import Move, Topology
@@ -168,14 +169,16 @@ def prune(
     wanted = _wanted(sparsity, candidates, rule)
     if isinstance(wanted, Mapping):
         candidates = {name: candidate for name, candidate in candidates.items() if name in wanted}
-    with _opened(model, selection.opened) as running:
+    # Of a table and an output layer that are one, neither can lose anything alone.
+    opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
+    with _opened(model, opened) as running:
         probe = Probe(running, {}, _held(data), forward, loss, generator)
         if example is None:
             chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)
         else:
             candidates, chosen = choose_coupled(candidates, wanted, chosen_by, competition, probe, example)
     changed = {one.module for one in candidates.values()}
-    opened = {old: new for old, new in selection.opened.items() if not changed.isdisjoint(new.modules())}
+    opened = {old: new for old, new in opened.items() if not changed.isdisjoint(new.modules())}
     return apply(model, opened, candidates, chosen, optimizer)
 
 

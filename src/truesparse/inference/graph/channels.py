@@ -117,7 +117,7 @@ class Channels:
     def pin_other(self, source: fx.Node, node: fx.Node) -> None:
         """What `node` reads for all of its channels alike keeps its own."""
         if source in self.axes:
-            self.pin(self.axes[source].atoms, described(node))
+            self.pin(self.axes[source].atoms, OUTPUT if (what := described(node)) == OUTPUT else f"{what} looks at all of them together")
 
     def tie(self, atoms: Tensor, others: Tensor) -> None:
         """Each of `atoms` can only be removed together with the one at the same place in `others`."""
@@ -131,7 +131,7 @@ class Channels:
             return None
         if node not in self.axes:
             self.axes[node] = Axis(dimension, self.fresh(shape[dimension]))
-            self.pin(self.axes[node].atoms, described(node))
+            self.pin(self.axes[node].atoms, f"they meet what {described(node)} gives")
         axis = self.axes[node]
         return axis if axis.dimension == dimension else None
 
@@ -182,12 +182,11 @@ def described(node: fx.Node) -> str:
         return OUTPUT
     root = node.graph.owning_module
     if node.op == "call_module" and root is not None:
-        return f"{type(root.get_submodule(str(node.target))).__name__} {str(node.target)!r}"
+        return type(root.get_submodule(str(node.target))).__name__
     if node.op in ("placeholder", "get_attr"):
         return f"{node.target!r}"
-    inside = [held[0] for held in (node.meta.get("nn_module_stack") or {}).values()]
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{called}() in {inside[-1]!r}" if inside and inside[-1] else f"{called}()"
+    return f"{called}()"
 
 
 def _any_of_group(group: Tensor, flags: Tensor) -> Tensor:

@@ -408,9 +408,9 @@ def read_operations(
             for source in node.all_input_nodes:
                 channels.pin_other(source, node)
         if trains:
-            channels.pin(operation.written(), f"a size in the call of {described(node)}")
+            channels.pin(operation.written(), f"their number stands in the call of {described(node)}")
             if not follow:
-                channels.pin(torch.cat([one.atoms for one in operation.follows()] or [operation.written()]), f"{described(node)}")
+                channels.pin(torch.cat([one.atoms for one in operation.follows()] or [operation.written()]), "the Python of the model holds their number")
         operations[node] = operation
     return operations
 
