@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, prune
+    from .pruning import criteria, prune, prune_blocks
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -98,6 +98,7 @@ __all__ = [
     "ops",
     "pack",
     "prune",
+    "prune_blocks",
     "rewire",
     "save",
     "shrink",
@@ -130,7 +131,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "prune"),
+    "pruning": ("criteria", "prune", "prune_blocks"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

@@ -119,7 +119,10 @@ class GroupedQueries(nn.Module):
     def __init__(self, width, heads, shared, head=4):
         super().__init__()
         self.head, self.repeats = head, heads // shared
-        self.q, self.k, self.v, self.o = *(nn.Linear(width, n * head, bias=False) for n in (heads, shared, shared)), nn.Linear(heads * head, width)
+        self.q, self.k, self.v, self.o = (
+            *(nn.Linear(width, n * head, bias=False) for n in (heads, shared, shared)),
+            nn.Linear(heads * head, width),
+        )
 
     def forward(self, x):
         q, k, v = (one(x).view(*x.shape[:2], -1, self.head).transpose(1, 2) for one in (self.q, self.k, self.v))
@@ -153,7 +156,9 @@ class Block(nn.Module):
 
 def residual():
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 5))
-    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), Residual(8, 8), Residual(8, 12, 2), Residual(12, 12), *head)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8), nn.ReLU(), Residual(8, 8), Residual(8, 12, 2), Residual(12, 12), *head
+    )
 
 
 def mobile():

@@ -66,7 +66,7 @@ def coupled(model: nn.Module, example: Example) -> Coupled:
     if refusal:
         fewer, _ = _read(traced, closed, follow=False)
         why = f"the Python of the model holds the number of heads, and without one {refusal}"
-        return replace(fewer, stays=fewer.stays | {name: why for name in heads & fewer.stays.keys()})
+        return replace(fewer, stays=fewer.stays | dict.fromkeys(heads & fewer.stays.keys(), why))
     return found
 
 
@@ -137,7 +137,7 @@ def _refusal(inside: nn.Module, traced: fx.GraphModule, found: Coupled, heads: s
     fewer = {
         name: without(traced.get_submodule(name), gone(found.rows[name], removed), gone(found.inputs[name], removed))
         for name in found.rows
-        if bool((gone(found.rows[name], removed).any() | gone(found.inputs[name], removed).any()))
+        if bool(gone(found.rows[name], removed).any() | gone(found.inputs[name], removed).any())
     }
     trial = replaced(traced, fewer)
     for node, old in zip(trial.graph.nodes, traced.graph.nodes, strict=True):

@@ -410,7 +410,10 @@ def read_operations(
         if trains:
             channels.pin(operation.written(), f"their number stands in the call of {described(node)}")
             if not follow:
-                channels.pin(torch.cat([one.atoms for one in operation.follows()] or [operation.written()]), "the Python of the model holds their number")
+                channels.pin(
+                    torch.cat([one.atoms for one in operation.follows()] or [operation.written()]),
+                    "the Python of the model holds their number",
+                )
         operations[node] = operation
     return operations
 

@@ -72,9 +72,7 @@ def pruned(
     return module, resizes
 
 
-def _smaller(
-    module: fx.GraphModule, trains: bool, closed: Collection[str], follow: bool, resizes: list[Resize]
-) -> fx.GraphModule | None:
+def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], follow: bool, resizes: list[Resize]) -> fx.GraphModule | None:
     channels = Channels()
     clobbered = written_while_read(module)
     operations = read_operations(module, channels, trains, closed, follow)
