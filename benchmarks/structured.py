@@ -1,10 +1,10 @@
-"""What does whole-neuron pruning remove, here and by Torch-Pruning? The same networks, the same rule (mean |w|, half of each set of neurons).
+"""What does pruning of whole neurons remove, here and by Torch-Pruning? Of the same networks, half of each set of neurons, by magnitude.
 
     pip install torch-pruning==1.6.* --no-deps --target /some/folder
     python benchmarks/structured.py --torch-pruning /some/folder
 
-Parameters, and multiplications of convolutions and linear layers for one input, before and after; how far the outputs of the smaller network
-are from those of the pruned one, in float64 (Torch-Pruning has no pruned network that is not smaller yet, so nothing to compare with).
+Parameters, and multiplications of convolutions and linear layers for one input, before and after; and how far the outputs of the smaller
+network are from those of the pruned one, in float64 (Torch-Pruning has no pruned network before it is smaller: nothing to compare with).
 Weights are random: counted is what is removed. Llama needs transformers.
 """
 

@@ -7,4 +7,16 @@ from .compete import EvidenceBudget
 from .prune import prune
 from .statistics import STATISTICS
 
-__all__ = ["CRITERIA", "STATISTICS", "Chosen", "Criterion", "Evidence", "EvidenceBudget", "block_influence", "criteria", "prune", "prune_blocks", "register"]
+__all__ = [
+    "CRITERIA",
+    "STATISTICS",
+    "Chosen",
+    "Criterion",
+    "Evidence",
+    "EvidenceBudget",
+    "block_influence",
+    "criteria",
+    "prune",
+    "prune_blocks",
+    "register",
+]

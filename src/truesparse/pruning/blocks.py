@@ -35,7 +35,7 @@ def block_influence(model: nn.Module, blocks: str, data: Iterable[Batch], forwar
         x, y = (next((leaf for leaf in tree_leaves(one) if isinstance(leaf, Tensor)), None) for one in ((args, kwargs), output))
         if x is None or y is None or x.shape != y.shape:
             shapes = ", ".join("nothing" if one is None else str(tuple(one.shape)) for one in (x, y))
-            raise ValueError(f"block {blocks}.{place} cannot be left out: expected an output of the shape of its input, got {shapes}")
+            raise ValueError(f"block {place} of {blocks!r} cannot be left out: expected an output of the shape of its input, got {shapes}")
         # The features of convolutions stand before the positions.
         axis = 1 if any(isinstance(one, nn.modules.conv._ConvNd) for one in held[place].modules()) else -1
         cosine = torch.cosine_similarity(x.double(), y.double(), axis)
@@ -55,7 +55,7 @@ def block_influence(model: nn.Module, blocks: str, data: Iterable[Batch], forwar
             handle.remove()
     missed = [place for place, count in enumerate(counts.tolist()) if not count]
     if missed:
-        raise ValueError(f"no data reached block {blocks}.{missed[0]}: pass batches that go through all of them")
+        raise ValueError(f"no data reached block {missed[0]} of {blocks!r}: pass batches that go through all of them")
     return 1.0 - sums / counts
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..inference.coupled import OUTPUT, STAYS, Coupled, gone
 from ..topology import Topology
 from ..topology.budgets import kept
-from .compete import Across, Sparsity, sparsities_by_name
+from .compete import Across, Sparsity
 
 NAMES_SAID = 4
 
@@ -22,8 +22,8 @@ def units_gone(found: Coupled, scores: Mapping[str, Tensor], sparsity: Sparsity,
     Args:
         found: what is coupled.
         scores: [rows, columns] of each layer that may lose rows, minus infinity where there is no connection.
-        sparsity: share of the units to remove: of each family ("layer"), or of the weights of all ("network", "normalised"); or by names
-            of layers.
+        sparsity: share of the units to remove: of each family ("layer"), or of the weights of all ("network", "normalised"); or of
+            single layers by name.
         across: who competes. A family is all units that the same layers write.
 
     Raises:
@@ -39,7 +39,7 @@ def units_gone(found: Coupled, scores: Mapping[str, Tensor], sparsity: Sparsity,
             raise ValueError(f"across={across!r} shares one sparsity among all layers: pass a number, got {sparsity}")
         return _lowest_of_all(score, size, families, may, sparsity, across == "normalised")
     removed = torch.zeros_like(may)
-    for family, share in _shares(found, families, sparsity, scores).items():
+    for family, share in _shares(found, families, sparsity).items():
         units = ((families == family) & may).nonzero().flatten()
         count = len(units) - max(kept(len(units), share), 1) if len(units) else 0
         removed[units[score[units].argsort(stable=True)[:count]]] = True
@@ -102,13 +102,13 @@ def _lowest_of_all(score: Tensor, size: Tensor, families: Tensor, may: Tensor, s
     return removed
 
 
-def _shares(found: Coupled, families: Tensor, sparsity: Sparsity, scores: Mapping[str, Tensor]) -> dict[int, float]:
+def _shares(found: Coupled, families: Tensor, sparsity: Sparsity) -> dict[int, float]:
     """The share of its units that each family loses; families of layers that nobody named are not there."""
     if not isinstance(sparsity, Mapping):
         return dict.fromkeys(families.unique().tolist(), sparsity)
     shares: dict[int, float] = {}
     by: dict[int, str] = {}
-    for name, value in sparsities_by_name(list(scores), sparsity).items():
+    for name, value in sparsity.items():
         units = found.rows[name][found.rows[name] != STAYS] if name in found.rows else torch.empty(0, dtype=torch.int64)
         for family in families[units].unique().tolist():
             if shares.setdefault(family, value) != value:

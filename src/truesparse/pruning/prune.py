@@ -167,7 +167,7 @@ def prune(
     if not candidates:
         raise ValueError("found nothing to prune: the model has no linear layer or convolution, or all of them are excluded")
     wanted = _wanted(sparsity, candidates, rule)
-    if isinstance(wanted, Mapping):
+    if isinstance(wanted, Mapping) and example is None:
         candidates = {name: candidate for name, candidate in candidates.items() if name in wanted}
     # Of a table and an output layer that are one, neither can lose anything alone.
     opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
@@ -202,7 +202,7 @@ def choose_coupled(
         topology = left(whole, one.geometry.input_of_each(whole), rows, inputs)
         weight = mended(criterion, evidence[name], topology) if name in evidence else one.weight
         changed[name], chosen[name] = replace(one, pattern=Unstructured()), Chosen(topology, weight)
-    warn_of_what_stays(found, list(candidates), stacklevel=3)
+    warn_of_what_stays(found, [name for name in candidates if not isinstance(sparsity, Mapping) or name in sparsity], stacklevel=3)
     return changed, chosen
 
 
