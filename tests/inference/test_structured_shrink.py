@@ -178,8 +178,8 @@ NETWORKS = {
     "joined": (Joined, IMAGES, ()),
     "shuffled": (Shuffled, IMAGES, ()),
     "fused": (transformer(lambda: Fused(16, 4)), WORDS, (STREAM, "*.proj")),
-    "by hand": (transformer(lambda: ByHand(16, 4)), WORDS, (STREAM, "*.out")),
-    "grouped queries": (transformer(lambda: GroupedQueries(16, 8, 4)), WORDS, (STREAM, "*.o")),
+    "by-hand": (transformer(lambda: ByHand(16, 4)), WORDS, (STREAM, "*.out")),
+    "grouped-queries": (transformer(lambda: GroupedQueries(16, 8, 4)), WORDS, (STREAM, "*.o")),
     "torch": (lambda: nn.TransformerEncoderLayer(16, 4, 24, 0.0, batch_first=True), WORDS, ("*out_proj", "linear2")),
 }
 # [channels, features or heads * features] that layers have left of half
@@ -190,8 +190,8 @@ LEFT = {
     "joined": {"a": 2, "b": 2, "c": 3, "d": 4, "e": 5},
     "shuffled": {"a": 4, "b": 6, "c": 4},
     "fused": {"0.attention.qkv": 24, "0.attention.proj": 16, "1.perceptron.gate": 12, "1.perceptron.up": 12, "2": 3},
-    "by hand": {"0.attention.query": 8, "0.attention.key": 8, "1.attention.value": 8, "1.attention.out": 16},
-    "grouped queries": {"0.attention.q": 16, "0.attention.k": 8, "0.attention.v": 8, "1.attention.o": 16},
+    "by-hand": {"0.attention.query": 8, "0.attention.key": 8, "1.attention.value": 8, "1.attention.out": 16},
+    "grouped-queries": {"0.attention.q": 16, "0.attention.k": 8, "0.attention.v": 8, "1.attention.o": 16},
     "torch": {"self_attn.q_proj": 8, "self_attn.k_proj": 8, "self_attn.v_proj": 8, "self_attn.out_proj": 16, "linear1": 12},
 }
 

@@ -1,4 +1,4 @@
-"""A language model of transformers with grouped queries and tied embeddings loses whole groups of heads and hidden neurons, and generates."""
+"""A language model of transformers with grouped queries and tied embeddings loses groups of heads and hidden neurons, and generates."""
 
 import copy
 

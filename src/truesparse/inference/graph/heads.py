@@ -252,14 +252,13 @@ def _axis_of(numbers: Any) -> tuple[int, Tensor] | None:
     if not varying:
         return None
     chosen = varying[0]
+    if len(varying) == 1:
+        return chosen, numbers.movedim(chosen, 0).flatten(1)[:, :1]
     if len(varying) > 2 and numbers.shape[varying[0]] in (2, 3):
         chosen = varying[1]  # queries, keys and values stand before the heads
-    if len(varying) > 1 and chosen == numbers.ndim - 1:
-        return None
     flat = numbers.movedim(chosen, 0).flatten(1)
     members = torch.stack([row.unique() for row in flat]) if len({row.unique().numel() for row in flat}) == 1 else None
-    whole = members is not None and (members.shape[1] == 1 or members.unique().numel() == members.numel())
-    return (chosen, members) if whole and members is not None else None
+    return (chosen, members) if members is not None and members.unique().numel() == members.numel() else None
 
 
 def _tied_parts(node: fx.Node, source: fx.Node, axis: Axis, channels: Channels, parts: list[tuple[int, Tensor] | None]) -> Parts | None:
