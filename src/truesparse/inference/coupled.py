@@ -66,7 +66,7 @@ def coupled(model: nn.Module, example: Example) -> Coupled:
     if refusal:
         fewer, _ = _read(traced, closed, follow=False)
         why = f"the Python of the model holds the number of heads, and without one {refusal}"
-        return replace(fewer, stays=fewer.stays | dict.fromkeys(heads & fewer.stays.keys(), why))
+        return replace(fewer, stays={**fewer.stays, **dict.fromkeys(heads & fewer.stays.keys(), why)})
     return found
 
 

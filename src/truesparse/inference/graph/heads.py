@@ -7,7 +7,7 @@ meet head by head in a product, which ties theirs; keys and values that several 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -63,7 +63,7 @@ class Rearranged(Operation):
         if isinstance(moved, (tuple, list)):
             return _tied_parts(node, source, axis, channels, [_axis_of(part) for part in moved])
         found = _axis_of(moved)
-        if found is None or tuple(moved.shape) != shape_of(node):
+        if found is None or not isinstance(moved, Tensor) or tuple(moved.shape) != shape_of(node):
             return None
         dimension, members = found
         if node.target is operator.getitem and not several and not (members.numel() == extent and _slices(node.args[1])):
@@ -218,8 +218,9 @@ def _moved(node: fx.Node, source: fx.Node, numbers: Any) -> Any:
     args, kwargs = map_arg((node.args, node.kwargs), value)
     if unknown:
         return None
-    function: Callable[..., Any] = getattr(numbers, node.target, None) if isinstance(node.target, str) else node.target  # type: ignore[assignment]
-    return function(*(args[1:] if isinstance(node.target, str) else args), **kwargs)
+    if isinstance(node.target, str):
+        return getattr(numbers, node.target)(*args[1:], **kwargs)
+    return node.target(*args, **kwargs)
 
 
 def size_of(node: fx.Node) -> int | None:
