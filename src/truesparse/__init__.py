@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, distill, from_pruned, prune
+    from .pruning import criteria, distill, from_pruned, prune, prune_blocks
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -102,6 +102,7 @@ __all__ = [
     "ops",
     "pack",
     "prune",
+    "prune_blocks",
     "pruning",
     "regularizers",
     "rewire",
@@ -136,7 +137,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "distill", "from_pruned", "prune"),
+    "pruning": ("criteria", "distill", "from_pruned", "prune", "prune_blocks"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

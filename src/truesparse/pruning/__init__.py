@@ -11,6 +11,7 @@ from .prune import prune
 from .rewind import Rewind
 from .rounds import rounds
 from .statistics import STATISTICS
+from .whole_blocks import block_influence, prune_blocks
 
 __all__ = [
     "CRITERIA",
@@ -23,10 +24,12 @@ __all__ = [
     "History",
     "Logits",
     "Rewind",
+    "block_influence",
     "criteria",
     "distill",
     "from_pruned",
     "prune",
+    "prune_blocks",
     "register",
     "rounds",
     "teacher_logits",

@@ -11,16 +11,20 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..inference.coupled import coupled
+from ..inference.graph.trace import Example
 from ..nn import TopologyLayer
 from ..nn.convert import replaced
 from ..nn.kinds import Dense, kind_of
+from ..nn.opened import OpenedEmbedding
 from ..nn.selection import Excluded, select
 from ..rewiring import rewire
 from ..rewiring.optimizers import following
 from ..topology import Move, Topology
 from ..topology.budgets import Budget, Uniform, kept
 from ..topology.budgets import budget as named_budget
-from ..topology.patterns import Pattern, Unstructured
+from ..topology.geometry import Geometry
+from ..topology.patterns import Neurons, Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from .base import Chosen, Criterion, Evidence
 from .base import criterion as named_criterion
@@ -40,6 +44,7 @@ from .compete import (
     usual_across,
     warn_of_starved_layers,
 )
+from .coupled import left, lost, units_gone, warn_of_what_stays
 from .probe import Batch, Forward, Loss, Probe, Probed, called
 from .statistics import STATISTICS
 
@@ -99,6 +104,7 @@ def prune(
     across: Across | None = None,
     budget: str | Budget | EvidenceBudget | None = None,
     pattern: str | Pattern | None = None,
+    example: Example | None = None,
     exclude: Iterable[Excluded] = (),
     include: Iterable[Excluded] = (),
     optimizer: Any = None,
@@ -108,6 +114,7 @@ def prune(
 
         ts.prune(model, 0.5, "sparsegpt", data=batches)
         ts.prune(model, {"encoder.*": 0.7, "*": 0.5}, ts.criteria.Wanda(), data=batches, exclude=["lm_head"])
+        ts.prune(model, 0.5, pattern="neurons", example=batch)  # then ts.shrink(model, batch) is smaller, and dense again
 
     Dense linear layers and convolutions become sparse layers, as by `sparsify`; layers that are sparse already lose more. Fine-tune what
     comes out, `ts.save` it, `ts.pack` it. On any error the model is as it was.
@@ -129,7 +136,11 @@ def prune(
             pattern, sparsities by name or a budget leave no other.
         budget: how layers share the sparsity unless they compete: "erk", "er", an object; None: all have the same.
         pattern: as in `sparsify`. Layers that are sparse already keep theirs.
-        exclude, include: as in `sparsify`.
+        example: an input, as for `shrink`, for the pattern "neurons": neurons, channels and attention heads whose outputs are added,
+            multiplied or looked at together go together, scored by the mean over the weights of all layers that write them, and the
+            layers that read them lose those inputs, so that `shrink` can remove them. `sparsity` is then the share of the neurons, and of
+            the heads, of each set of layers that share them.
+        exclude, include: as in `sparsify`. With an example, an excluded layer keeps its neurons and loses inputs that are gone.
         optimizer: that of layers which are sparse already, whose state follows. Dense layers get new parameters: build it after this.
         generator: CPU generator of random choices; None is torch's global one.
 
@@ -143,22 +154,57 @@ def prune(
             keeps state that cannot follow.
 
     Warns:
-        UserWarning: if competition leaves a layer nearly without connections.
+        UserWarning: if competition leaves a layer nearly without connections; with an example, of layers that keep all of their neurons,
+            and why, other than those that give the outputs of the model.
     """
+    pattern = Neurons() if pattern is None and example is not None else pattern
     rule, chosen_by = named_pattern(pattern or Unstructured()), named_criterion(criterion)
+    if example is not None and (rule != Neurons() or budget is not None):
+        raise ValueError(f"an example is for whole neurons: pass pattern='neurons' and no budget, got {rule} and budget={budget!r}")
     selection = select(model, exclude, include)
     candidates = {name: _dense(layer, rule) for name, layer in selection.layers.items()}
     candidates |= {name: Candidate(layer, layer.geometry, layer.pattern) for name, layer in selection.sparse.items()}
     if not candidates:
         raise ValueError("found nothing to prune: the model has no linear layer or convolution, or all of them are excluded")
     wanted = _wanted(sparsity, candidates, rule)
-    if isinstance(wanted, Mapping):
+    if isinstance(wanted, Mapping) and example is None:
         candidates = {name: candidate for name, candidate in candidates.items() if name in wanted}
     competition = _competition(across, chosen_by, candidates, isinstance(wanted, Mapping) or budget is not None)
-    with _opened(model, selection.opened) as running:
+    # Of a table and an output layer that are one, neither can lose anything alone.
+    opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
+    with _opened(model, opened) as running:
         probe = Probe(running, {}, _held(data), forward, loss, generator)
-        chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)
-    return apply(model, selection.opened, candidates, chosen, optimizer)
+        if example is None:
+            chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)
+        else:
+            candidates, chosen = choose_coupled(candidates, wanted, chosen_by, competition, probe, example)
+    changed = {one.module for one in candidates.values()}
+    opened = {old: new for old, new in opened.items() if not changed.isdisjoint(new.modules())}
+    return apply(model, opened, candidates, chosen, optimizer)
+
+
+def choose_coupled(
+    candidates: Mapping[str, Candidate], sparsity: Sparsity, criterion: Criterion, across: Across, probe: Probe, example: Example
+) -> tuple[dict[str, Candidate], dict[str, Chosen]]:
+    """The layers that lose rows or inputs, candidates or not, and what stays of each. Nothing changes."""
+    found = coupled(probe.model, example)
+    free = {name: one for name, one in candidates.items() if name in found.rows and name not in found.stays}
+    evidence = _evidence(free, probe, _needs(criterion))
+    removed = units_gone(found, {name: _scores(criterion, evidence[name]) for name in free}, sparsity, across)
+    changed: dict[str, Candidate] = {}
+    chosen: dict[str, Chosen] = {}
+    for name, (rows, inputs) in lost(found, removed).items():
+        module = probe.model.get_submodule(name)
+        one = candidates.get(name) or (
+            Candidate(module, module.geometry, module.pattern) if isinstance(module, TopologyLayer) else _dense(module, Unstructured())  # type: ignore[arg-type]
+        )
+        whole = one.module.topology if isinstance(one.module, TopologyLayer) else _whole(one.geometry)
+        topology = left(whole, one.geometry.input_of_each(whole), rows, inputs)
+        weight = mended(criterion, evidence[name], topology) if name in evidence else one.weight
+        changed[name] = replace(one, pattern=Unstructured())
+        chosen[name] = _checked(name, criterion, Chosen(topology, weight))
+    warn_of_what_stays(found, [name for name in candidates if not isinstance(sparsity, Mapping) or name in sparsity], stacklevel=3)
+    return changed, chosen
 
 
 def choose(
@@ -242,6 +288,10 @@ def _dense(layer: Dense, pattern: Pattern) -> Candidate:
     assert kind is not None
     geometry = kind.sparse.geometry_of(layer)
     return Candidate(layer, geometry, pattern.fitted(geometry))
+
+
+def _whole(geometry: Geometry) -> Topology:
+    return Topology.from_mask(torch.ones(geometry.shape, dtype=torch.bool))
 
 
 def _wanted(sparsity: Sparsity | None, candidates: Mapping[str, Candidate], pattern: Pattern) -> Sparsity:
