@@ -170,3 +170,10 @@ def test_flax_itself():
     torch.testing.assert_close(mine(x), torch.tensor(np.asarray(model.apply(variables, inputs))), rtol=1e-5, atol=1e-5)
     kernel = np.asarray(variables["params"]["Dense_0"]["kernel"])
     assert np.array_equal(mine.first.to_dense().detach().numpy(), kernel.T)
+
+
+def test_a_transposed_convolution_is_refused_for_it_may_be_flipped():
+    model = nn.Sequential(nn.ConvTranspose2d(4, 4, 3))
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 4)).astype(np.float32) * (np.arange(144).reshape(3, 3, 4, 4) % 3 > 0)
+    with pytest.raises(ValueError, match=r"'0.weight' is of a transposed convolution, whose kernels this kind of source may flip: put "):
+        ts.from_pruned(model, {"0": {"kernel": kernel, "bias": np.zeros(4, np.float32)}})

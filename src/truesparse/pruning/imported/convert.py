@@ -55,7 +55,8 @@ def from_pruned(
             semi-structured (cuSPARSELt's only on a GPU), or as torch.nn.utils.prune and torch.ao.pruning name them; a tree of arrays; the
             path of a safetensors or ONNX file; an `onnx.ModelProto`. Whatever else it holds (biases, norms) is loaded too, and nothing may
             be missing. A sparse matrix [rows, columns] fits a convolution by `weight.flatten(1)`. A linear layer of Flax after a flatten of
-            images reads height, width, channel: the model must flatten so, which shapes do not tell.
+            images reads height, width, channel: the model must flatten so, which shapes do not tell. Transposed convolutions of theirs are
+            refused.
         names: {name in the model: name in the source} of tensors or of modules, where they differ; "" is the model itself. Names of Flax
             and ONNX that match nothing are matched by order and shapes, which is told.
         pattern: the rule that the topologies obey, as in `sparsify`; None is `Unstructured()`.

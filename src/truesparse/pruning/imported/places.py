@@ -8,6 +8,7 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from .source import Source, listed
 
@@ -40,6 +41,11 @@ def placed(model: nn.Module, source: Source, names: Mapping[str, str]) -> dict[T
         owner = owners[name[: name.rfind(".") + 1]]
         if own in source.linear and type(owner) is not nn.Linear:
             raise ValueError(f"{own!r} of the source is the matrix of a linear layer, and {name!r} is that of a {type(owner).__name__}")
+        if own in source.kernels and isinstance(owner, _ConvTransposeNd):
+            raise ValueError(
+                f"{name!r} is of a transposed convolution, whose kernels this kind of source may flip: put {own!r} into a state_dict "
+                "as torch has it, and pass that"
+            )
         result[targets[name]] = _fitted(name, targets[name], own, source.tensors[own])
     return result
 

@@ -18,12 +18,14 @@ class Source:
             "fc1.bias".
         may_be_left: those that need no place in a model: constants that only a graph has.
         linear: matrices [outputs, inputs] of products, which are weights of an `nn.Linear` and of nothing else.
+        kernels: those of convolutions that their library lays out differently where they are transposed, which is not read.
         foreign: names are not those of torch's modules, so that where they match nothing, order and shapes may tell.
     """
 
     tensors: Mapping[str, Tensor]
     may_be_left: frozenset[str] = frozenset()
     linear: frozenset[str] = frozenset()
+    kernels: frozenset[str] = frozenset()
     foreign: bool = False
 
     def layers(self) -> dict[str, dict[str, Tensor]]:

@@ -38,7 +38,7 @@ def read_tree(tree: Mapping[str, Any]) -> Source:
     """
     leaves = sorted(_leaves(tree, ()), key=lambda leaf: [_natural(part) for part in leaf[0]])
     found: dict[str, Tensor] = {}
-    linear = set[str]()
+    linear, kernels = set[str](), set[str]()
     for path, value in leaves:
         *layer, leaf = path
         name = ".".join((*layer, LEAVES.get(leaf, leaf)))
@@ -46,10 +46,9 @@ def read_tree(tree: Mapping[str, Any]) -> Source:
         if leaf in INPUTS_FIRST and tensor.ndim > 1:
             outputs, inputs, *space = tensor.ndim - 1, tensor.ndim - 2, *range(tensor.ndim - 2)
             tensor = tensor.permute(outputs, inputs, *space).contiguous()
-            if tensor.ndim == 2:
-                linear.add(name)
+            (linear if tensor.ndim == 2 else kernels).add(name)
         found[name] = tensor
-    return Source(found, linear=frozenset(linear), foreign=True)
+    return Source(found, linear=frozenset(linear), kernels=frozenset(kernels), foreign=True)
 
 
 def _leaves(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
