@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, distill, from_pruned, prune, prune_blocks
+    from .pruning import criteria, distill, drop_blocks, from_pruned, prune
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -94,6 +94,7 @@ __all__ = [
     "criteria",
     "densify",
     "distill",
+    "drop_blocks",
     "export_onnx",
     "from_pruned",
     "load",
@@ -102,7 +103,6 @@ __all__ = [
     "ops",
     "pack",
     "prune",
-    "prune_blocks",
     "pruning",
     "regularizers",
     "rewire",
@@ -137,7 +137,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "distill", "from_pruned", "prune", "prune_blocks"),
+    "pruning": ("criteria", "distill", "drop_blocks", "from_pruned", "prune"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

@@ -60,7 +60,7 @@ def test_the_channels_of_images_are_compared():
 def test_blocks_of_least_influence_go_and_the_others_compute_what_they_did():
     model, data = stack(1.0, 0.01, 2.0, 0.02)
     before = copy.deepcopy(model)
-    assert ts.prune_blocks(model, 2, "blocks", data) is model
+    assert ts.drop_blocks(model, 2, "blocks", data) is model
     assert [block.scale for block in model.blocks] == [1.0, 2.0]
     assert [block.layer_idx for block in model.blocks] == [0, 1]
     assert model.config == SimpleNamespace(num_hidden_layers=2, layer_types=["kind 0", "kind 2"])
@@ -77,11 +77,11 @@ def test_what_cannot_be_is_refused_and_nothing_changes():
         ((1, "blocks", []), r"no data reached block 0 of 'blocks'"),
     ):
         with pytest.raises(ValueError, match=message):
-            ts.prune_blocks(model, *settings)
+            ts.drop_blocks(model, *settings)
     narrow = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 4))
     with pytest.raises(
         ValueError, match=r"block 1 of '' cannot be left out: expected an output of the shape of its input, got \(5, 6\), \(5, 4\)"
     ):
-        ts.prune_blocks(narrow, 1, "", torch.randn(5, 6))
+        ts.drop_blocks(narrow, 1, "", torch.randn(5, 6))
     assert len(model.blocks) == len(narrow) == 2
     assert not any(module._forward_hooks for one in (model, narrow) for module in one.modules())

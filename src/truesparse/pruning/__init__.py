@@ -11,7 +11,7 @@ from .prune import prune
 from .rewind import Rewind
 from .rounds import rounds
 from .statistics import STATISTICS
-from .whole_blocks import block_influence, prune_blocks
+from .whole_blocks import block_influence, drop_blocks
 
 __all__ = [
     "CRITERIA",
@@ -27,9 +27,9 @@ __all__ = [
     "block_influence",
     "criteria",
     "distill",
+    "drop_blocks",
     "from_pruned",
     "prune",
-    "prune_blocks",
     "register",
     "rounds",
     "teacher_logits",

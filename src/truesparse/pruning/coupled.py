@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ..inference.coupled import OUTPUT, STAYS, Coupled, gone
+from ..inference.coupled import OUTPUT, STAYS, Coupled, coupled, gone
+from ..inference.graph.trace import Example
 from ..topology import Topology
 from ..topology.budgets import kept
+from ..topology.patterns import Unstructured
+from .base import Chosen, Criterion
+from .candidates import Candidate, candidate_of, whole
+from .choose import checked, mended, scores_of
 from .compete import Across, Sparsity
+from .evidence import evidence_of, needs_of
+from .probe import Probe
 
 NAMES_SAID = 4
 
@@ -123,3 +131,25 @@ def _shares(found: Coupled, families: Tensor, sparsity: Sparsity) -> dict[int, f
 def _listed(names: Sequence[str]) -> str:
     said = ", ".join(map(repr, names[:NAMES_SAID]))
     return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"
+
+
+def choose_coupled(
+    candidates: Mapping[str, Candidate], sparsity: Sparsity, criterion: Criterion, across: Across, probe: Probe, example: Example
+) -> tuple[dict[str, Candidate], dict[str, Chosen]]:
+    """The layers that lose rows or inputs, candidates or not, and what stays of each. Nothing changes."""
+    found = coupled(probe.model, example)
+    free = {name: one for name, one in candidates.items() if name in found.rows and name not in found.stays}
+    evidence = evidence_of(free, probe, needs_of(criterion))
+    removed = units_gone(found, {name: scores_of(criterion, evidence[name]) for name in free}, sparsity, across)
+    changed: dict[str, Candidate] = {}
+    chosen: dict[str, Chosen] = {}
+    for name, (rows, inputs) in lost(found, removed).items():
+        module = probe.model.get_submodule(name)
+        one = candidates.get(name) or candidate_of(module, Unstructured())
+        present = whole(one.geometry) if one.topology is None else one.topology
+        topology = left(present, one.geometry.input_of_each(present), rows, inputs)
+        weight = mended(criterion, evidence[name], topology) if name in evidence else one.weight
+        changed[name] = replace(one, pattern=Unstructured())
+        chosen[name] = checked(name, criterion, Chosen(topology, weight))
+    warn_of_what_stays(found, [name for name in candidates if not isinstance(sparsity, Mapping) or name in sparsity], stacklevel=3)
+    return changed, chosen

@@ -59,10 +59,10 @@ def block_influence(model: nn.Module, blocks: str, data: Iterable[Batch], forwar
     return 1.0 - sums / counts
 
 
-def prune_blocks(model: Model, count: int, blocks: str, data: Iterable[Batch], *, forward: Forward = called) -> Model:
+def drop_blocks(model: Model, count: int, blocks: str, data: Iterable[Batch], *, forward: Forward = called) -> Model:
     """Leave out the `count` blocks that change least of what goes through them, in place.
 
-        ts.prune_blocks(model, 4, "model.layers", data=batches)
+        ts.drop_blocks(model, 4, "model.layers", data=batches)
 
     Where blocks of transformers are numbered for their cache, those that stay are numbered anew, and their configuration says how many
     there are. On an error the model is as it was.
