@@ -2,8 +2,25 @@
 
 from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
+from .blocks import prune_blocks
+from .budgets import OWL, Depth
 from .compete import EvidenceBudget
 from .prune import prune
+from .reconstruct import reconstruct
 from .statistics import STATISTICS
 
-__all__ = ["CRITERIA", "STATISTICS", "Chosen", "Criterion", "Evidence", "EvidenceBudget", "criteria", "prune", "register"]
+__all__ = [
+    "CRITERIA",
+    "OWL",
+    "STATISTICS",
+    "Chosen",
+    "Criterion",
+    "Depth",
+    "Evidence",
+    "EvidenceBudget",
+    "criteria",
+    "prune",
+    "prune_blocks",
+    "reconstruct",
+    "register",
+]

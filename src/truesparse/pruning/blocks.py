@@ -1,0 +1,240 @@
+"""How is a model pruned that is too large to be measured at once? Block after block, each on what the pruned ones before it give."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import isclose
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol, TypeVar
+
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from ..common.files import write_atomically
+from ..nn.convert import replaced
+from ..nn.selection import Excluded, select
+from ..topology import Topology
+from ..topology.budgets import Budget
+from ..topology.budgets import budget as named_budget
+from ..topology.patterns import Pattern, Unstructured
+from ..topology.patterns import pattern as named_pattern
+from .base import Chosen, Criterion
+from .base import criterion as named_criterion
+from .compete import EvidenceBudget, Sparsity, checked_across, rounded
+from .probe import Batch, Forward, Probe, Probed, called
+from .prune import EVEN, Candidate, _dense, _evidence, _held, _needs, _wanted, apply, choose
+from .walk import find_blocks, run, walk
+
+Model = TypeVar("Model", bound=nn.Module)
+ASKED = "asked.json"
+
+
+def prune_blocks(
+    model: Model,
+    sparsity: Sparsity | None = 0.5,
+    criterion: str | Criterion = "magnitude",
+    data: Iterable[Batch] = (),
+    *,
+    blocks: str | None = None,
+    folder: str | Path | None = None,
+    forward: Forward = called,
+    across: str | None = None,
+    budget: str | Budget | EvidenceBudget | None = None,
+    pattern: str | Pattern | None = None,
+    exclude: Iterable[Excluded] = (),
+    generator: torch.Generator | None = None,
+    progress: bool = True,
+) -> Model:
+    """Make a large trained network sparse, in place, block after block: what is measured of a block, it meets after the blocks before it
+    were pruned, and one block's activations are in memory at a time.
+
+        ts.prune_blocks(language_model, 0.5, "sparsegpt", batches, budget=ts.OWL(), folder="runs/pruned")
+
+    Only layers inside the blocks are pruned: of a language model not the embeddings, and not the output layer.
+
+    Args:
+        model: whose blocks are an `nn.ModuleList` or `nn.Sequential`, called one after the other.
+        sparsity: of all layers in the blocks together, or by name pattern, as in `prune`.
+        criterion: what matters, as in `prune`; what it measures, it measures of one block at a time.
+        data: batches to measure on, as in `prune`. The model runs on each once, its blocks three times.
+        blocks: name of the list of blocks, as "model.layers"; None: the one that holds the most parameters.
+        folder: where each block is kept when it is done: called again with the same arguments, what stands there is not done again.
+        forward: calls the model on a batch, as in `prune`.
+        across: "row" or "layer", as in `prune`.
+        budget: how layers share the sparsity, as in `prune`; one that looks at the layers looks at the model before anything is pruned.
+        pattern: the rule of every topology, as in `prune`.
+        exclude: layers to leave alone, as in `prune`.
+        generator: CPU generator of random choices; None is torch's global one.
+        progress: show on stderr how far it is: a bar on a terminal, a line a block elsewhere.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: as `prune`; if there are no blocks or they are not called one after the other; if `folder` holds blocks of another
+            call. What can be known before the first block is pruned leaves the model as it was; an error after that (a measurement that
+            is not finite, a full disk) leaves the blocks before it pruned.
+        TypeError: as `prune`.
+    """
+    rule, chosen_by = named_pattern(pattern or Unstructured()), named_criterion(criterion)
+    competition = checked_across(across or getattr(chosen_by, "across", "layer"), rule)
+    if competition not in ("row", "layer"):
+        raise ValueError(f"block after block layers cannot compete with those that come later: across={competition!r} is for ts.prune")
+    getattr(chosen_by, "check_pattern", lambda pattern: None)(rule)
+    selection = select(model, exclude)
+    held = _held(data)
+    if not held:
+        raise ValueError("block after block runs the model on data, to know what goes into each block: pass data=batches")
+    if selection.opened:
+        model = replaced(model, {**selection.opened})  # opened they compute the same, and their layers can be met block by block
+    found = find_blocks(model, blocks)
+    candidates = {name: _dense(layer, rule) for name, layer in selection.layers.items()}
+    candidates |= {name: Candidate(layer, layer.geometry, layer.pattern) for name, layer in selection.sparse.items()}
+    candidates = {name: one for name, one in candidates.items() if any(name == block or name.startswith(f"{block}.") for block in found)}
+    if not candidates:
+        raise ValueError(f"found nothing to prune in the blocks {', '.join(found)}")
+    wanted = _sparsities(model, _wanted(sparsity, candidates, rule), candidates, budget, held, forward)
+    met = walk(model, found, held, forward)
+    kept = (
+        None if folder is None else _Kept(Path(folder), _asked(wanted, chosen_by, rule, competition), float(met.inputs[0].double().mean()))
+    )
+    with _shown(len(found), progress) as show:
+        for place, (block_name, block) in enumerate(found.items()):
+            own = {name: one for name, one in candidates.items() if name == block_name or name.startswith(f"{block_name}.")}
+            own = {name: one for name, one in own.items() if name in wanted}
+            if own:
+                chosen = None if kept is None else kept.read(place, own)
+                if chosen is None:
+                    probe = Probe(block, {}, met.batches(place), run, None, generator)
+                    chosen = choose(own, {name: wanted[name] for name in own}, chosen_by, competition, None, probe)
+                    if kept is not None:
+                        kept.write(place, chosen)
+                model = apply(model, {}, own, chosen)
+                show(block_name, sum(one.topology.nnz for one in chosen.values()), sum(one.topology.size for one in chosen.values()))
+            if place < len(found) - 1:
+                met = met.after(place, model.get_submodule(block_name))
+    return model
+
+
+def _sparsities(
+    model: nn.Module,
+    wanted: Sparsity,
+    candidates: Mapping[str, Candidate],
+    budget: str | Budget | EvidenceBudget | None,
+    data: Any,
+    forward: Forward,
+) -> dict[str, float]:
+    """The sparsity of each layer; layers that are not to be pruned are not there.
+
+    Raises:
+        ValueError: if a pattern does not fit a layer, or a layer has fewer connections than are to stay.
+    """
+    sizes = {name: one.weight.numel() for name, one in candidates.items()}
+    if isinstance(wanted, Mapping):
+        if budget is not None:
+            raise ValueError("a budget shares one sparsity among the layers: pass a number, or sparsities by name and no budget")
+        found = dict(wanted)
+    elif isinstance(budget, EvidenceBudget):
+        probe = Probe(model, {name: Probed(one.module, one.geometry) for name, one in candidates.items()}, data, forward)
+        found = dict(budget.sparsities(_evidence(candidates, probe, _needs(budget)), wanted))
+    else:
+        shapes = {name: one.geometry.weight_shape for name, one in candidates.items()}
+        counts = (EVEN if budget is None else named_budget(budget)).counts(shapes, wanted)
+        found = {name: 1 - counts[name] / size for name, size in sizes.items()}
+    for name, value in found.items():
+        one = candidates[name]
+        count = rounded(name, one.pattern, one.geometry.weight_shape, round((1 - value) * sizes[name]))
+        if count > one.connections:
+            raise ValueError(
+                f"layer {name!r} has {one.connections} connections, fewer than the {count} that this sparsity leaves: "
+                "ask for a higher one, or exclude it"
+            )
+    return found
+
+
+def _asked(sparsities: Mapping[str, float], criterion: Criterion, pattern: Pattern, across: str) -> dict[str, Any]:
+    return {"criterion": repr(criterion), "pattern": repr(pattern), "across": across, "sparsities": dict(sparsities)}
+
+
+class _Kept:
+    """The blocks that are done, a file each.
+
+    Args:
+        folder: made if it is not there.
+        asked: what decides what comes out, but for model and data.
+        inputs: the mean of what goes into the first block, by which other data or another model is told.
+
+    Raises:
+        ValueError: if the folder holds blocks of another call.
+    """
+
+    def __init__(self, folder: Path, asked: Mapping[str, Any], inputs: float) -> None:
+        self.folder, path = folder, folder / ASKED
+        folder.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            before = json.loads(path.read_text())
+            mean = before.pop("inputs")
+            other = [name for name in asked if before.get(name) != asked[name]]
+            if not isclose(mean, inputs, rel_tol=1e-3, abs_tol=1e-6):
+                other.append("model or data")
+            if other:
+                raise ValueError(
+                    f"{folder} holds blocks that were pruned otherwise ({', '.join(other)}): name another folder, or delete it"
+                )
+        else:
+            write_atomically(path, json.dumps({**asked, "inputs": inputs}, indent=1))
+
+    def _path(self, place: int) -> Path:
+        return self.folder / f"block-{place:04d}.safetensors"
+
+    def read(self, place: int, candidates: Mapping[str, Candidate]) -> dict[str, Chosen] | None:
+        """What was chosen in the block at this place, or None if it was not reached."""
+        if not self._path(place).exists():
+            return None
+        arrays = load_file(self._path(place))
+        found: dict[str, Chosen] = {}
+        for name, one in candidates.items():
+            shape = (one.weight.shape[0], one.weight.shape[1])
+            topology = Topology(shape, arrays[f"{name}.indptr"], arrays[f"{name}.indices"])
+            found[name] = Chosen(topology, topology.scatter(arrays[f"{name}.values"]))
+        return found
+
+    def write(self, place: int, chosen: Mapping[str, Chosen]) -> None:
+        arrays: dict[str, torch.Tensor] = {}
+        for name, (topology, weight) in chosen.items():
+            arrays[f"{name}.indptr"], arrays[f"{name}.indices"] = topology.indptr.cpu(), topology.indices.cpu()
+            arrays[f"{name}.values"] = weight.flatten()[topology.keys].cpu()
+        write_atomically(self._path(place), save(arrays))
+
+
+class _Show(Protocol):
+    def __call__(self, block: str, connections: int, size: int) -> None: ...
+
+
+@contextmanager
+def _shown(total: int, wanted: bool) -> Iterator[_Show]:
+    """Told of each block that is done, shows it: a bar on a terminal, a line elsewhere."""
+    start, done = perf_counter(), 0
+
+    def line(block: str, connections: int, size: int) -> None:
+        nonlocal done
+        done += 1
+        if wanted:
+            said = f"{block}: {connections:,} of {size:,} weights stay, {perf_counter() - start:.0f} s"
+            print(f"{done}/{total} {said}", file=sys.stderr, flush=True)
+
+    if not wanted or not sys.stderr.isatty():
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("pruning {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda block, connections, size: bar.update(task, advance=1, description=block)
