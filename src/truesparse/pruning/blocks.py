@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from math import isclose
 from pathlib import Path
 from time import perf_counter
@@ -95,29 +96,29 @@ def prune_blocks(
     found = find_blocks(model, blocks)
     candidates = {name: _dense(layer, rule) for name, layer in selection.layers.items()}
     candidates |= {name: Candidate(layer, layer.geometry, layer.pattern) for name, layer in selection.sparse.items()}
-    candidates = {name: one for name, one in candidates.items() if any(name == block or name.startswith(f"{block}.") for block in found)}
+    parts = {block: {name: one for name, one in candidates.items() if f"{name}.".startswith(f"{block}.")} for block in found}
+    candidates = {name: one for part in parts.values() for name, one in part.items()}
     if not candidates:
         raise ValueError(f"found nothing to prune in the blocks {', '.join(found)}")
     wanted = _sparsities(model, _wanted(sparsity, candidates, rule), candidates, budget, held, forward)
+    parts = {block: {name: one for name, one in part.items() if name in wanted} for block, part in parts.items()}
     met = walk(model, found, held, forward)
     kept = (
         None if folder is None else _Kept(Path(folder), _asked(wanted, chosen_by, rule, competition), float(met.inputs[0].double().mean()))
     )
-    with _shown(len(found), progress) as show:
-        for place, (block_name, block) in enumerate(found.items()):
-            own = {name: one for name, one in candidates.items() if name == block_name or name.startswith(f"{block_name}.")}
-            own = {name: one for name, one in own.items() if name in wanted}
-            if own:
-                chosen = None if kept is None else kept.read(place, own)
+    with _shown(sum(map(bool, parts.values())), progress) as show:
+        for place, (name, part) in enumerate(parts.items()):
+            if part:
+                chosen = kept.read(place, part) if kept is not None else None
                 if chosen is None:
-                    probe = Probe(block, {}, met.batches(place), run, None, generator)
-                    chosen = choose(own, {name: wanted[name] for name in own}, chosen_by, competition, None, probe)
+                    probe = Probe(found[name], {}, met.batches(place), run, None, generator)
+                    chosen = choose(part, {layer: wanted[layer] for layer in part}, chosen_by, competition, None, probe)
                     if kept is not None:
                         kept.write(place, chosen)
-                model = apply(model, {}, own, chosen)
-                show(block_name, sum(one.topology.nnz for one in chosen.values()), sum(one.topology.size for one in chosen.values()))
+                model = apply(model, {}, part, chosen)
+                show(name, sum(one.topology.nnz for one in chosen.values()), sum(one.topology.size for one in chosen.values()))
             if place < len(found) - 1:
-                met = met.after(place, model.get_submodule(block_name))
+                met = met.after(place, model.get_submodule(name))
     return model
 
 
@@ -148,10 +149,10 @@ def _sparsities(
         found = {name: 1 - counts[name] / size for name, size in sizes.items()}
     for name, value in found.items():
         one = candidates[name]
-        count = rounded(name, one.pattern, one.geometry.weight_shape, round((1 - value) * sizes[name]))
-        if count > one.connections:
+        left = rounded(name, one.pattern, one.geometry.weight_shape, round((1 - value) * sizes[name]))
+        if left > one.connections:
             raise ValueError(
-                f"layer {name!r} has {one.connections} connections, fewer than the {count} that this sparsity leaves: "
+                f"layer {name!r} has {one.connections} connections, fewer than the {left} that this sparsity leaves: "
                 "ask for a higher one, or exclude it"
             )
     return found
@@ -219,16 +220,16 @@ class _Show(Protocol):
 @contextmanager
 def _shown(total: int, wanted: bool) -> Iterator[_Show]:
     """Told of each block that is done, shows it: a bar on a terminal, a line elsewhere."""
-    start, done = perf_counter(), 0
+    if not wanted:
+        yield lambda block, connections, size: None
+        return
+    if not sys.stderr.isatty():
+        start, places = perf_counter(), count(1)
 
-    def line(block: str, connections: int, size: int) -> None:
-        nonlocal done
-        done += 1
-        if wanted:
-            said = f"{block}: {connections:,} of {size:,} weights stay, {perf_counter() - start:.0f} s"
-            print(f"{done}/{total} {said}", file=sys.stderr, flush=True)
+        def line(block: str, connections: int, size: int) -> None:
+            said = f"{next(places)}/{total} {block}: {connections:,} of {size:,} weights stay, {perf_counter() - start:.0f} s"
+            print(said, file=sys.stderr, flush=True)
 
-    if not wanted or not sys.stderr.isatty():
         yield line
         return
     from rich.console import Console

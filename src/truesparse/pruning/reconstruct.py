@@ -15,6 +15,7 @@ from .prune import _held
 from .walk import Call, find_blocks, output_of, run, walk
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
+ADAM: MakeOptimizer = partial(Adam, lr=1e-3)
 
 
 def reconstruct(
@@ -23,7 +24,7 @@ def reconstruct(
     dense: nn.Module,
     *,
     epochs: int = 4,
-    optimizer: MakeOptimizer = partial(Adam, lr=1e-3),
+    optimizer: MakeOptimizer = ADAM,
     blocks: str | None = None,
     forward: Forward = called,
     generator: torch.Generator | None = None,
@@ -44,7 +45,7 @@ def reconstruct(
         data: batches, targets are not needed; held while this runs. A step is taken on each.
         dense: the model before it was pruned.
         epochs: how often each block sees the data.
-        optimizer: makes the optimizer of a block from its parameters; any of torch.
+        optimizer: makes the optimizer of a block from its parameters; any of torch. By default Adam with a learning rate of 0.001.
         blocks: name of the list of blocks, as in `prune_blocks`; None: found.
         forward: calls the model on a batch, as in `prune`.
         generator: CPU generator of the order of batches; None is torch's global one.

@@ -63,14 +63,13 @@ class SparseGPT:
         Raises:
             ValueError: if rows of a sparse layer have fewer connections than the pattern leaves them.
         """
-        rows, columns = evidence.weight.shape
         present = torch.ones_like(evidence.weight, dtype=torch.bool) if evidence.present is None else evidence.present
         if isinstance(pattern, NM):
             span = pattern.m * pattern.apart
             keep = _of_windows(pattern, present)
         else:
             span = self.block
-            groups = rows if isinstance(pattern, FanIn) else 1
+            groups = len(present) if isinstance(pattern, FanIn) else 1
             keep = _in_proportion(evidence.name, present, groups, count // groups)
         kept, weight = self._swept(evidence, span * max(self.block // span, 1), span, keep)
         return Chosen(Topology.from_mask(kept), weight)
@@ -127,8 +126,8 @@ def inverse_factor(gram: Tensor, dampening: float) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(matrix)
     if singular:
         warnings.warn(
-            "inputs of a layer depend on one another on this data (its Gram matrix is singular, as with fewer samples than inputs): "
-            f"dampened by {share:.2g} of its mean diagonal. Calibrate on more data if what comes out is worse than by 'wanda'",
+            "the inputs of a layer depend on one another on this data: their Gram matrix is singular, and dampened by "
+            f"{share:.2g} of its mean diagonal. So it is after a norm without biases; otherwise pass more data than the layer has inputs",
             stacklevel=5,
         )
     inverse = torch.linalg.solve_triangular(lower, torch.eye(len(gram), dtype=lower.dtype, device=lower.device), upper=False)
