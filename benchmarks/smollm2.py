@@ -8,7 +8,7 @@ The 210 linear layers of the decoder are pruned, in float32; the embeddings, whi
 the corpus are test, the others training. The first 512 tokens of the first 16 test texts are scored, as the mean over all tokens that are
 predicted; the first 32 training texts calibrate. "recover" reconstructs the blocks on those, then fine-tunes on windows of all training
 texts with the dense model's answers as the target; --sparsity 0 does the same to the dense model. Each result is a line of --results; a
-one-shot result that is there already is not made again.
+one-shot result that is there already is not made again. Seconds are of a processor, so that they mean the same on a busy machine.
 """
 
 import argparse
@@ -18,9 +18,10 @@ import json
 import re
 import resource
 import sys
+from itertools import islice
 from math import cos, exp, pi
 from pathlib import Path, PurePosixPath
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
@@ -84,17 +85,28 @@ class Brown:
     """Tokens [1, 512] of test texts, of those that calibrate, and windows of all training texts."""
 
     def __init__(self, tokenizer: Any) -> None:
-        tokens = [tokenizer(text, return_tensors="pt").input_ids for text in texts()]
-        training = [one for place, one in enumerate(tokens) if place % 10]
-        self.test = [one[:, :LENGTH] for one in tokens[::10] if one.shape[1] >= LENGTH][:SCORED]
-        self.calibration = [{"input_ids": one[:, :LENGTH]} for one in training if one.shape[1] >= LENGTH][:CALIBRATING]
-        self.training = [one[:, start : start + LENGTH] for one in training for start in range(0, one.shape[1] - LENGTH + 1, LENGTH)]
+        self.tokens = lambda text: tokenizer(text, return_tensors="pt").input_ids
+        every = texts()
+        self.texts = [text for place, text in enumerate(every) if place % 10]
+        self.test = self.first(every[::10], SCORED)
+        self.calibration = [{"input_ids": one} for one in self.first(self.texts, CALIBRATING)]
+
+    def first(self, some: list[str], count: int) -> list[Tensor]:
+        long = (one[:, :LENGTH] for one in map(self.tokens, some) if one.shape[1] >= LENGTH)
+        return list(islice(long, count))
+
+    def windows(self, length: int) -> list[Tensor]:
+        parts = (one.split(length, 1) for one in map(self.tokens, self.texts))
+        return [one for part in parts for one in part if one.shape[1] == length]
 
 
 @torch.no_grad()
 def perplexity(model: nn.Module, test: list[Tensor]) -> float:
     model.eval()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     losses = [F.cross_entropy(model(input_ids=one, use_cache=False).logits[0, :-1], one[0, 1:]) for one in test]
+    torch.set_float32_matmul_precision(before)
     return exp(sum(map(float, losses)) / len(losses))
 
 
@@ -109,14 +121,21 @@ def one_shot(options: argparse.Namespace) -> None:
     if ("dense", 0.0, "even") not in done:
         note(options, criterion="dense", sparsity=0.0, budget="even", perplexity=perplexity(dense, brown.test))
     for criterion, sparsity, budget in ONE_SHOT:
-        if (criterion, sparsity, budget) in done:
+        if (criterion, sparsity, budget) in done or (options.only and f"{criterion}-{sparsity}-{budget}" not in options.only):
             continue
-        model, start = copy.deepcopy(dense), perf_counter()
+        model, start = copy.deepcopy(dense), process_time()
         if criterion == "magnitude":
             ts.prune(model, sparsity, exclude=["lm_head"])
         else:
-            prune_blocks(model, sparsity, criterion, brown.calibration, budget=BUDGETS[budget])
-        seconds = perf_counter() - start
+            prune_blocks(
+                model,
+                sparsity,
+                criterion,
+                brown.calibration,
+                budget=BUDGETS[budget],
+                folder=options.work / f"{criterion}-{sparsity}-{budget}",
+            )
+        seconds = process_time() - start
         torch.save(model, options.work / f"{criterion}-{sparsity}-{budget}.pt")
         note(
             options,
@@ -124,7 +143,7 @@ def one_shot(options: argparse.Namespace) -> None:
             sparsity=sparsity,
             budget=budget,
             perplexity=perplexity(model, brown.test),
-            seconds=round(seconds),
+            cpu_seconds=round(seconds),
             connections=sum(layer.topology.nnz for layer in topology_layers(model).values()),
             peak_gigabytes=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         )
@@ -139,27 +158,34 @@ def recover(options: argparse.Namespace) -> None:
         model = torch.load(options.work / f"{options.criterion}-{options.sparsity}-{options.budget}.pt", weights_only=False)
     else:
         model = copy.deepcopy(dense)
-    said = {"criterion": options.criterion, "sparsity": options.sparsity, "budget": options.budget, "rate": options.rate}
+    said = {
+        "criterion": options.criterion,
+        "sparsity": options.sparsity,
+        "budget": options.budget,
+        "rate": options.rate,
+        "window": options.window,
+    }
     if options.epochs and options.sparsity:
-        start = perf_counter()
+        start = process_time()
         reconstruct(model, brown.calibration, dense, epochs=options.epochs)
-        note(options, **said, epochs=options.epochs, perplexity=perplexity(model, brown.test), seconds=round(perf_counter() - start))
-    start, scoring = perf_counter(), 0.0
-    for step in fine_tuned(model, dense, brown.training, options.steps, options.rate):
+        note(options, **said, epochs=options.epochs, perplexity=perplexity(model, brown.test), cpu_seconds=round(process_time() - start))
+    start, scoring = process_time(), 0.0
+    for step in fine_tuned(model, dense, brown.windows(options.window), options.steps, options.rate):
         if step % options.every == 0 or step == options.steps:
-            pause = perf_counter()
+            pause = process_time()
             found = perplexity(model, brown.test)
-            scoring += perf_counter() - pause
-            note(options, **said, epochs=options.epochs, step=step, perplexity=found, seconds=round(perf_counter() - start - scoring))
+            scoring += process_time() - pause
+            note(options, **said, epochs=options.epochs, step=step, perplexity=found, cpu_seconds=round(process_time() - start - scoring))
     torch.save(model, options.work / f"recovered-{options.criterion}-{options.sparsity}-{options.budget}.pt")
 
 
 def fine_tuned(model: nn.Module, teacher: nn.Module, windows: list[Tensor], steps: int, rate: float):
     """Train on the teacher's answers to the windows and on the next tokens, half each; after each step, its number.
 
-    The output layer is the same in both and stays; it multiplies in bfloat16, which costs a fifth.
+    The output layer, the same in both, stays, and multiplies in bfloat16, as all of the teacher does.
     """
-    head = teacher.lm_head.weight.detach().bfloat16()
+    teacher = teacher.bfloat16()
+    head = teacher.lm_head.weight.detach()
     for parameter in (model.lm_head.weight, *teacher.parameters()):
         parameter.requires_grad_(False)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -167,11 +193,11 @@ def fine_tuned(model: nn.Module, teacher: nn.Module, windows: list[Tensor], step
     warm = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * cos(pi * step / steps) + 0.02))
     order = torch.randperm(len(windows)).tolist()
-    start = perf_counter()
+    start = process_time()
     for step in range(1, steps + 1):
         tokens = windows[order[step % len(order)]]
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            answers = F.log_softmax((decoder(teacher)(input_ids=tokens, use_cache=False)[0][0].bfloat16() @ head.T).float(), 1)
+        with torch.no_grad():
+            answers = F.log_softmax((decoder(teacher)(input_ids=tokens, use_cache=False)[0][0] @ head.T).float(), 1)
         own = F.log_softmax((decoder(model)(input_ids=tokens, use_cache=False)[0][0].bfloat16() @ head.T).float(), 1)
         distance = F.kl_div(own, answers, reduction="batchmean", log_target=True)
         loss = 0.5 * distance + 0.5 * F.nll_loss(own[:-1], tokens[0, 1:])
@@ -181,7 +207,7 @@ def fine_tuned(model: nn.Module, teacher: nn.Module, windows: list[Tensor], step
         optimizer.step()
         schedule.step()
         if step % 10 == 0:
-            print(f"step {step}: distance {float(distance):.3f}, loss {float(loss):.3f}, {perf_counter() - start:.0f} s", file=sys.stderr)
+            print(f"step {step}: distance {float(distance):.3f}, loss {float(loss):.3f}, {process_time() - start:.0f} s", file=sys.stderr)
         yield step
 
 
@@ -190,7 +216,13 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def note(options: argparse.Namespace, **found: Any) -> None:
-    line = {"command": options.command, **found, "perplexity": round(found["perplexity"], 2), "threads": torch.get_num_threads()}
+    line = {
+        "command": options.command,
+        **found,
+        "perplexity": round(found["perplexity"], 2),
+        "products": options.products,
+        "threads": torch.get_num_threads(),
+    }
     print(line, flush=True)
     with options.results.open("a") as file:
         file.write(json.dumps(line) + "\n")
@@ -201,14 +233,18 @@ def main() -> None:
     parser.add_argument("command", choices=["one-shot", "recover"])
     parser.add_argument("--results", type=Path, default=Path("smollm2.jsonl"))
     parser.add_argument("--work", type=Path, default=Path("smollm2"), help="folder of pruned models")
+    parser.add_argument("--only", nargs="*", help="of one-shot, as sparsegpt-0.5-even")
+    parser.add_argument("--products", default="float32", choices=["float32", "bfloat16"], help="of dense matrices but for scores")
     parser.add_argument("--criterion", default="sparsegpt")
     parser.add_argument("--budget", default="even", choices=sorted(BUDGETS))
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=0, help="of reconstruction, 0: none")
-    parser.add_argument("--steps", type=int, default=150, help="of fine-tuning, a window of 512 tokens each")
+    parser.add_argument("--steps", type=int, default=150, help="of fine-tuning, a window each")
+    parser.add_argument("--window", type=int, default=LENGTH, help="tokens of a window")
     parser.add_argument("--rate", type=float, default=2e-4)
     parser.add_argument("--every", type=int, default=50, help="steps between scores")
     options = parser.parse_args()
+    torch.set_float32_matmul_precision({"float32": "highest", "bfloat16": "medium"}[options.products])
     options.work.mkdir(parents=True, exist_ok=True)
     {"one-shot": one_shot, "recover": recover}[options.command](options)
 

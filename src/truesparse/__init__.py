@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, prune
+    from .pruning import OWL, Depth, criteria, prune, prune_blocks, reconstruct
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -57,11 +57,13 @@ __all__ = [
     "GSE",
     "MEST",
     "NM",
+    "OWL",
     "SET",
     "SNFS",
     "Block",
     "CHTs",
     "DeepR",
+    "Depth",
     "FanIn",
     "GraNet",
     "MaskedConv1d",
@@ -98,6 +100,8 @@ __all__ = [
     "ops",
     "pack",
     "prune",
+    "prune_blocks",
+    "reconstruct",
     "rewire",
     "save",
     "shrink",
@@ -130,7 +134,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "prune"),
+    "pruning": ("OWL", "Depth", "criteria", "prune", "prune_blocks", "reconstruct"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

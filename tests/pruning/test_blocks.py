@@ -258,6 +258,18 @@ def test_what_goes_into_one_block_is_all_that_is_held_of_activations():
         met = met.after(place, layer)
 
 
+def test_blocks_that_keep_shapes_run_once_to_be_met():
+    model, calls = Skipping([0, 1, 2]), []
+    model.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6)) for _ in range(3))
+    for block in model.blocks:
+        block[0].register_forward_hook(lambda module, args, result: calls.append(module))
+    data = [torch.randn(5, 6) for _ in range(4)]
+    met = walk(model, find_blocks(model), data, lambda model, x: model(x))
+    assert len(calls) == 3
+    assert all(torch.equal(one, x) for one, x in zip(met.inputs, data, strict=True))
+    assert torch.equal(model(data[0]), model.blocks[2](model.blocks[1](model.blocks[0](data[0]))))
+
+
 def test_generation_keeps_its_cache_afterwards():
     model = llama()
     assert model.config.use_cache

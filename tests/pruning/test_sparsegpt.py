@@ -243,6 +243,12 @@ def test_a_singular_gram_matrix_is_dampened_and_told_once(dampening):
     assert sparse.values.isfinite().all()
 
 
+def test_inputs_of_very_different_size_are_not_singular_for_that():
+    x = torch.randn(100, 8) * torch.tensor([1e4, 1.0, 1e-3, 1.0, 1.0, 1.0, 1e3, 1.0])
+    sparse = ts.prune(nn.Linear(8, 4), 0.5, "sparsegpt", data=x)  # warnings are errors
+    assert sparse.values.isfinite().all()
+
+
 def test_inputs_that_are_always_zero_go_first_and_disturb_nothing():
     evidence, _ = layer(3, 8)
     gram = evidence["gram"].clone()

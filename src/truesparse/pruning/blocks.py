@@ -62,7 +62,7 @@ def prune_blocks(
         model: whose blocks are an `nn.ModuleList` or `nn.Sequential`, called one after the other.
         sparsity: of all layers in the blocks together, or by name pattern, as in `prune`.
         criterion: what matters, as in `prune`; what it measures, it measures of one block at a time.
-        data: batches to measure on, as in `prune`. The model runs on each once, its blocks three times.
+        data: batches to measure on, as in `prune`. Its blocks run on each twice.
         blocks: name of the list of blocks, as "model.layers"; None: the one that holds the most parameters.
         folder: where each block is kept when it is done: called again with the same arguments, what stands there is not done again.
         forward: calls the model on a batch, as in `prune`.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -72,6 +72,9 @@ def find_blocks(model: nn.Module, blocks: str | None = None) -> dict[str, nn.Mod
 def walk(model: nn.Module, blocks: dict[str, nn.Module], data: Sequence[Batch], forward: Forward) -> Walk:
     """Run the model on every batch as far as its last block, and keep what its blocks are called with.
 
+    Where all blocks give what is like their input, they run on the first batch only: on the others each hands on what it got, for what else
+    the model calls them with does not depend on what they compute.
+
     Raises:
         ValueError: if they are not called once each, one after the other, each first with what the one before gave.
     """
@@ -85,11 +88,13 @@ def walk(model: nn.Module, blocks: dict[str, nn.Module], data: Sequence[Batch], 
         )
     ]
     try:
-        with evaluating(model), _without_cache(model), torch.no_grad():
+        with evaluating(model), _without_cache(model), torch.no_grad(), ExitStack() as stack:
             for batch in data:
                 try:
                     forward(model, batch)
                 except _Stopped:
+                    if not recorder.batches and recorder.alike:
+                        stack.enter_context(_handing_on(blocks.values()))
                     recorder.next_batch()
                     continue
                 raise ValueError(f"the model did not call {recorder.names[len(recorder.seen)]!r} on this data: name other blocks")
@@ -119,6 +124,7 @@ class _Recorder:
         self.batches: list[list[Call]] = []
         self.seen: list[Call] = []  # of this batch, one a block
         self.last: Tensor | None = None
+        self.alike = True  # all results so far are tensors like the input of their block
 
     def called(self, place: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not args or not isinstance(args[0], Tensor):
@@ -134,12 +140,26 @@ class _Recorder:
 
     def gave(self, place: int, module: nn.Module, args: tuple[Any, ...], result: Any) -> None:
         self.last = output_of(result)
+        self.alike &= result is self.last and self.last.shape == args[0].shape and self.last.dtype == args[0].dtype
         if place == len(self.names) - 1:
             raise _Stopped
 
     def next_batch(self) -> None:
         self.batches.append(self.seen)
         self.seen, self.last = [], None
+
+
+@contextmanager
+def _handing_on(blocks: Iterable[nn.Module]) -> Iterator[None]:
+    """Within this context blocks give what they get."""
+    blocks = list(blocks)
+    for block in blocks:
+        block.forward = lambda x, *args, **kwargs: x
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
 @contextmanager

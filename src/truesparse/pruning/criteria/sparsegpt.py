@@ -113,8 +113,8 @@ def inverse_factor(gram: Tensor, dampening: float) -> Tensor:
     unseen = diagonal == 0
     diagonal.add_(unseen * mean)  # inputs that are always zero tell nothing of their weights, and disturb no others
     lower, failed = torch.linalg.cholesky_ex(matrix)
-    noise = torch.finfo(gram.dtype).eps * len(gram) ** 0.5 * mean
-    singular = bool(failed) or bool((lower.diagonal().square() <= noise).any())
+    noise = torch.finfo(gram.dtype).eps * len(gram) ** 0.5
+    singular = bool(failed) or bool((lower.diagonal().square() <= noise * diagonal).any())  # what the other inputs leave unexplained
     share = dampening
     if share:
         diagonal.add_(share * mean)
