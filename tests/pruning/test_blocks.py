@@ -1,6 +1,8 @@
 """Block after block gives what pruning the layers of each block in order by hand gives; it stops and goes on; it says what it cannot do."""
 
 import copy
+import gc
+import weakref
 from typing import ClassVar
 
 import pytest
@@ -143,6 +145,26 @@ class Stopping:
         return evidence.weight.abs() * evidence["input_squares"].sqrt()
 
 
+class Watching:
+    """Magnitude that looks, at each layer, which dense weights are still held."""
+
+    def __init__(self, model):
+        self.weights = {name: weakref.ref(one.weight) for name, one in model.named_children() if isinstance(one, nn.Linear)}
+        self.held = {}
+
+    def scores(self, evidence):
+        gc.collect()
+        self.held[evidence.name] = [name for name, weight in self.weights.items() if weight() is not None]
+        return evidence.weight.abs()
+
+
+def test_dense_weights_are_gone_before_the_next_block():
+    model = perceptron()
+    watching = Watching(model)
+    prune_blocks(model, 0.5, watching, rows(), progress=False)
+    assert watching.held == {"0": ["0", "2", "4"], "2": ["2", "4"], "4": ["4"]}
+
+
 @pytest.mark.parametrize("make_data", [rows, lambda: (one for one in rows())])
 def test_what_was_done_before_it_stopped_is_not_done_again(tmp_path, make_data):
     Stopping.met, Stopping.stops = [], True
@@ -230,10 +252,11 @@ class Named(nn.Module):
     ],
 )
 def test_bad_input_is_told_and_changes_nothing(model, arguments, said):
-    before = copy.deepcopy(model.state_dict())
+    modules, before = list(model.modules()), copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=said):
         prune_blocks(model, **{"sparsity": 0.5, "criterion": "wanda", "data": [torch.randn(5, 6)], **arguments}, progress=False)
-    assert list(model.state_dict()) == list(before)
+    assert list(model.modules()) == modules
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(one._forward_hooks or one._forward_pre_hooks for one in model.modules())
 
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..common.files import write_atomically
 from ..nn.convert import replaced
-from ..nn.selection import Excluded, select
+from ..nn.selection import Excluded, Selection, select
 from ..topology import Topology
 from ..topology.budgets import Budget
 from ..topology.budgets import budget as named_budget
@@ -28,7 +28,7 @@ from .base import Chosen, Criterion
 from .base import criterion as named_criterion
 from .compete import EvidenceBudget, Sparsity, checked_across, rounded
 from .probe import Batch, Forward, Probe, Probed, called
-from .prune import EVEN, Candidate, _dense, _evidence, _held, _needs, _wanted, apply, choose
+from .prune import EVEN, Candidate, _dense, _evidence, _held, _needs, _opened, _wanted, apply, choose
 from .walk import find_blocks, run, walk
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -87,39 +87,46 @@ def prune_blocks(
     if competition not in ("row", "layer"):
         raise ValueError(f"block after block layers cannot compete with those that come later: across={competition!r} is for ts.prune")
     getattr(chosen_by, "check_pattern", lambda pattern: None)(rule)
-    selection = select(model, exclude)
     held = _held(data)
     if not held:
         raise ValueError("block after block runs the model on data, to know what goes into each block: pass data=batches")
+    selection = select(model, exclude)
+    with _opened(model, selection.opened) as running:
+        found = find_blocks(running, blocks)
+        parts = _parts(found, selection, rule)
+        candidates = {name: one for part in parts.values() for name, one in part.items()}
+        if not candidates:
+            raise ValueError(f"found nothing to prune in the blocks {', '.join(found)}")
+        wanted = _sparsities(running, _wanted(sparsity, candidates, rule), candidates, budget, held, forward)
+        met = walk(running, found, held, forward)
+    asked = {"criterion": repr(chosen_by), "pattern": repr(rule), "across": competition, "sparsities": wanted}
+    kept = None if folder is None else _Kept(Path(folder), asked, float(met.inputs[0].double().mean()))
     if selection.opened:
-        model = replaced(model, {**selection.opened})  # opened they compute the same, and their layers can be met block by block
-    found = find_blocks(model, blocks)
-    candidates = {name: _dense(layer, rule) for name, layer in selection.layers.items()}
-    candidates |= {name: Candidate(layer, layer.geometry, layer.pattern) for name, layer in selection.sparse.items()}
-    parts = {block: {name: one for name, one in candidates.items() if f"{name}.".startswith(f"{block}.")} for block in found}
-    candidates = {name: one for part in parts.values() for name, one in part.items()}
-    if not candidates:
-        raise ValueError(f"found nothing to prune in the blocks {', '.join(found)}")
-    wanted = _sparsities(model, _wanted(sparsity, candidates, rule), candidates, budget, held, forward)
-    parts = {block: {name: one for name, one in part.items() if name in wanted} for block, part in parts.items()}
-    met = walk(model, found, held, forward)
-    kept = (
-        None if folder is None else _Kept(Path(folder), _asked(wanted, chosen_by, rule, competition), float(met.inputs[0].double().mean()))
-    )
-    with _shown(sum(map(bool, parts.values())), progress) as show:
-        for place, (name, part) in enumerate(parts.items()):
+        model = replaced(model, {**selection.opened})
+    names = list(found)
+    del found, selection, candidates  # nothing shall hold a dense layer once a sparse one has its place
+    with _shown(sum(any(name in wanted for name in part) for part in parts.values()), progress) as show:
+        for place, name in enumerate(names):
+            part = {layer: one for layer, one in parts.pop(name).items() if layer in wanted}
             if part:
                 chosen = kept.read(place, part) if kept is not None else None
                 if chosen is None:
-                    probe = Probe(found[name], {}, met.batches(place), run, None, generator)
+                    probe = Probe(model.get_submodule(name), {}, met.batches(place), run, None, generator)
                     chosen = choose(part, {layer: wanted[layer] for layer in part}, chosen_by, competition, None, probe)
                     if kept is not None:
                         kept.write(place, chosen)
                 model = apply(model, {}, part, chosen)
                 show(name, sum(one.topology.nnz for one in chosen.values()), sum(one.topology.size for one in chosen.values()))
-            if place < len(found) - 1:
+            if place < len(names) - 1:
                 met = met.after(place, model.get_submodule(name))
     return model
+
+
+def _parts(blocks: Mapping[str, nn.Module], selection: Selection, pattern: Pattern) -> dict[str, dict[str, Candidate]]:
+    """The layers in each block by name."""
+    candidates = {name: _dense(layer, pattern) for name, layer in selection.layers.items()}
+    candidates |= {name: Candidate(layer, layer.geometry, layer.pattern) for name, layer in selection.sparse.items()}
+    return {block: {name: one for name, one in candidates.items() if f"{name}.".startswith(f"{block}.")} for block in blocks}
 
 
 def _sparsities(
@@ -156,10 +163,6 @@ def _sparsities(
                 "ask for a higher one, or exclude it"
             )
     return found
-
-
-def _asked(sparsities: Mapping[str, float], criterion: Criterion, pattern: Pattern, across: str) -> dict[str, Any]:
-    return {"criterion": repr(criterion), "pattern": repr(pattern), "across": across, "sparsities": dict(sparsities)}
 
 
 class _Kept:

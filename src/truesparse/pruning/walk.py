@@ -21,12 +21,10 @@ class Walk:
     """The blocks of a model on some data: what goes into one of them, and what else each is called with.
 
     Attributes:
-        blocks: by name, in the order of their calls.
         inputs: first argument of the block that is next, of each batch.
         calls: [blocks][batches] the other arguments: attention masks, positions, ...
     """
 
-    blocks: dict[str, nn.Module]
     inputs: list[Tensor]
     calls: list[list[Call]]
 
@@ -101,7 +99,7 @@ def walk(model: nn.Module, blocks: dict[str, nn.Module], data: Sequence[Batch], 
     finally:
         for handle in handles:
             handle.remove()
-    return Walk(blocks, recorder.inputs, [list(calls) for calls in zip(*recorder.batches, strict=True)])
+    return Walk(recorder.inputs, [list(calls) for calls in zip(*recorder.batches, strict=True)])
 
 
 def run(block: nn.Module, batch: tuple[Tensor, Call]) -> Any:
