@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, distill, drop_blocks, from_pruned, prune
+    from .pruning import OWL, Depth, criteria, distill, drop_blocks, from_pruned, prune, prune_blocks, reconstruct
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -59,11 +59,13 @@ __all__ = [
     "GSE",
     "MEST",
     "NM",
+    "OWL",
     "SET",
     "SNFS",
     "Block",
     "CHTs",
     "DeepR",
+    "Depth",
     "FanIn",
     "GraNet",
     "MaskedConv1d",
@@ -103,7 +105,9 @@ __all__ = [
     "ops",
     "pack",
     "prune",
+    "prune_blocks",
     "pruning",
+    "reconstruct",
     "regularizers",
     "rewire",
     "save",
@@ -137,7 +141,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "distill", "drop_blocks", "from_pruned", "prune"),
+    "pruning": ("OWL", "Depth", "criteria", "distill", "drop_blocks", "from_pruned", "prune", "prune_blocks", "reconstruct"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),

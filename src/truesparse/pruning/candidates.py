@@ -90,7 +90,7 @@ def whole(geometry: Geometry) -> Topology:
 
 
 @contextmanager
-def with_opened(model: nn.Module, opened: Mapping[nn.Module, nn.Module]) -> Iterator[nn.Module]:
+def opened_in(model: nn.Module, opened: Mapping[nn.Module, nn.Module]) -> Iterator[nn.Module]:
     """The model with these modules opened, so that the layers in them are there to be heard; afterwards it is as it was."""
     if not opened:
         yield model

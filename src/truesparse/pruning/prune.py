@@ -16,7 +16,7 @@ from ..topology.patterns import Neurons, Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from .base import Criterion
 from .base import criterion as named_criterion
-from .candidates import Candidate, apply, candidates_of, with_opened
+from .candidates import Candidate, apply, candidates_of, opened_in
 from .choose import choose
 from .compete import (
     Across,
@@ -113,7 +113,7 @@ def prune(
     competition = _competition(across, chosen_by, candidates, isinstance(wanted, Mapping) or budget is not None)
     # Of a table and an output layer that are one, neither can lose anything alone.
     opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
-    with with_opened(model, opened) as running:
+    with opened_in(model, opened) as running:
         probe = Probe(running, {}, held(data), forward, loss, generator)
         if example is None:
             chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)
