@@ -93,7 +93,7 @@ def test_blocks_become_a_pattern_and_rows_can_be_shrunk():
     sparse = ts.sparsify(model, None, from_weights=True, pattern="neurons", exclude=["2"])
     assert sparse[0].topology.empty_rows == int(dead.sum())
     small = ts.shrink(sparse, x)
-    assert small[0].geometry.shape[0] == 12 - int(dead.sum())
+    assert small[0].out_features == 12 - int(dead.sum())
     torch.testing.assert_close(small(x), expected)
 
 
