@@ -96,7 +96,9 @@ def in_rounds(name: str, network: Network, criterion: str, sparsities: list[floa
     model, seconds = deepcopy(network.model), 0.0
     for sparsity in sparsities:
         seconds += pruned(model.eval(), network, criterion, sparsity) + tuned(model, network)
-        results.add(Row(name, criterion, sparsity, "rounds", network.score(model), seconds, megabytes(model), network.title, network.measure))
+        results.add(
+            Row(name, criterion, sparsity, "rounds", network.score(model), seconds, megabytes(model), network.title, network.measure)
+        )
 
 
 def main() -> None:

@@ -43,7 +43,10 @@ def network() -> Network:
         model.train()
         fitted(model, order, len(order), loss, RATE)
 
-    parts = [(efficientnet.prepared(data.train_images[start : start + BATCH]), data.train_labels[start : start + BATCH]) for start in range(0, 256, BATCH)]
+    parts = [
+        (efficientnet.prepared(data.train_images[start : start + BATCH]), data.train_labels[start : start + BATCH])
+        for start in range(0, 256, BATCH)
+    ]
     return Network(
         title="EfficientNet-Lite0",
         measure="accuracy",

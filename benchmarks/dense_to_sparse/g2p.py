@@ -34,7 +34,9 @@ class Speller(nn.Module):
 
     def __init__(self, arrays: dict[str, np.ndarray]) -> None:
         super().__init__()
-        self.letters, self.phonemes = (nn.Embedding.from_pretrained(torch.from_numpy(arrays[name]), freeze=False) for name in ("enc_emb", "dec_emb"))
+        self.letters, self.phonemes = (
+            nn.Embedding.from_pretrained(torch.from_numpy(arrays[name]), freeze=False) for name in ("enc_emb", "dec_emb")
+        )
         self.encoder, self.decoder = (_gru(arrays, part) for part in ("enc", "dec"))
         self.answer = nn.Linear(*reversed(arrays["fc_w"].shape))
         self.answer.load_state_dict({"weight": torch.from_numpy(arrays["fc_w"]), "bias": torch.from_numpy(arrays["fc_b"])})

@@ -47,7 +47,9 @@ class Network:
     exclude: Sequence[str] = ()
 
 
-def fitted(model: nn.Module, batches: Iterable[Batch], steps: int, loss: Callable[[Batch], Tensor], rate: float, decay: float = 0.0) -> None:
+def fitted(
+    model: nn.Module, batches: Iterable[Batch], steps: int, loss: Callable[[Batch], Tensor], rate: float, decay: float = 0.0
+) -> None:
     """A plain loop: AdamW, its rate rising over a tenth of the steps and falling to zero as a cosine does. Sparse layers need no more.
 
     Args:
