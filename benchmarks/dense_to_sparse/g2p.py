@@ -19,7 +19,32 @@ WEIGHTS = {"checkpoint20.npz": "814abc5bb006f6e2a486226007fd2022"}  # MD5
 WORDS = {"cmudict.dict": "5837aa6e49fd070d482b8ca0525f28ef"}
 LETTERS = {letter: 3 + place for place, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}  # before them: padding, unknown, end
 VOWELS = ("AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW")
-CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH".split()
+CONSONANTS = (
+    "B",
+    "CH",
+    "D",
+    "DH",
+    "F",
+    "G",
+    "HH",
+    "JH",
+    "K",
+    "L",
+    "M",
+    "N",
+    "NG",
+    "P",
+    "R",
+    "S",
+    "SH",
+    "T",
+    "TH",
+    "V",
+    "W",
+    "Y",
+    "Z",
+    "ZH",
+)
 # In the order of the network: sorted, with UW without a stress as one of them. Before them: padding, unknown, begin, end.
 PHONEMES = sorted([*(f"{vowel}{stress}" for vowel in VOWELS for stress in "012"), *CONSONANTS, "UW"])
 NUMBERS = {phoneme: 4 + place for place, phoneme in enumerate(PHONEMES)}

@@ -1,5 +1,5 @@
-"""Magika, which kind a file is by its bytes: an embedding, a convolution over positions and a linear layer, 0.8 M weights from its ONNX file.
-Score: files of this machine (so it differs from one to another), by their names. Fine-tuned on others towards what the dense network says."""
+"""Magika, the kind of a file by its bytes: an embedding, a convolution over positions and a linear layer, 0.8 M weights of its ONNX file.
+Score: files of this machine, so it differs from one to another, by their names. Fine-tuned on others towards what the dense one says."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ FILES = {"model.onnx": "1e9e20fff4286b08d5a53d2cc129b984", "config.min.json": "3
 FOLDERS = (sys.prefix, sys.base_prefix, "/usr/share", "/usr/lib", "/usr/include")
 # Names that leave no doubt of the kind: suffix -> Magika's label.
 KINDS = {
-    "c": "c", "cmake": "cmake", "css": "css", "csv": "csv", "deb": "deb", "gz": "gzip", "html": "html", "jar": "jar", "js": "javascript",
-    "json": "json", "jsonl": "jsonl", "md": "markdown", "onnx": "onnx", "pem": "pem", "php": "php", "pl": "perl", "pm": "perl", "png": "png",
-    "py": "python", "pyc": "pythonbytecode", "rst": "rst", "sh": "shell", "so": "elf", "sql": "sql", "svg": "svg", "toml": "toml",
-    "ttf": "ttf", "woff2": "woff2", "xml": "xml", "yaml": "yaml",
+    "c": "c", "cmake": "cmake", "css": "css", "csv": "csv", "deb": "deb", "gz": "gzip", "html": "html",
+    "jar": "jar", "js": "javascript", "json": "json", "jsonl": "jsonl", "md": "markdown", "onnx": "onnx", "pem": "pem",
+    "php": "php", "pl": "perl", "pm": "perl", "png": "png", "py": "python", "pyc": "pythonbytecode", "rst": "rst",
+    "sh": "shell", "so": "elf", "sql": "sql", "svg": "svg", "toml": "toml", "ttf": "ttf", "woff2": "woff2",
+    "xml": "xml", "yaml": "yaml",
 }  # fmt: skip
 BYTES, BLOCK, PADDING = 1024, 4096, 256  # of each end that are read, of which white space is stripped, and what stands for no byte
 EACH, BATCH, EPOCHS, RATE = 80, 32, 4, 5e-4
