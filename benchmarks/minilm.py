@@ -64,7 +64,7 @@ def pruned(model: BertModel, sparsity: float) -> BertModel:
 
 
 def glosses(first: int = 0, last: int = REFERENCES + QUERIES) -> tuple[list[str], Tensor]:
-    """Definitions of nouns without their examples, and the lexicographer's file of each: these places of an order that is always the same."""
+    """Definitions of nouns without their examples, and the lexicographer's file of each: places of one fixed order."""
     files = fetch("wordnet-nouns", GLOSSES, [DebianPackage("wordnet-base", 6.5, "usr/share/wordnet")])
     lines = [line for line in files["data.noun"].decode().splitlines() if not line.startswith(" ")]
     drawn = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))[first:last]

@@ -43,10 +43,8 @@ def network() -> Network:
         model.train()
         fitted(model, order, len(order), loss, RATE)
 
-    parts = [
-        (efficientnet.prepared(data.train_images[start : start + BATCH]), data.train_labels[start : start + BATCH])
-        for start in range(0, 256, BATCH)
-    ]
+    images, labels = efficientnet.prepared(data.train_images[:256]), data.train_labels[:256]
+    parts = list(zip(images.split(BATCH), labels.split(BATCH), strict=True))
     return Network(
         title="EfficientNet-Lite0",
         measure="accuracy",

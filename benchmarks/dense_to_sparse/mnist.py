@@ -24,7 +24,7 @@ def network() -> Network:
     else:
         resume(RUN, {}, Observers(()))  # does nothing if it is complete
     trained = trained_network(RUN, "dense")
-    train, _ = recipe.data()
+    train, _ = recipe.make_data()
     images, labels = train.tensors
 
     def tune(model: nn.Module) -> None:
@@ -32,7 +32,7 @@ def network() -> Network:
         model.train()
         fitted(model, order, len(order), lambda batch: F.cross_entropy(model(images[batch]), labels[batch]), RATE)
 
-    parts = [(images[start : start + BATCH], labels[start : start + BATCH]) for start in range(0, 1024, BATCH)]
+    parts = list(zip(images[:2048].split(BATCH), labels[:2048].split(BATCH), strict=True))
     return Network(
         title="MNIST CNN",
         measure="accuracy",
