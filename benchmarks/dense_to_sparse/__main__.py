@@ -5,8 +5,8 @@
     python -m benchmarks.dense_to_sparse --network mnist --criterion magnitude:network --sparsity 0.8 0.9 0.95 0.98 --rounds
     python -m benchmarks.dense_to_sparse --page docs/guide/from-dense.md
 
-A criterion may be followed by who competes (magnitude:network) or by a budget (magnitude:erk). Each row is written to the file of results
-when it is there, and rows that are there are not done again. `--rounds` goes from one sparsity to the next on one network, fine-tuning
+A criterion may be followed by who competes (magnitude:network) or by a budget (magnitude:erk). Each row is written to a file of its network
+in the folder of results when it is there, and rows that are there are not done again. `--rounds` goes from one sparsity to the next on one network, fine-tuning
 after each. The dense network is scored too, and with --tune or --rounds fine-tuned in the same way.
 """
 
@@ -109,7 +109,7 @@ def main() -> None:
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--tune", action="store_true", help="fine-tune what was pruned, too")
     way.add_argument("--rounds", action="store_true", help="prune and fine-tune from one sparsity to the next")
-    parser.add_argument("--results", type=Path, default=Path("build/dense-to-sparse.json"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results", help="folder")
     parser.add_argument("--page", type=Path, help="write the table of all results into this page")
     settings = parser.parse_args()
     unknown = [name for name in settings.criterion if name.partition(":")[0] not in CRITERIA]

@@ -1,4 +1,4 @@
-"""How are the results kept, and how do they become a table? A file of rows, to which each is added as soon as it is there."""
+"""How are the results kept, and how do they become a table? Files of rows, to which each is added as soon as it is there."""
 
 from __future__ import annotations
 
@@ -52,22 +52,30 @@ class Row:
 
 
 class Results:
-    """All rows in a file."""
+    """All rows of all networks, in a folder with a file for each network."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows = [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for path in sorted(self.folder.glob("*.json")) for row in _read(path)]
 
     def __contains__(self, key: tuple[object, ...]) -> bool:
         return any(row.key == key for row in self.rows)
 
     def add(self, row: Row) -> None:
         """Keep and print it, in the place of one with the same key."""
-        self.rows = [one for one in self.rows if one.key != row.key] + [row]
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.path, json.dumps([asdict(one) for one in self.rows], indent=1))
+        path = self.folder / f"{row.network}.json"
+        rows = [one for one in _read(path) if one.key != row.key] + [row]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps([asdict(one) for one in rows], indent=1))
         said = f"{row.network:12}  {row.criterion:18}  {row.sparsity:4.0%}  {row.way:10}"
         print(f"{said}  {row.score:6.2f}  {row.seconds:7.1f} s  {row.megabytes:6.2f} MB", flush=True)
+
+
+def _read(path: Path) -> list[Row]:
+    return [Row(**row) for row in json.loads(path.read_text())] if path.exists() else []
 
 
 def markdown(rows: Sequence[Row]) -> str:
