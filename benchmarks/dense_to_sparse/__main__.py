@@ -5,9 +5,9 @@
     python -m benchmarks.dense_to_sparse --network mnist --criterion magnitude:network --sparsity 0.8 0.9 0.95 0.98 --rounds
     python -m benchmarks.dense_to_sparse --page docs/guide/from-dense.md
 
-A criterion may be followed by who competes (magnitude:network) or by a budget (magnitude:erk). Each row is written to a file of its network
-in the folder of results when it is there, and rows that are there are not done again. `--rounds` goes from one sparsity to the next on one network, fine-tuning
-after each. The dense network is scored too, and with --tune or --rounds fine-tuned in the same way.
+A criterion may be followed by who competes (magnitude:network) or by a budget (magnitude:erk). Each row is written to its network's file in
+the folder of results as soon as it is there, and rows that are there are not done again. `--rounds` goes from one sparsity to the next on
+one network, fine-tuning after each. The dense network is scored too, and with --tune or --rounds fine-tuned in the same way.
 """
 
 from __future__ import annotations

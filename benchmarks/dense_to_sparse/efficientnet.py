@@ -1,5 +1,5 @@
-"""EfficientNet-Lite0 on CIFAR-10 at 64 x 64, for speed: a linear head on its features, its 1x1 convolutions pruned, all of it fine-tuned. The
-dense network with its head is fine-tuned in the same way: it is what to compare with."""
+"""EfficientNet-Lite0 on CIFAR-10 at 64 x 64, for speed: a linear head on its features, its 1x1 convolutions pruned, all of it fine-tuned.
+The dense network with its head is fine-tuned in the same way: it is what to compare with."""
 
 from __future__ import annotations
 
