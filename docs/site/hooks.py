@@ -1,4 +1,4 @@
-"""Which pages are made from the code itself? One for each algorithm, from its file; and the list of decisions from their folder."""
+"""Which pages are made from the code itself? One for each algorithm and criterion, from its file; and the decisions from their folder."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 
 from truesparse.algorithms import ALGORITHMS
+from truesparse.pruning import CRITERIA
 from truesparse.runs.algorithm import usual_terms
 from truesparse.runs.presets import PRESETS
-from truesparse.testing import PATTERNS, refusal
+from truesparse.testing import PATTERNS, reason_against
 
 DOCS = Path(__file__).parents[1]
 COMPARED = "mnist-mlp"  # the table of docs/comparison.md that a page takes its small result from
@@ -25,23 +26,26 @@ FETCHED = re.compile(r"""<(?:script|link|img|iframe)\b(?![^>]*rel="canonical")[^
 
 
 def on_config(config: Any) -> Any:
-    """Fills the two places of the navigation that folders decide."""
+    """Fills the places of the navigation that folders decide."""
     algorithms = [{title(kind): f"algorithms/{name}.md"} for name, kind in ALGORITHMS.items()]
+    criteria = [{title(kind): f"criteria/{name}.md"} for name, kind in CRITERIA.items()]
     decisions = [f"decisions/{path.name}" for path in sorted((DOCS / "decisions").glob("*.md"))]
-    config.nav = filled(config.nav, {"ALGORITHMS": algorithms, "DECISIONS": decisions})
+    config.nav = filled(config.nav, {"ALGORITHMS": algorithms, "CRITERIA": criteria, "DECISIONS": decisions})
     return config
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages of the algorithms."""
+    """Adds the pages of the algorithms and of the criteria."""
     for name, kind in ALGORITHMS.items():
         files.append(File.generated(config, f"algorithms/{name}.md", content=page(name, kind)))
+    for name, kind in CRITERIA.items():
+        files.append(File.generated(config, f"criteria/{name}.md", content=criterion_page(name, kind)))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Fills in the lists; pages that link to files beside the documentation find what stands for them here."""
-    made = {"<!-- algorithms -->": overview, "<!-- presets -->": presets}
+    made = {"<!-- algorithms -->": overview, "<!-- criteria -->": criteria_overview, "<!-- presets -->": presets}
     for place, make in made.items():
         if place in markdown:
             markdown = markdown.replace(place, make())
@@ -87,49 +91,64 @@ def overview() -> str:
     return "\n".join(["| algorithm | what it drops, what it grows | paper |", "|---|---|---|", *rows])
 
 
+def criteria_overview() -> str:
+    rows = [
+        f"| [{title(kind)}]({name}.md) | {rule} | {measured(kind)} | {getattr(kind, 'across', 'layer')} | {paper} |"
+        for name, kind in CRITERIA.items()
+        for rule, paper in [described(kind)]
+    ]
+    return "\n".join(["| criterion | what goes | looks at | who competes | paper |", "|---|---|---|---|---|", *rows])
+
+
+def measured(kind: type) -> str:
+    """What a criterion looks at beside the weights."""
+    try:
+        needs = getattr(kind(), "needs", ())
+    except ValueError:
+        return "a history"
+    return ", ".join(need.replace("_", " ") for need in needs) or "weights"
+
+
 def presets() -> str:
     return "\n".join(["| option | |", "|---|---|", *(f"| `--algorithm {name}` | {preset.described} |" for name, preset in PRESETS.items())])
 
 
 def page(name: str, kind: type) -> str:
-    rule, paper = described(kind)
-    source = Path(inspect.getfile(kind)).read_text()
     terms = usual_terms(kind)
+    command = ["```", f"truesparse train mnist-mlp --algorithm {name} --sparsity 0.95", "```", ""]
+    rewires = [f"Rewires, unless told otherwise: {'; '.join(terms)}." if terms else "", ""]
     return "\n".join(
-        [
-            f"# {title(kind)}",
-            "",
-            f"**{rule[:1].upper()}{rule[1:]}.** {paper}",
-            "",
-            "```python",
-            example(kind),
-            "```",
-            "```",
-            f"truesparse train mnist-mlp --algorithm {name} --sparsity 0.95",
-            "```",
-            "",
-            f"Rewires, unless told otherwise: {'; '.join(terms)}." if terms else "",
-            "",
-            f"::: {kind.__module__}.{kind.__name__}",
-            "    options: {show_root_heading: false, show_root_toc_entry: false, members: []}",
-            "",
-            "## Patterns",
-            "",
-            "| pattern | |",
-            "|---|---|",
-            *(f"| `{pattern}` | {taken} |" for pattern, taken in patterns(kind)),
-            "",
-            *result(name),
-            "## The file",
-            "",
-            f"`algorithms/{name}.py`, {len(source.splitlines())} lines:",
-            "",
-            "```python",
-            source.rstrip(),
-            "```",
-            "",
-        ]
+        [*opening(kind, example(kind)), *command, *rewires, *reference(kind), *result(name), *listing("algorithms", name, kind)]
     )
+
+
+def criterion_page(name: str, kind: type) -> str:
+    competes = f"Competes, unless told otherwise: {getattr(kind, 'across', 'layer')}. Looks at: {measured(kind)}."
+    return "\n".join([*opening(kind, criterion_example(kind)), competes, "", *reference(kind), *listing("pruning/criteria", name, kind)])
+
+
+def opening(kind: type, code: str) -> list[str]:
+    rule, paper = described(kind)
+    return [f"# {title(kind)}", "", f"**{rule[:1].upper()}{rule[1:]}.** {paper}", "", "```python", code, "```", ""]
+
+
+def reference(kind: type) -> list[str]:
+    return [
+        f"::: {kind.__module__}.{kind.__name__}",
+        "    options: {show_root_heading: false, show_root_toc_entry: false, members: []}",
+        "",
+        "## Patterns",
+        "",
+        "| pattern | |",
+        "|---|---|",
+        *(f"| `{pattern}` | {reason_against(kind(), pattern) or 'yes'} |" for pattern in PATTERNS),
+        "",
+    ]
+
+
+def listing(folder: str, name: str, kind: type) -> list[str]:
+    source = Path(inspect.getfile(kind)).read_text()
+    return ["## The file", "", f"`{folder}/{name}.py`, {len(source.splitlines())} lines:", "", "```python", source.rstrip(), "```", ""]
 
 
 def example(kind: type) -> str:
@@ -147,9 +166,16 @@ def example(kind: type) -> str:
     )
 
 
-def patterns(kind: type) -> list[tuple[str, str]]:
-    """Which patterns it keeps, and why not the others."""
-    return [(str(pattern), refusal(kind(), pattern) or "yes") for pattern in PATTERNS]
+def criterion_example(kind: type) -> str:
+    """The lines of a user's script, with what the criterion measures and every setting at its default."""
+    looks = measured(kind)
+    if looks == "a history":
+        return f"history = ts.pruning.History(model)\n...  # fine-tune\nts.prune(model, 0.5, ts.criteria.{title(kind)}(history))"
+    settings = ", ".join(f"{field.name}={field.default!r}" for field in dataclasses.fields(kind))
+    data = "" if looks == "weights" else ", data=loader"
+    loss = ", loss=F.cross_entropy" if "gradient" in looks or "hessian" in looks else ""
+    pattern = "" if reason_against(kind(), PATTERNS[0]) is None else ', pattern="neurons", exclude=["head"]'
+    return f"ts.prune(model, 0.5, ts.criteria.{title(kind)}({settings}){data}{loss}{pattern})"
 
 
 def result(name: str) -> list[str]:

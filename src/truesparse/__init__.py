@@ -136,7 +136,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "topology.budgets": ("ER", "ERK", "Uniform"),
     "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
-_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "rewiring", "stability", "topology")
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 

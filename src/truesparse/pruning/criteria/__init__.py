@@ -7,8 +7,18 @@ from typing import TYPE_CHECKING
 from ..base import CRITERIA
 
 if TYPE_CHECKING:
+    from .apoz import APoZ as APoZ
+    from .grasp import GraSP as GraSP
+    from .lamp import LAMP as LAMP
     from .magnitude import Magnitude as Magnitude
+    from .movement import Movement as Movement
+    from .obd import OBD as OBD
+    from .obs import OBS as OBS
     from .random import Random as Random
+    from .slimming import Slimming as Slimming
+    from .snip import SNIP as SNIP
+    from .synflow import SynFlow as SynFlow
+    from .taylor import Taylor as Taylor
     from .wanda import Wanda as Wanda
 
 for _file in sorted(module.name for module in iter_modules(__path__)):

@@ -1,4 +1,4 @@
-"""Does an algorithm keep the contract? Public checks, as scikit-learn's `check_estimator` is.
+"""Does an algorithm keep the contract?
 
 from truesparse.testing import check_algorithm
 check_algorithm(MyAlgorithm())
@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .algorithms import AnyAlgorithm, NetworkAlgorithm, Signals, updated
-from .nn import sparsify, topology_layers
-from .rewiring import Rewirer
-from .topology import Move, Topology
-from .topology.patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
+from ..algorithms import AnyAlgorithm, NetworkAlgorithm, Signals, updated
+from ..nn import sparsify, topology_layers
+from ..rewiring import Rewirer
+from ..topology import Move, Topology
+from ..topology.patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
 
 PATTERNS: tuple[Pattern, ...] = (Unstructured(), FanIn(), NM(2, 8), Block(2), Neurons())
 
@@ -71,12 +71,22 @@ def refusal(algorithm: AnyAlgorithm, pattern: Pattern) -> str | None:
     Raises:
         AssertionError: if it gives no reason, or refuses its own `default_pattern`.
     """
+    reason = reason_against(algorithm, pattern)
+    assert reason is None or pattern != default_pattern(algorithm), f"{algorithm} refuses its own default_pattern: {reason}"
+    return reason
+
+
+def reason_against(rule: object, pattern: Pattern) -> str | None:
+    """Why an algorithm or a criterion refuses a pattern, in its `check_pattern`; None if it does not.
+
+    Raises:
+        AssertionError: if it gives no reason.
+    """
     try:
-        getattr(algorithm, "check_pattern", lambda pattern: None)(pattern)
+        getattr(rule, "check_pattern", lambda pattern: None)(pattern)
     except ValueError as error:
         reason = str(error)
-        assert reason.strip(), f"{algorithm} refuses {pattern} and does not say why"
-        assert pattern != default_pattern(algorithm), f"{algorithm} refuses its own default_pattern: {reason}"
+        assert reason.strip(), f"{rule} refuses {pattern} and does not say why"
         return reason
     return None
 
@@ -112,7 +122,7 @@ def example_signals(
     )
 
 
-def check_settings(algorithm: AnyAlgorithm) -> None:
+def check_settings(algorithm: object) -> None:
     """Settings are a frozen dataclass that can be built again from its own fields."""
     kind = type(algorithm)
     assert dataclasses.is_dataclass(kind), f"{kind.__name__} is no dataclass; decorate it with @register or @dataclass(frozen=True)"
