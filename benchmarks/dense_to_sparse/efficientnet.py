@@ -14,7 +14,7 @@ from truesparse.data import load
 from .. import efficientnet
 from .network import Network, fitted
 
-SIZE, HEAD, TRAINING, TEST, BATCH, RATE = 64, 4000, 12800, 2000, 32, 1e-3
+SIZE, HEAD, TRAINING, TEST, BATCH, RATE = 64, 2000, 6400, 1000, 32, 1e-3
 SMOOTHING = 0.1  # of the labels
 
 

@@ -1,5 +1,5 @@
 """g2p-en, from letters to phonemes: two GRUs, 0.8 M weights, whose arrays its package holds. Score: phonemes wrong, in percent of those of
-2,000 words of CMUdict; fine-tuned on 40,000 others, letters to the dictionary's phonemes."""
+2,000 words of CMUdict; fine-tuned on 20,000 others, letters to the dictionary's phonemes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ CONSONANTS = (
 PHONEMES = sorted([*(f"{vowel}{stress}" for vowel in VOWELS for stress in "012"), *CONSONANTS, "UW"])
 NUMBERS = {phoneme: 4 + place for place, phoneme in enumerate(PHONEMES)}
 LETTERS_END, BEGIN, END, LONGEST = 2, 2, 3, 20
-TEST, TRAINING, BATCH, RATE = 2000, 40000, 64, 1e-3
+TEST, TRAINING, BATCH, RATE = 2000, 20000, 64, 1e-3
 
 Word = tuple[list[int], list[list[int]]]  # letters, and each way to say them
 

@@ -30,7 +30,7 @@ KINDS = {
     "xml": "xml", "yaml": "yaml",
 }  # fmt: skip
 BYTES, BLOCK, PADDING = 1024, 4096, 256  # of each end that are read, of which white space is stripped, and what stands for no byte
-EACH, BATCH, EPOCHS, RATE = 80, 32, 4, 5e-4
+EACH, BATCH, EPOCHS, RATE = 40, 32, 4, 5e-4
 
 
 class Kinds(nn.Module):

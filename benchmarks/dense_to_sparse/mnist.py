@@ -14,7 +14,7 @@ from truesparse.runs.trainer import Observers
 from .network import Network, fitted
 
 RUN = Path("runs/dense-to-sparse/mnist-cnn")
-EPOCHS, BATCH, RATE = 3, 128, 1e-3
+EPOCHS, TUNED, BATCH, RATE = 3, 20000, 128, 1e-3
 
 
 def network() -> Network:
@@ -28,7 +28,7 @@ def network() -> Network:
     images, labels = train.tensors
 
     def tune(model: nn.Module) -> None:
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).split(BATCH)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:TUNED].split(BATCH)
         model.train()
         fitted(model, order, len(order), lambda batch: F.cross_entropy(model(images[batch]), labels[batch]), RATE)
 

@@ -30,7 +30,7 @@ class Row:
     Args:
         network, criterion, sparsity, way: of what.
         score: in percent.
-        seconds: of pruning (one-shot), of fine-tuning (fine-tuned), or of both since the beginning (rounds).
+        seconds: of a core, of pruning (one-shot), of fine-tuning (fine-tuned), or of both since the beginning (rounds).
         megabytes: of the file that `ts.save` writes.
         title: of the network.
         measure: what the score is.
