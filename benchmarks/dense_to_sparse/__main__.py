@@ -118,7 +118,7 @@ def main() -> None:
     results = Results(settings.results)
     for name in settings.network:
         network = import_module(f"{__package__}.{name}").network()
-        at_once(name, network, DENSE, 0.0, settings.tune or settings.rounds, results)
+        at_once(name, network, DENSE, 0.0, (settings.tune or settings.rounds) and not network.own_teacher, results)
         for criterion in settings.criterion:
             if settings.rounds:
                 in_rounds(name, network, criterion, settings.sparsity, results)

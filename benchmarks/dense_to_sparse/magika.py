@@ -116,4 +116,5 @@ def network() -> Network:
         samples=parts[:4],
         loss=F.cross_entropy,
         tune=tune,
+        own_teacher=True,
     )

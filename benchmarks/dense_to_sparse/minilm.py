@@ -56,6 +56,7 @@ def network() -> Network:
         tune=tune,
         forward=_vectors,
         exclude=["pooler.*"],
+        own_teacher=True,
     )
 
 

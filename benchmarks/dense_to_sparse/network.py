@@ -33,6 +33,7 @@ class Network:
         tune: trains a network like this one, dense or sparse, a round.
         forward: calls the model on a batch.
         exclude: layers that stay dense.
+        own_teacher: fine-tuning is towards what the dense network says, which has nothing to learn from it.
     """
 
     title: str
@@ -45,6 +46,7 @@ class Network:
     tune: Callable[[nn.Module], None]
     forward: Callable[[nn.Module, Batch], Any] = called
     exclude: Sequence[str] = ()
+    own_teacher: bool = False
 
 
 def fitted(
