@@ -30,7 +30,6 @@ def trained_dense(tmp_path, monkeypatch):
     start(config, recipe, Path("runs/mnist-dense"), Observers(()))
 
 
-@pytest.mark.filterwarnings("ignore:the inputs of a layer depend on one another")  # there are fewer images than inputs
 def test_the_walk_from_dense_to_sparse_runs(trained_dense, capsys):
     given = {}
     for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
