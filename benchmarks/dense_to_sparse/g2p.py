@@ -49,7 +49,7 @@ CONSONANTS = (
 PHONEMES = sorted([*(f"{vowel}{stress}" for vowel in VOWELS for stress in "012"), *CONSONANTS, "UW"])
 NUMBERS = {phoneme: 4 + place for place, phoneme in enumerate(PHONEMES)}
 LETTERS_END, BEGIN, END, LONGEST = 2, 2, 3, 20
-TEST, TRAINING, BATCH, RATE = 2000, 20000, 64, 1e-3
+TEST, TRAINING, BATCH, RATE = 2000, 20000, 64, 5e-4
 
 Word = tuple[list[int], list[list[int]]]  # letters, and each way to say them
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from . import algorithms, metrics, nn, stability
     from . import loggers as loggers
     from . import plot as plot
+    from . import pruning as pruning
+    from . import regularizers as regularizers
     from . import rewiring as rewiring
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .pruning import criteria, prune
+    from .pruning import OWL, Depth, criteria, distill, drop_blocks, from_pruned, prune, prune_blocks, reconstruct
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -57,11 +59,13 @@ __all__ = [
     "GSE",
     "MEST",
     "NM",
+    "OWL",
     "SET",
     "SNFS",
     "Block",
     "CHTs",
     "DeepR",
+    "Depth",
     "FanIn",
     "GraNet",
     "MaskedConv1d",
@@ -91,13 +95,20 @@ __all__ = [
     "algorithms",
     "criteria",
     "densify",
+    "distill",
+    "drop_blocks",
     "export_onnx",
+    "from_pruned",
     "load",
     "metrics",
     "nn",
     "ops",
     "pack",
     "prune",
+    "prune_blocks",
+    "pruning",
+    "reconstruct",
+    "regularizers",
     "rewire",
     "save",
     "shrink",
@@ -130,13 +141,13 @@ _PARTS: dict[str, tuple[str, ...]] = {
         "sparsify",
     ),
     "nn.summary": ("summary",),
-    "pruning": ("criteria", "prune"),
+    "pruning": ("OWL", "Depth", "criteria", "distill", "drop_blocks", "from_pruned", "prune", "prune_blocks", "reconstruct"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),
     "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
-_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "rewiring", "stability", "topology")
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "regularizers", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 

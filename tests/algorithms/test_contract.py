@@ -37,7 +37,7 @@ SETTINGS = {
     "gse": [{"sampling": "uniform"}],
     "cht": [{"fraction": 0.6, "chain": "neighbours", "stop_overlap": 0.0}],
     "chts": [{"decay": True, "magnitude": 0.0, "score": "CH3-L3p", "chain": "none"}],
-    "gmp": [{"across": "layers", "start_sparsity": 0.3}],
+    "gmp": [{"across": "layers", "start_sparsity": 0.3}, {"criterion": "taylor"}, {"criterion": "random"}],
     "granet": [{"sparsity": 0.97, "fraction": 1.0, "start_sparsity": 0.0}],
     "snfs": [{"fraction": 1.0, "window": 1}],
     "dsr": [{"fraction": 0.5, "threshold": 0.1}],

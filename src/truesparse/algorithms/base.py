@@ -202,7 +202,9 @@ def pruned_so_far(layer: Signals) -> float:
     return 1.0 if layer.last else layer.progress
 
 
-def left_to_each(layers: Mapping[str, Signals], sparsity: float, shares: Sequence[float] | None = None) -> dict[str, int]:
+def left_to_each(
+    layers: Mapping[str, Signals], sparsity: float, scores: Mapping[str, Tensor], shares: Sequence[float] | None = None
+) -> dict[str, int]:
     """How many connections each layer keeps when all together go along the cubic to `sparsity`, and none goes altogether.
 
     Warns of layers with fewer connections left than they have rows and than they have columns.
@@ -210,7 +212,8 @@ def left_to_each(layers: Mapping[str, Signals], sparsity: float, shares: Sequenc
     Args:
         layers: what may be seen of each, by name.
         sparsity: in the end, of all of them together.
-        shares: in what proportion; None: as the largest magnitudes of all are distributed.
+        scores: [nnz] of each, how much each connection matters.
+        shares: in what proportion; None: as the highest scores of all are distributed.
     """
     given = list(layers.values())
     steps, least = [one.pattern.step(one.topology.shape) for one in given], [held_at_least(one) for one in given]
@@ -218,14 +221,14 @@ def left_to_each(layers: Mapping[str, Signals], sparsity: float, shares: Sequenc
     total = remaining(sum(one.budget for one in given), size, sparsity, pruned_so_far(given[0]), sum(steps))
     total = max(min(total, sum(present)), sum(least))
     if shares is None:
-        shares = highest_of_all([one.values.abs() for one in given], total, least)
+        shares = highest_of_all([scores[name] for name in layers], total, least)
     above = [max(share - few, 0) for share, few in zip(shares, least, strict=True)]
     counts = dict(zip(layers, shared_out(total, above, least, present, steps), strict=True))
     for name, one in layers.items():
         if counts[name] < min(one.topology.shape) and counts[name] < one.topology.nnz:
             # The same words at each update: Python shows them once.
             warnings.warn(
-                f"layer {name!r} is nearly pruned away: fewer connections are left than it has outputs or inputs. Its weights are small "
+                f"layer {name!r} is nearly pruned away: fewer connections are left than it has outputs or inputs. Its scores are low "
                 "beside those of other layers: exclude it, prune each layer by itself (GMP(across='layers')), or ask for less sparsity",
                 stacklevel=2,
             )

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from ..topology import Topology
 from ..topology.patterns import Pattern
 from ..topology.schedules import cubic
 from .base import Memory, Signals, check_count_may_change, check_fraction, left_to_each, pruned_so_far, register
+
+SCORES: Mapping[str, Callable[[Signals], Tensor]] = {
+    "magnitude": lambda layer: layer.values.abs(),
+    "taylor": lambda layer: (layer.gradients * layer.values).abs(),
+    "random": lambda layer: torch.rand(layer.topology.nnz, generator=layer.generator).to(layer.values),
+}
+"""[nnz] how much each connection matters, by the criterion's name: those that know each weight and its gradient, as training does."""
 
 
 @register
@@ -25,11 +35,14 @@ class GMP:
         across: "network": all weights compete, as in most later work; "layers": each layer goes to `sparsity` by itself, as in the
             paper. What a layer lacks that begins sparser than that, the others have more.
         start_sparsity: that the model is made with. The paper starts dense.
+        criterion: what goes first: the smallest "magnitude" |w|, as in the paper; "taylor", |g w| with the gradient of the step before,
+            the loss that goes with a weight to first order (Molchanov et al. 2017, https://arxiv.org/abs/1611.06440); "random".
     """
 
     sparsity: float = 0.9
     across: str = "network"
     start_sparsity: float = 0.0
+    criterion: str = "magnitude"
 
     needs_end: ClassVar[bool] = True
     keeps_count: ClassVar[bool] = False
@@ -42,6 +55,11 @@ class GMP:
             raise ValueError(f'across is "network" or "layers", got {self.across!r}')
         if self.start_sparsity > self.sparsity:
             raise ValueError(f"pruning goes from start_sparsity up to sparsity, got {self.start_sparsity} and {self.sparsity}")
+        if self.criterion not in SCORES:
+            raise ValueError(
+                f"criterion is one of {', '.join(map(repr, SCORES))}, which look at weights and their gradients, got {self.criterion!r}: "
+                "one that wants data, or whole layers, prunes between rounds of training, with prune() and pruning.rounds()"
+            )
 
     def check_pattern(self, pattern: Pattern) -> None:
         check_count_may_change(self, pattern)
@@ -50,5 +68,6 @@ class GMP:
         shares = None
         if self.across == "layers":
             shares = [cubic(one.budget, one.topology.size * (1 - self.sparsity), pruned_so_far(one)) for one in layers.values()]
-        counts = left_to_each(layers, self.sparsity, shares)
-        return {name: one.pattern.trim(one.topology, one.values.abs(), counts[name]) for name, one in layers.items()}, memory
+        scores = {name: SCORES[self.criterion](one) for name, one in layers.items()}
+        counts = left_to_each(layers, self.sparsity, scores, shares)
+        return {name: one.pattern.trim(one.topology, scores[name], counts[name]) for name, one in layers.items()}, memory

@@ -48,7 +48,8 @@ class GraNet:
         check_count_may_change(self, pattern)
 
     def update_network(self, layers: Mapping[str, Signals], memory: Memory) -> tuple[Mapping[str, Move], Memory]:
-        counts = left_to_each(layers, self.sparsity)
+        magnitudes = {name: one.values.abs() for name, one in layers.items()}
+        counts = left_to_each(layers, self.sparsity, magnitudes)
         return {name: self._renewed(one, counts[name]) for name, one in layers.items()}, memory
 
     def _renewed(self, layer: Signals, count: int) -> Move:

@@ -78,7 +78,7 @@ def compare(
     if ending.stopped_by is not None:
         print(f"stopped by {ending.stopped_by}; the same command goes on", file=sys.stderr)
         return 130
-    _print(ending.document)
+    print_document(ending.document)
     print(f"The comparison is in {out}")
     return 1 if ending.document.failed else 0
 
@@ -114,7 +114,8 @@ def _listed(text: str) -> list[str]:
     return [each for name in names for each in (sorted(ALGORITHMS) if name == ALL else [name])]
 
 
-def _print(document: Document) -> None:
+def print_document(document: Document) -> None:
+    """Its first table on stdout, and what failed on stderr."""
     from rich.table import Table
 
     from ..comparison.page import failures, measured_name, result_cell

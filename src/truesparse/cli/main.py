@@ -17,7 +17,9 @@ from .compare import compare, compare_page
 from .doctor import doctor
 from .export import export
 from .inspect import inspect
+from .lottery import lottery
 from .pack import pack
+from .prune import prune
 from .report import report
 from .tour import tour
 from .train import train
@@ -37,6 +39,8 @@ app.command()(compare)
 app.command("compare-page")(compare_page)
 app.command()(doctor)
 app.command()(algorithms)
+app.command()(prune)
+app.command()(lottery)
 app.command()(inspect)
 app.command()(pack)
 app.command()(export)

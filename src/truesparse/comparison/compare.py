@@ -120,8 +120,8 @@ class _Show:
 
     def write(self) -> None:
         document = self.document
-        _write(self.out / DOCUMENT, document.to_json())
-        _write(self.out / PAGE, as_page(document, PICTURE if self.picture else None))
+        write(self.out / DOCUMENT, document.to_json())
+        write(self.out / PAGE, as_page(document, PICTURE if self.picture else None))
 
     def draw(self) -> str | None:
         """Draws the picture; or why not."""
@@ -177,7 +177,12 @@ def _check_task(comparison: Comparison) -> None:
         comparison.recipe.make_data()
 
 
-def _write(path: Path, content: str) -> None:
+def write(path: Path, content: str | bytes) -> None:
+    """A file of the folder, whole or not at all.
+
+    Raises:
+        RunError: if it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, content)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..common.hooks import without_training_hooks
+from ..nn.convert import densify_full
 from ..nn.wrapped import unwrapped
 from .graph.fold import NORMS
 from .graph.layers import LAYERS, weights_of
-from .graph.prune import prune
+from .graph.prune import Resize, pruned
 from .graph.trace import Example, Untraceable, call, copied, trace
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -52,18 +56,112 @@ def shrink(model: Model, example_inputs: Example) -> Model:
         TypeError: if the model cannot be copied or cannot be traced, or with smaller layers would do something else; the message says why.
     """
     inside = unwrapped(model)
+    with without_cache(inside):
+        shrunk = _shrunk(inside, example_inputs)
+    for one, other in zip(_configs(shrunk), _configs(inside), strict=True):
+        one.use_cache = other.use_cache
+    return densify_full(shrunk)  # type: ignore[return-value]
+
+
+def _shrunk(inside: nn.Module, example_inputs: Example) -> nn.Module:
     traced = trace(inside, example_inputs)
-    small = prune(traced, example_inputs, trains=True, closed=_held_fast(traced, inside))
-    shrunk = without_training_hooks(copy.deepcopy(inside))
+    closed = held_fast(traced, inside)
+    small, resizes = pruned(traced, example_inputs, trains=True, closed=closed, follow=True)
+    expected = _outputs(copied(inside), example_inputs)
+    shrunk, refusal = built(inside, traced, small, resizes, example_inputs, expected)
+    if shrunk is None and resizes:
+        small, _ = pruned(traced, example_inputs, trains=True, closed=closed)
+        shrunk, other = built(inside, traced, small, [], example_inputs, expected)
+        if shrunk is not None:
+            names = sorted(set().union(*(one.owners for one in resizes)))
+            warnings.warn(
+                f"the attention heads of {', '.join(map(repr, names))} stay, for the Python of the model holds their number: without "
+                f"them {refusal}. Let its forward say -1 there (x.reshape(batch, places, -1)), or hold the number in an attribute",
+                stacklevel=3,
+            )
+        refusal = other or refusal
+    if shrunk is None:
+        raise Untraceable(f"cannot shrink {type(inside).__name__}: with smaller layers {refusal}")
+    _check_training(inside, shrunk, example_inputs)
+    return shrunk
+
+
+@contextmanager
+def without_cache(model: nn.Module) -> Iterator[None]:
+    """Within this context a language model of transformers gives its outputs only, not also a cache, which no graph can hold."""
+    before = [(config, config.use_cache) for config in _configs(model)]
+    for config, _ in before:
+        config.use_cache = False
+    try:
+        yield
+    finally:
+        for config, cached in before:
+            config.use_cache = cached
+
+
+def _configs(model: nn.Module) -> list[Any]:
+    configs = {id(config): config for module in model.modules() if hasattr(config := getattr(module, "config", None), "use_cache")}
+    return list(configs.values())
+
+
+def built(
+    model: nn.Module, traced: fx.GraphModule, small: fx.GraphModule, resizes: list[Resize], example: Example, expected: object
+) -> tuple[nn.Module | None, str]:
+    """A copy of the model with the layers of a smaller graph, that gives what is expected; or None, and why there is none.
+
+    Where the number of heads stands in the Python of the model, it may be an attribute of the module that holds the layers: such as have
+    that value get the new one, as few as are needed.
+    """
+    shrunk = without_training_hooks(copy.deepcopy(model))
     for node in small.graph.find_nodes(op="call_module"):
         name = str(node.target)
         if small.get_submodule(name) is not traced.get_submodule(name):
             _replace(shrunk, shrunk.get_submodule(name), small.get_submodule(name))
-    _check(inside, shrunk, example_inputs)
-    return shrunk  # type: ignore[return-value]
+    refusal = ""
+    for attributes in _attempts(shrunk, resizes):
+        before = [(module, name, getattr(module, name)) for module, name, _ in attributes]
+        for module, name, value in attributes:
+            setattr(module, name, value)
+        try:
+            if _same(expected, _outputs(copied(shrunk), example)):
+                return shrunk, ""
+            failure = "its forward gives another output: it decides in Python what a trace cannot see"
+        except Exception as error:  # of any kind: the model's own code runs
+            failure = f"its forward raises {type(error).__name__}: {error}"
+        refusal = refusal or failure
+        for module, name, value in before:
+            setattr(module, name, value)
+    return None, refusal
 
 
-def _held_fast(traced: fx.GraphModule, model: nn.Module) -> set[str]:
+Attributes = list[tuple[nn.Module, str, int]]
+
+
+def _attempts(model: nn.Module, resizes: list[Resize]) -> list[Attributes]:
+    """Which attributes to change to which numbers, from none to all that could be meant."""
+    modules = dict(model.named_modules())
+    heads: Attributes = []
+    others: Attributes = []
+    for owner in sorted(set().union(*(one.owners for one in resizes))):
+        own = [one for one in resizes if owner in one.owners]
+        for name, value in vars(modules[owner]).items():
+            new = value
+            for one in own if type(value) is int else ():
+                new = one.new if new == one.old else new
+            if new != value:
+                counts = "head" in name and not any(word in name for word in ("dim", "size", "width", "channels"))
+                (heads if counts else others).append((modules[owner], name, new))
+    widths = [entry for entry in others if vars(entry[0])[entry[1]] not in {vars(module)[name] for module, name, _ in heads}]
+    attempts: list[Attributes] = [[], heads, heads + widths, heads + others]
+    return [one for place, one in enumerate(attempts) if one not in attempts[:place]]
+
+
+def _outputs(model: nn.Module, example: Example) -> object:
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return call(model, example)
+
+
+def held_fast(traced: fx.GraphModule, model: nn.Module) -> set[str]:
     """Layers and norms of the graph that are not, or not only, a module of the model of that name."""
     modules = dict(model.named_modules())
     owners: dict[nn.Parameter, set[nn.Module]] = {}
@@ -100,30 +198,22 @@ def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         model.set_submodule(name, new)
 
 
-def _check(model: nn.Module, shrunk: nn.Module, example: Example) -> None:
+def _check_training(model: nn.Module, shrunk: nn.Module, example: Example) -> None:
     """
     Raises:
-        Untraceable: if the Python of the model does something else with smaller layers.
+        Untraceable: if the Python of the model reads more in training mode, and cannot with smaller layers.
     """
-    refusal = f"cannot shrink {type(model).__name__}: with smaller layers its forward"
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        expected = call(copied(model), example)
-        try:
-            given = call(copied(shrunk), example)
-        except Exception as error:  # of any kind: the model's own code runs
-            raise Untraceable(f"{refusal} raises {type(error).__name__}: {error}") from error
-        if not _same(expected, given):
-            raise Untraceable(f"{refusal} gives another output: it decides in Python what a trace cannot see")
-        try:
-            call(copied(model).train(), example)
-        except Exception:  # such as that of BatchNorm for one sample: nothing can be told
-            return
-        try:
-            call(copied(shrunk).train(), example)
-        except Exception as error:
-            raise Untraceable(
-                f"{refusal} raises {type(error).__name__} in training mode, in which it reads more than in eval mode: {error}"
-            ) from error
+    try:
+        _outputs(copied(model).train(), example)
+    except Exception:  # such as that of BatchNorm for one sample: nothing can be told
+        return
+    try:
+        _outputs(copied(shrunk).train(), example)
+    except Exception as error:  # of any kind: the model's own code runs
+        raise Untraceable(
+            f"cannot shrink {type(model).__name__}: with smaller layers its forward raises {type(error).__name__} in training mode, in "
+            f"which it reads more than in eval mode: {error}"
+        ) from error
 
 
 def _same(expected: object, given: object) -> bool:

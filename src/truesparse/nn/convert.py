@@ -114,7 +114,16 @@ def densify(model: Model) -> Model:
     Returns:
         The same model (or, if it is itself such a layer, the dense layer).
     """
-    layers = [module for module in model.modules() if isinstance(module, TopologyLayer)]
+    return _made_dense(model, [module for module in model.modules() if isinstance(module, TopologyLayer)])
+
+
+def densify_full(model: Model) -> Model:
+    """The same for those layers only that have all of their connections, all of which act."""
+    layers = [one for one in model.modules() if isinstance(one, TopologyLayer) and one.topology.nnz == one.topology.size]
+    return _made_dense(model, [one for one in layers if one.acting is None])
+
+
+def _made_dense(model: Model, layers: Iterable[TopologyLayer]) -> Model:
     shared = shared_parameters(model)
     model = replaced(model, {layer: _with_shared_bias(layer.dense_module(), layer, shared) for layer in layers})
     return replaced(model, {module: module.closed() for module in model.modules() if isinstance(module, Opened) and module.can_be_closed})

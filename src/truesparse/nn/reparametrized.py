@@ -15,6 +15,12 @@ WEIGHT_NORM = "by weight_norm, whose length of a row is not that of the connecti
 SPECTRAL_NORM = "by spectral_norm, which needs the whole matrix in every step (call {call} before sparsify)"
 PRUNED = "by torch.nn.utils.prune (call {call} before sparsify; from_weights=True keeps its zeros, which are permanent then)"
 OTHER = "by a parametrization, {kind} (call {call} before sparsify)"
+NORMS = {"_WeightNorm": WEIGHT_NORM, "_SpectralNorm": SPECTRAL_NORM}
+
+
+def is_norm(chain: nn.Module) -> bool:
+    """Whether a chain of parametrizations begins with a norm of the weight."""
+    return type(next(chain.children())).__name__ in NORMS
 
 
 def made_anew(module: nn.Module) -> str:
@@ -29,7 +35,7 @@ def _by_parametrizations(module: nn.Module) -> Iterator[tuple[str, str]]:
     if is_parametrized(module):
         for name, chain in module.parametrizations.items():  # type: ignore[operator, union-attr]
             kinds = [type(one).__name__ for one in chain]
-            said = {"_WeightNorm": WEIGHT_NORM, "_SpectralNorm": SPECTRAL_NORM}.get(kinds[0], OTHER)
+            said = NORMS.get(kinds[0], OTHER)
             yield name, said.format(kind=", ".join(kinds), call=PERMANENT.format(name=name))
 
 

@@ -110,6 +110,17 @@ def select(model: nn.Module, exclude: Iterable[Excluded], include: Iterable[Excl
     return Selection(layers, sparse, left, _with_layers(opened, layers), _owners(names, layers), shared)
 
 
+def excluded_from(model: nn.Module, exclude: Iterable[Excluded]) -> set[nn.Module]:
+    """Modules that are excluded, or inside an excluded one.
+
+    Raises:
+        ValueError: if a name of `exclude` matches nothing.
+    """
+    names, exclude = list(model.named_modules(remove_duplicate=False)), list(exclude)
+    _refuse_unmatched(names, names, exclude)
+    return _excluded(names, exclude)
+
+
 def _opened(
     names: Names,
     excluded: set[nn.Module],

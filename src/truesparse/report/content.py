@@ -55,7 +55,8 @@ def _run(run: Run, name: str, count: int) -> dict[str, Any]:
         "shown": variant,
         "gradients": {} if variant is None else {name: _gradient_norms(run, variant, name) for name in run.layers},
         "sample": run.sample,
-        "layers": [] if variant is None else _layers(run, variant, MOST_CHANGES / count),
+        "layers": [] if variant is None or not run.metrics[variant] else _layers(run, variant, MOST_CHANGES / count),
+        "pruning": run.pruning,
     }
 
 
@@ -88,6 +89,7 @@ def _curves(run: Run, variant: str) -> dict[str, Any]:
     lines = run.metrics[variant]
     known = all("flops" in line for line in lines)
     return {
+        "first": lines[0]["epoch"],
         "seconds": [_rounded(seconds) for seconds in accumulate(line["seconds"] for line in lines)],
         "flops": [line["flops"]["training"] for line in lines] if known else None,
         "train_loss": [_rounded(line["train_loss"]) for line in lines],

@@ -16,7 +16,7 @@ from .run import Run
 
 TEMPLATE = Path(__file__).parent / "template"
 STYLES = ("page.css",)
-SCRIPTS = ("format.js", "charts.js", "masks.js", "sections.js", "topology.js", "life.js", "page.js")
+SCRIPTS = ("format.js", "charts.js", "masks.js", "sections.js", "topology.js", "life.js", "pruning.js", "page.js")
 
 
 def write_page(runs: Sequence[Run], path: Path) -> None:

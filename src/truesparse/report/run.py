@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..runs import RunError
+from ..runs.folder import PRUNING
 from ..runs.layers import geometry_of
 from ..runs.updates import Update, from_arrays, mask_change
 from ..topology import Topology
@@ -76,6 +77,7 @@ class Run:
         steps: of an epoch; 1 if the run does not say, so that `step / steps` is always a number of epochs.
         sample: shape of an input sample; None if the run does not say.
         has_updates: whether topologies are known after each update, or only after each epoch.
+        pruning: what pruning has removed before the training, as `runs.pruned.described` says it; None of a network that was not pruned.
         notes: what a reader should know: what is missing, and why.
     """
 
@@ -89,6 +91,7 @@ class Run:
     steps: int
     sample: tuple[int, ...] | None
     has_updates: bool
+    pruning: Mapping[str, Any] | None
     notes: tuple[str, ...]
 
     @property
@@ -145,7 +148,7 @@ class Run:
         if not self.has_updates:
             return tuple((stage.step, stage.dropped.numel(), stage.grown.numel()) for stage in self.stages(variant, layer) if stage.step)
         counts: list[tuple[int, int, int]] = []
-        for epoch in range(1, len(self.metrics[variant]) + 1):
+        for epoch in self._epochs(variant):
             names = ("steps", f"{layer}.dropped_counts", f"{layer}.grown_counts")
             tensors = read_tensors(_updates_path(self.path, variant, epoch), names).tensors
             counts += zip(*(tensors[name].tolist() for name in names), strict=True)
@@ -158,11 +161,18 @@ class Run:
         if layer not in self.layers:
             raise KeyError(f"the run has no sparse layer {layer!r}; it has {', '.join(self.layers) or 'none'}")
 
+    def _epochs(self, variant: str) -> range:
+        """Those that are complete. The first one is another than 1 where the network has begun later in the training (lottery tickets)."""
+        lines = self.metrics[variant]
+        first = lines[0]["epoch"] if lines else 1
+        return range(first, first + len(lines))
+
     def _stages(self, variant: str, layer: RunLayer) -> Iterator[Stage]:
         none = torch.empty(0, dtype=torch.int64)
-        now = self._topology(variant, 0, layer)
+        epochs = self._epochs(variant)
+        now = self._topology(variant, epochs.start - 1, layer)
         yield Stage(0, now, none, none)
-        for epoch in range(1, len(self.metrics[variant]) + 1):
+        for epoch in epochs:
             end = self._topology(variant, epoch, layer)
             if not self.has_updates:
                 dropped, grown = mask_change(now, end)
@@ -195,7 +205,8 @@ def read_run(path: Path | str) -> Run:
     path = Path(path)
     config = _config(path)
     variants = tuple(config["variants"])
-    metrics = _metrics(path, variants)
+    pruning = _pruning(path)
+    metrics = _metrics(path, variants, pruning is not None)
     results = _results(path, variants)
     has_topologies = any(variant in PREFERRED for variant in variants)
     described = read_json(path / "layers.json") if (path / "layers.json").exists() else None
@@ -203,10 +214,13 @@ def read_run(path: Path | str) -> Run:
         layers, steps, sample = _layers(path, variants, described)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise damaged(path / "layers.json", str(error)) from error
-    old = has_topologies and not _has_updates(path, variants)
+    trained = any(metrics.values())
+    old = trained and has_topologies and not _has_updates(path, variants)
     notes = []
-    epochs = {variant: len(lines) for variant, lines in metrics.items()}
-    if min(epochs.values()) < config["epochs"]:
+    epochs = {variant: lines[-1]["epoch"] if lines else 0 for variant, lines in metrics.items()}
+    if not trained:
+        notes.append("pruned, and not trained since")
+    elif min(epochs.values()) < config["epochs"]:
         counts = ", ".join(f"{name} {count}" for name, count in epochs.items())
         notes.append(f"not finished: of {config['epochs']} epochs are complete: {counts}")
     if old:
@@ -224,6 +238,7 @@ def read_run(path: Path | str) -> Run:
         steps=steps,
         sample=sample,
         has_updates=not old,
+        pruning=pruning,
         notes=tuple(notes),
     )
 
@@ -238,14 +253,31 @@ def _config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _metrics(path: Path, variants: Sequence[str]) -> dict[str, tuple[Mapping[str, Any], ...]]:
+def _pruning(path: Path) -> Mapping[str, Any] | None:
+    file = path / PRUNING
+    if not file.exists():
+        return None
+    found = read_json(file)
+    try:
+        rounds = [(one["sparsity"], one["accuracy"], tuple(one["layers"])) for one in found["rounds"]]
+        if len({layers for *_, layers in rounds}) != 1 or not isinstance(found["sensitivity"], dict):
+            raise ValueError("expected rounds of the same layers, and the sensitivity of layers")
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(file, str(error)) from error
+    return found
+
+
+def _metrics(path: Path, variants: Sequence[str], may_be_untrained: bool) -> dict[str, tuple[Mapping[str, Any], ...]]:
     file = path / "metrics.jsonl"
+    if not file.exists() and may_be_untrained:
+        return dict.fromkeys(variants, ())
     if not file.exists():
         raise RunError(f"no epoch of the run in {path} is complete yet; look again later, or go on with it: truesparse train --resume")
     lines = read_lines(file)
     metrics = {variant: tuple(line for line in lines if line.get("variant") == variant) for variant in variants}
     for variant, own in metrics.items():
-        if [line.get("epoch") for line in own] != list(range(1, len(own) + 1)):
+        first = own[0].get("epoch") if own else 1
+        if not isinstance(first, int) or [line.get("epoch") for line in own] != list(range(first, first + len(own))):
             raise damaged(file, f"the epochs of {variant} are {[line.get('epoch') for line in own]}")
     if not any(metrics.values()):
         raise damaged(file, "it has no line")

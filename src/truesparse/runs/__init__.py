@@ -6,10 +6,11 @@ from .machine import check_processes
 from .recipe import Recipe, load_recipe, task_names
 from .results import Results, VariantResult
 from .trained import Trained, saved_network, trained_network
-from .trainer import Observer, Observers, Outcome, Plan, resume, start
-from .variant import StepReport
+from .trainer import Observer, Observers, Outcome, Plan, begin, resume, start
+from .variant import Beginning, StepReport
 
 __all__ = [
+    "Beginning",
     "ConfigError",
     "Observer",
     "Observers",
@@ -22,6 +23,7 @@ __all__ = [
     "StepReport",
     "Trained",
     "VariantResult",
+    "begin",
     "check_processes",
     "load_recipe",
     "make_config",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.utils._pytree import tree_map
-from torch.utils.data import Dataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, Subset, TensorDataset, default_collate
 
 from ..distributed import Processes
 from .errors import ConfigError
@@ -55,6 +55,10 @@ class Batches:
         """The batches in the order of the data set, not augmented."""
         for start in range(0, self.samples, self.batch_size):
             yield self._batch(torch.arange(start, min(start + self.batch_size, self.samples)))
+
+    def only(self, count: int) -> Batches:
+        """The batches of the first `count` samples alone."""
+        return Batches(Subset(self.dataset, range(min(count, self.samples))), self.batch_size, self.seed, self.augment)
 
     def first(self, count: int) -> Any:
         """The inputs of the first `count` samples (fewer if there are fewer)."""

@@ -4,6 +4,7 @@ config.json                                  every choice of the run, the recipe
 layers.json                                  steps an epoch, and what each sparse layer is, see `layers.described`
 metrics.jsonl                                one line for each epoch and variant
 results.json                                 the closing table
+pruning.json                                 of a network that was pruned before: what each round has removed, see `pruned.described`
 VARIANT/checkpoint.pt                        where the training stands
 VARIANT/model.safetensors                    the network after the last complete epoch
 VARIANT/average.safetensors                  the same with the averages of its weights, where the run has them
@@ -33,7 +34,7 @@ from .algorithm import algorithm_sha256, full_name
 from .config import RunConfig, as_text
 from .errors import RunError
 
-NETWORK, AVERAGE = "model.safetensors", "average.safetensors"
+NETWORK, AVERAGE, PRUNING = "model.safetensors", "average.safetensors", "pruning.json"
 DAMAGE = (ValueError, TypeError, KeyError, AttributeError)  # what a config that is not one leads to
 
 
@@ -170,6 +171,9 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         self._write(self.path / "results.json", json.dumps(results, indent=2) + "\n")
+
+    def write_pruning(self, described: Mapping[str, Any]) -> None:
+        self._write(self.path / PRUNING, json.dumps(described, indent=2) + "\n")
 
     def read_results(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """(closing table, metrics of all epochs) of a complete run, None of another.

@@ -17,14 +17,14 @@ from ..distributed import ALONE, Processes
 from .batches import Batches, derived_seed
 from .config import RunConfig, changed_options
 from .errors import ConfigError, RunError
-from .folder import AVERAGE, RunFolder, damaged_checkpoint
+from .folder import AVERAGE, NETWORK, RunFolder, damaged_checkpoint
 from .layers import described as described_layers
 from .machine import machine
 from .measure import inference_seconds
 from .recipe import Recipe, unchanged_recipe
 from .results import INFERENCE_SAMPLES, Results, make_results
 from .stop import StopRequest, stop_on_signals
-from .variant import Metrics, StepReport, Variant
+from .variant import Beginning, Metrics, StepReport, Variant
 
 EVALUATION_BATCH = 4  # times the batch of training: no gradients are held
 
@@ -74,31 +74,63 @@ class Observers:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: with results, or stopped by a signal."""
+    """How a run ended: with results, or stopped by a signal; or with both, when that came too late to stop anything."""
 
     results: Results | None
     stopped_by: str | None
 
 
-def start(config: RunConfig, recipe: Recipe, path: Path, observer: Observer, processes: Processes = ALONE) -> Outcome:
+def start(
+    config: RunConfig,
+    recipe: Recipe,
+    path: Path,
+    observer: Observer,
+    processes: Processes = ALONE,
+    beginning: Beginning | None = None,
+) -> Outcome:
     """Trains all variants of a new run in the folder `path`.
 
     Where several processes train it together, each calls this; the first one writes, and has the results.
+
+    Args:
+        config, recipe: what is trained, and how.
+        path: new or empty.
+        observer: hears how it goes.
+        processes: that train it together.
+        beginning: what is done to each network first. A checkpoint has it, so that `resume` need not know.
 
     Raises:
         ConfigError: if the recipe or a choice turns out not to work.
         RunError: if the folder is not empty or cannot be written, or a loss is no longer a number.
     """
+    config, folder, variants = _begun(config, recipe, path, processes, beginning)
+    return _train(config, recipe, folder, variants, observer)
+
+
+def begin(config: RunConfig, recipe: Recipe, path: Path, beginning: Beginning) -> None:
+    """The same without any training: a run that `resume` can go on with, whose networks are those of its beginning."""
+    _begun(config, recipe, path, ALONE, beginning)
+
+
+def _begun(
+    config: RunConfig, recipe: Recipe, path: Path, processes: Processes, beginning: Beginning | None
+) -> tuple[RunConfig, RunFolder, list[Variant]]:
     config = _with_threads(config, processes)
     folder = RunFolder(path, processes.rank == 0)
     if folder.writes:
         folder.check_new()
     described = machine()
-    variants = _variants(config, recipe, data_of(config, recipe), {}, processes)
+    variants = _variants(config, recipe, data_of(config, recipe), {}, processes, beginning)
     folder.create()  # not before everything that can be wrong with the choices has had its chance
+    if beginning is not None:  # before the config, with which it is a run: `resume` could not make this anew
+        _write_beginnings(folder, variants)
+        for variant in variants:
+            folder.write_network(variant.name, variant.epoch, variant.model, _described(variant), NETWORK)
+            folder.write_checkpoint(variant.name, variant.state())
     folder.write_config(config, recipe.sha256, described)
-    _write_beginnings(folder, variants)
-    return _train(config, recipe, folder, variants, observer)
+    if beginning is None:
+        _write_beginnings(folder, variants)
+    return config, folder, variants
 
 
 def resume(path: Path, chosen: Mapping[str, Any], observer: Observer, processes: Processes = ALONE) -> Outcome:
@@ -158,16 +190,17 @@ def _variants(
     data: tuple[Dataset[Any], Dataset[Any]],
     states: Mapping[str, Mapping[str, Any]],
     processes: Processes,
+    beginning: Beginning | None = None,
 ) -> list[Variant]:
     train = Batches(data[0], config.batch_size, config.seed, recipe.augment)
     test = Batches(data[1], config.batch_size * EVALUATION_BATCH)
-    return [Variant(name, config, recipe, train, test, states.get(name), processes) for name in config.variants]
+    return [Variant(name, config, recipe, train, test, states.get(name), processes, beginning) for name in config.variants]
 
 
 def _write_beginnings(folder: RunFolder, variants: Sequence[Variant]) -> None:
     """What is known before the first step: the layers, and the topologies they begin with."""
     for variant in variants:
-        folder.write_topologies(variant.name, 0, variant.model)
+        folder.write_topologies(variant.name, variant.epoch, variant.model)
     if variants:
         chosen = next((variant for variant in variants if variant.rewirer is not None), variants[0])
         folder.write_layers(described_layers(chosen.config, chosen.model, chosen.test.first(1), chosen.train.steps))
@@ -194,14 +227,14 @@ def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Seque
     histories = {variant.name: variant.history for variant in variants}
     results = make_results(recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(), histories, inference, shares, steps)
     folder.write_results(results.to_json())
-    return Outcome(results, None)
+    return Outcome(results, stop.signal.name if stop.signal else None)
 
 
 def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder, observer: Observer, stop: StopRequest) -> None:
     """One variant's (rest of an) epoch, and its files. The metrics follow the checkpoint, from which they are made anew if lost."""
     complete = variant.train_epoch(observer.step, stop)
     if complete:
-        described = {"task": variant.recipe.name, "seed": variant.config.seed}
+        described = _described(variant)
         folder.write_epoch(variant.name, variant.epoch, variant.model, described)
         if variant.updates is not None:
             folder.write_updates(variant.name, variant.epoch, variant.model, variant.last_updates, variant.updates.every)
@@ -212,6 +245,10 @@ def _train_turn(variant: Variant, variants: Sequence[Variant], folder: RunFolder
     if complete:
         folder.write_metrics(_lines(variants))
         observer.epoch(variant.history[-1])
+
+
+def _described(variant: Variant) -> dict[str, Any]:
+    return {"task": variant.recipe.name, "seed": variant.config.seed}
 
 
 def _lines(variants: Sequence[Variant]) -> list[Metrics]:

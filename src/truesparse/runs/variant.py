@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,20 @@ class StepReport:
     steps: int
     loss: float
     seconds: float  # of training, since the epoch began
+    model: nn.Module | None = field(default=None, repr=False, compare=False)  # as this step has left it
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """How a network begins that its config alone does not make: one that was pruned, or rewound.
+
+    Args:
+        prepare: called with the new network before anything else sees it, to give it connections and values.
+        step: of the training to begin at; those before are behind it.
+    """
+
+    prepare: Callable[[nn.Module], None]
+    step: int = 0
 
 
 class Variant:
@@ -59,6 +73,7 @@ class Variant:
         test: test batches.
         state: a `state()` to go on from; None starts anew.
         processes: that train it together, each with its part of every batch.
+        beginning: what is done to the network when it starts anew; None: nothing.
 
     Raises:
         ConfigError: if the model cannot be made sparse this way, the optimizer refuses it, or data, model and loss do not fit together.
@@ -73,12 +88,13 @@ class Variant:
         test: Batches,
         state: Mapping[str, Any] | None = None,
         processes: Processes = ALONE,
+        beginning: Beginning | None = None,
     ):
         self.name, self.config, self.recipe, self.train, self.test = name, config, recipe, train, test
         self.processes = processes
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed in the epoch under way
-        self.loss_sum = 0.0
+        self.loss_sum, self.samples = 0.0, 0  # of those trained here
         self.phases = Phases()
         self.bytes: dict[str, int] = {}
         self.gradient_norms: dict[str, float] = {}
@@ -87,12 +103,17 @@ class Variant:
             torch.manual_seed(config.seed)
             self.model = made_variant(name, config, recipe.make_model())
         if state is None:
+            if beginning is not None:
+                beginning.prepare(self.model)
+                self.epoch, self.step = divmod(beginning.step, train.steps)
             rehearse(self.model, recipe, train, test)
         else:
             self.model.load_state_dict(state["model"])
         self.parallel: nn.Module = self.model if processes.size == 1 else DistributedDataParallel(self.model)
         self.optimizer = made_optimizer(config, self.model)
         self.rewirer = self._made_rewirer() if name != "dense" else None
+        if self.rewirer is not None:
+            self.rewirer.steps = self.epoch * train.steps + self.step
         with torch.random.fork_rng(devices=[]):
             self.tracker = Tracker(self.model, self.rewirer, test.first(1), samples=1)
         self.updates = Updates(self.rewirer, train.steps) if self.rewirer is not None else None
@@ -136,8 +157,9 @@ class Variant:
                 if not isfinite(loss):
                     raise RunError(self._without_a_loss(loss, inputs))
                 self.loss_sum += loss * len(targets)
+                self.samples += len(targets)
                 self.step += 1
-                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total))
+                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total, self.model))
                 if self.step < self.train.steps and (asked if self.processes.size > 1 else stop()):
                     return False
             try:
@@ -152,6 +174,7 @@ class Variant:
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self.loss_sum,
+            "samples": self.samples,
             "seconds": dict(self.phases.seconds),
             "history": self.history,
             "random_state": self.random_state,
@@ -172,6 +195,7 @@ class Variant:
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.step, self.loss_sum = (state[key] for key in ("epoch", "step", "loss_sum"))
+        self.samples = state.get("samples", self.step * self.config.batch_size)  # an older checkpoint, of a run that began at its beginning
         self.phases.seconds = dict(state["seconds"])
         self.history = [dict(metrics) for metrics in state["history"]]
         self.random_state = state["random_state"]
@@ -261,7 +285,7 @@ class Variant:
             {
                 "variant": self.name,
                 "epoch": self.epoch,
-                "train_loss": self.loss_sum / self.train.samples,
+                "train_loss": self.loss_sum / self.samples,
                 "test_loss": test_loss,
                 "test_accuracy": accuracy,
                 **averaged,
@@ -275,7 +299,7 @@ class Variant:
                 **report,
             }
         )
-        self.step, self.loss_sum, self.phases = 0, 0.0, Phases()
+        self.step, self.loss_sum, self.samples, self.phases = 0, 0.0, 0, Phases()
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:

@@ -16,6 +16,8 @@ from torch import Tensor, fx
 
 from .trace import shape_of
 
+OUTPUT = "the output of the model"
+
 
 @dataclass(frozen=True)
 class Constants:
@@ -36,10 +38,36 @@ class Constants:
 
 @dataclass(frozen=True)
 class Axis:
-    """The channel axis of a tensor: which dimension it is, and the atom of each place, [extent] int64."""
+    """The channel axis of a tensor.
+
+    Args:
+        dimension: which it is.
+        atoms: of each place, [extent] int64.
+        heads: whether its places are heads of several channels.
+    """
 
     dimension: int
     atoms: Tensor
+    heads: bool = False
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A size of channels that stands in the arguments of a call, and so perhaps in the Python of the model.
+
+    Args:
+        atoms: of the channels before.
+        size: before.
+        repeats: places that each of the atoms takes.
+    """
+
+    atoms: Tensor
+    size: int
+    repeats: int
+
+    def left(self, kept: Tensor) -> int:
+        """The size where only the `kept` atoms (bool) are left."""
+        return int(kept[self.atoms].sum()) * self.repeats
 
 
 class Operation:
@@ -60,6 +88,10 @@ class Operation:
         """Atoms whose number stands in the arguments, which only `rewire` changes."""
         return torch.empty(0, dtype=torch.int64)
 
+    def follows(self) -> list[Resized]:
+        """Sizes of heads in the arguments: attributes of a module, mostly, which can follow."""
+        return []
+
     def rewire(self, node: fx.Node, kept: Tensor) -> None:
         """Change the arguments of `node`, this node's copy, to a graph in which only the `kept` atoms (bool) are left."""
 
@@ -70,7 +102,7 @@ class Channels:
     def __init__(self) -> None:
         self.axes: dict[fx.Node, Axis] = {}
         self._count = 0
-        self._pinned: list[Tensor] = []
+        self._pinned: list[tuple[Tensor, str]] = []
         self._tied: list[tuple[Tensor, Tensor]] = []
 
     def fresh(self, extent: int) -> Tensor:
@@ -78,9 +110,14 @@ class Channels:
         self._count += extent
         return torch.arange(self._count - extent, self._count)
 
-    def pin(self, atoms: Tensor) -> None:
-        """These atoms stay."""
-        self._pinned.append(atoms)
+    def pin(self, atoms: Tensor, reason: str = "") -> None:
+        """These atoms stay, because of this."""
+        self._pinned.append((atoms, reason))
+
+    def pin_other(self, source: fx.Node, node: fx.Node) -> None:
+        """What `node` reads for all of its channels alike keeps its own."""
+        if source in self.axes:
+            self.pin(self.axes[source].atoms, OUTPUT if (what := described(node)) == OUTPUT else f"{what} looks at all of them together")
 
     def tie(self, atoms: Tensor, others: Tensor) -> None:
         """Each of `atoms` can only be removed together with the one at the same place in `others`."""
@@ -94,7 +131,7 @@ class Channels:
             return None
         if node not in self.axes:
             self.axes[node] = Axis(dimension, self.fresh(shape[dimension]))
-            self.pin(self.axes[node].atoms)
+            self.pin(self.axes[node].atoms, f"they meet what {described(node)} gives")
         axis = self.axes[node]
         return axis if axis.dimension == dimension else None
 
@@ -105,18 +142,26 @@ class Channels:
             wanted: which places matter, of each node with a channel axis.
         """
         kept = torch.zeros(self._count, dtype=torch.bool)
-        for atoms in self._pinned:
+        for atoms, _ in self._pinned:
             kept[atoms] = True
         for node, places in wanted.items():
             kept[self.axes[node].atoms[places]] = True
-        group = self._groups()
+        group = self.groups()
         kept = _any_of_group(group, kept)
         for axis in self.axes.values():
             if axis.atoms.numel() and not bool(kept[axis.atoms].any()):  # few operations of torch work on no channels
                 kept |= group == group[axis.atoms[0]]
         return kept
 
-    def _groups(self) -> Tensor:
+    def reasons(self) -> dict[int, str]:
+        """{group of atoms that stay: why}"""
+        group, found = self.groups(), dict[int, str]()
+        for atoms, reason in self._pinned:
+            for one in group[atoms].unique().tolist():
+                found[one] = found.get(one) or reason
+        return found
+
+    def groups(self) -> Tensor:
         """A number for each atom, the same for all that are tied."""
         group = torch.arange(self._count)
         if not self._tied:
@@ -129,6 +174,19 @@ class Channels:
             if torch.equal(lower, group):
                 return group
             group = lower
+
+
+def described(node: fx.Node) -> str:
+    """What a node is, in the words of whoever wrote the model."""
+    if node.op == "output" or node.target == "structure":
+        return OUTPUT
+    root = node.graph.owning_module
+    if node.op == "call_module" and root is not None:
+        return type(root.get_submodule(str(node.target))).__name__
+    if node.op in ("placeholder", "get_attr"):
+        return f"{node.target!r}"
+    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+    return f"{called}()"
 
 
 def _any_of_group(group: Tensor, flags: Tensor) -> Tensor:

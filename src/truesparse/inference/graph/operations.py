@@ -16,8 +16,9 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules import activation
 
-from .channels import Axis, Channels, Constants, Operation
+from .channels import Axis, Channels, Constants, Operation, Resized, described
 from .fold import NORMS, calls_of, is_fixed, scale_and_shift
+from .heads import Aligned, Rearranged
 from .layers import LAYERS, weights_of
 from .trace import module_of, shape_of
 
@@ -30,6 +31,7 @@ POINTWISE = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv),
     *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.square, torch.abs, torch.exp, torch.clamp, torch.clone),
+    *(torch.sqrt, torch.rsqrt, "sqrt", "rsqrt"),
     *(F.elu, F.selu, F.celu, F.softplus, F.mish, F.hardtanh, F.hardsigmoid, F.logsigmoid, torch.maximum, torch.minimum),
     *("add", "sub", "mul", "div", "neg", "pow", "square", "abs", "exp", "clamp", "contiguous", "clone", "detach", "float", "double"),
     *("add_", "sub_", "mul_", "div_", "clamp_", "relu_", "sigmoid_", "tanh_"),
@@ -111,11 +113,15 @@ class Norm(Operation):
 
 
 class Pointwise(Operation):
-    """Each number of the output is made of the numbers at the same place of the inputs."""
+    """Each number of the output is made of the numbers at the same place of the inputs.
 
-    def __init__(self, node: fx.Node, module: nn.Module | None) -> None:
+    Attributes:
+        carriers: inputs that have the channels; others are the same for all of them.
+    """
+
+    def __init__(self, node: fx.Node, module: nn.Module | None, carriers: list[fx.Node]) -> None:
         super().__init__(node, node.all_input_nodes)
-        self.module = module
+        self.module, self.carriers = module, carriers
 
     @classmethod
     def read(cls, node: fx.Node, module: fx.GraphModule, channels: Channels) -> Self | None:
@@ -123,20 +129,30 @@ class Pointwise(Operation):
         if type(called) not in POINTWISE_MODULES and not (node.op != "call_module" and node.target in POINTWISE):
             return None
         inputs, made = node.all_input_nodes, shape_of(node)
-        shapes = [shape_of(source) for source in inputs]
-        known = [channels.axes[source] for source in inputs if source in channels.axes]
-        if not known or made is None or any(shape is None or len(shape) != len(made) for shape in shapes):
+        if made is None or any(shape_of(source) is None for source in inputs):
             return None
-        dimension = known[0].dimension
-        axes = [channels.axis(source, dimension) for source in inputs]
-        if any(axis is None or axis.atoms.numel() != made[dimension] for axis in axes):
+        alike = [source for source in inputs if source in channels.axes and len(shape_of(source) or ()) == len(made)]
+        known = [axis for source in alike if (axis := channels.axes[source]).atoms.numel() == made[axis.dimension]]
+        if not known:
             return None
-        for axis in axes:
-            channels.tie(axes[0].atoms, axis.atoms)  # type: ignore[union-attr]
-        channels.axes[node] = axes[0]  # type: ignore[assignment]
-        return cls(node, called)
+        dimension, carriers = known[0].dimension, list[fx.Node]()
+        for source in inputs:
+            shape = shape_of(source) or ()
+            place = dimension - (len(made) - len(shape))
+            if place < 0 or (shape[place] == 1 and made[dimension] != 1):  # the same for all channels
+                channels.pin_other(source, node)
+                continue
+            axis = channels.axis(source, place)
+            if axis is None or axis.atoms.numel() != made[dimension]:
+                return None
+            channels.tie(known[0].atoms, axis.atoms)
+            carriers.append(source)
+        channels.axes[node] = known[0]
+        return cls(node, called, carriers)
 
     def constants(self, given: list[Constants], extent: int) -> Constants:
+        if len(self.carriers) != len(self.inputs):
+            return Constants.none(extent)
         values = {source: constants.value.clone() for source, constants in zip(self.inputs, given, strict=True)}
         args, kwargs = map_arg((self.node.args, self.node.kwargs), values.__getitem__)
         if self.module is not None:
@@ -148,7 +164,7 @@ class Pointwise(Operation):
         return Constants(torch.stack([constants.known for constants in given]).all(0), value.double())
 
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
-        return [wanted] * len(self.inputs)
+        return [wanted if source in self.carriers else True for source in self.inputs]
 
 
 class Plane(Operation):
@@ -184,7 +200,7 @@ class Plane(Operation):
                 dimension -= sum(one < dimension for one in removed)
         elif not (node.target is operator.getitem and _slices_positions(node.args[1], dimension)):
             return None
-        channels.axes[node] = Axis(dimension, axis.atoms)
+        channels.axes[node] = Axis(dimension, axis.atoms, axis.heads)
         return cls(node, keeps)
 
     def constants(self, given: list[Constants], extent: int) -> Constants:
@@ -198,9 +214,9 @@ class Plane(Operation):
 class Reshape(Operation):
     """Positions join the channel axis or leave it alone: each channel becomes a block of `repeats` places."""
 
-    def __init__(self, node: fx.Node, repeats: int, sizes: list[Any] | None, place: int, atoms: Tensor) -> None:
+    def __init__(self, node: fx.Node, repeats: int, sizes: list[Any] | None, place: int, axis: Axis) -> None:
         super().__init__(node, node.all_input_nodes[:1])
-        self.repeats, self.sizes, self.place, self.atoms = repeats, sizes, place, atoms
+        self.repeats, self.sizes, self.place, self.atoms, self.heads = repeats, sizes, place, axis.atoms, axis.heads
 
     @classmethod
     def read(cls, node: fx.Node, module: fx.GraphModule, channels: Channels) -> Self | None:
@@ -220,11 +236,11 @@ class Reshape(Operation):
         if takes_sizes:
             first = node.args[1]
             sizes = list(first) if isinstance(first, (tuple, list)) else list(node.args[1:])
-            if len(sizes) != len(made) or not isinstance(sizes[place], int):
+            if len(sizes) != len(made) or not (isinstance(sizes[place], int) or axis.heads):
                 return None
         repeats = made[place] // given[axis.dimension]
-        channels.axes[node] = Axis(place, axis.atoms.repeat_interleave(repeats))
-        return cls(node, repeats, sizes, place, axis.atoms)
+        channels.axes[node] = Axis(place, axis.atoms.repeat_interleave(repeats), axis.heads and repeats == 1)
+        return cls(node, repeats, sizes, place, axis)
 
     def constants(self, given: list[Constants], extent: int) -> Constants:
         return Constants(given[0].known.repeat_interleave(self.repeats), given[0].value.repeat_interleave(self.repeats))
@@ -232,11 +248,19 @@ class Reshape(Operation):
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
         return [wanted.view(-1, self.repeats).any(1)]
 
+    @property
+    def says_size(self) -> bool:
+        """Whether the number of channels stands in the arguments."""
+        return self.sizes is not None and self.sizes[self.place] != -1
+
     def written(self) -> Tensor:
-        return super().written() if self.sizes is None or self.sizes[self.place] == -1 else self.atoms
+        return self.atoms if self.says_size and not self.heads else super().written()
+
+    def follows(self) -> list[Resized]:
+        return [Resized(self.atoms, len(self.atoms) * self.repeats, self.repeats)] if self.says_size and self.heads else []
 
     def rewire(self, node: fx.Node, kept: Tensor) -> None:
-        if self.written().numel():
+        if self.says_size:
             first = node.args[1]
             sizes = list(first) if isinstance(first, (tuple, list)) else list(node.args[1:])
             sizes[self.place] = int(kept[self.atoms].sum()) * self.repeats
@@ -344,11 +368,11 @@ class Question(Operation):
         return [False]
 
 
-KINDS = (Pointwise, Plane, Reshape, Join, Pad, Question)
+KINDS = (Pointwise, Plane, Reshape, Join, Pad, Question, Rearranged, Aligned)
 
 
 def read_operations(
-    module: fx.GraphModule, channels: Channels, trains: bool = False, closed: Collection[str] = ()
+    module: fx.GraphModule, channels: Channels, trains: bool = False, closed: Collection[str] = (), follow: bool = False
 ) -> dict[fx.Node, Operation]:
     """The operation of every node, their channel axes entered in `channels`.
 
@@ -357,6 +381,7 @@ def read_operations(
         channels: empty.
         trains: whether weights may change later, and the arguments of calls may not.
         closed: names of layers and norms that stay as they are.
+        follow: whether sizes of heads in the arguments of calls may change though the weights train on.
     """
     layers, norms = (
         {node: nodes for name, nodes in calls_of(module, kinds).items() if name not in closed for node in nodes}
@@ -381,10 +406,14 @@ def read_operations(
         if operation is None:
             operation = Operation(node, node.all_input_nodes)
             for source in node.all_input_nodes:
-                if source in channels.axes:
-                    channels.pin(channels.axes[source].atoms)
+                channels.pin_other(source, node)
         if trains:
-            channels.pin(operation.written())
+            channels.pin(operation.written(), f"their number stands in the call of {described(node)}")
+            if not follow:
+                channels.pin(
+                    torch.cat([one.atoms for one in operation.follows()] or [operation.written()]),
+                    "the Python of the model holds their number",
+                )
         operations[node] = operation
     return operations
 

@@ -6,6 +6,7 @@ Nothing changes but rounding: what stays gives what it gave.
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +20,20 @@ from .operations import Layer, Norm, read_operations
 from .trace import Example, replaced, with_shapes
 
 Operations = dict[fx.Node, Operation]
+
+
+@dataclass(frozen=True)
+class Resize:
+    """A size of heads that stood in the arguments of a call.
+
+    Args:
+        owners: names of the modules that hold the layers which make these heads.
+        old, new: the size.
+    """
+
+    owners: frozenset[str]
+    old: int
+    new: int
 
 
 def prune(module: fx.GraphModule, example: Example, trains: bool = False, closed: Collection[str] = ()) -> fx.GraphModule:
@@ -40,15 +55,27 @@ def prune(module: fx.GraphModule, example: Example, trains: bool = False, closed
             zero and norms that are switched off stay, and so do sizes that stand in that Python.
         closed: names of layers and norms that stay as they are.
     """
-    while (smaller := _smaller(module, trains, closed)) is not None:  # once, but where of several groups of a convolution one is left
+    return pruned(module, example, trains, closed)[0]
+
+
+def pruned(
+    module: fx.GraphModule, example: Example, trains: bool = False, closed: Collection[str] = (), follow: bool = False
+) -> tuple[fx.GraphModule, list[Resize]]:
+    """The same as `prune`, and sizes that the Python of the model has to follow.
+
+    Args:
+        follow: whether heads may go though their number stands in the arguments of calls.
+    """
+    resizes: list[Resize] = []
+    while (smaller := _smaller(module, trains, closed, follow, resizes)) is not None:  # once, but where one group of several is left
         module = with_shapes(smaller, example)
-    return module
+    return module, resizes
 
 
-def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str]) -> fx.GraphModule | None:
+def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], follow: bool, resizes: list[Resize]) -> fx.GraphModule | None:
     channels = Channels()
     clobbered = written_while_read(module)
-    operations = read_operations(module, channels, trains, closed)
+    operations = read_operations(module, channels, trains, closed, follow)
     whole = {one.name: weights_of(module.get_submodule(one.name), trains) for one in operations.values() if isinstance(one, Layer)}
     weights = _without_constants(whole, operations, channels, clobbered)
     weights, wanted = _without_unwanted(weights, operations, channels, clobbered)
@@ -66,10 +93,22 @@ def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str]) -> f
             modules[operation.name] = _part_of_norm(module.get_submodule(operation.name), kept[operation.atoms])
     if not modules:
         return None
+    resizes += _resizes(operations, channels, kept)
     new = replaced(module, modules)
     for operation, node in zip(operations.values(), new.graph.nodes, strict=True):
         operation.rewire(node, kept)
     return cleaned(new)
+
+
+def _resizes(operations: Operations, channels: Channels, kept: Tensor) -> list[Resize]:
+    group, made = channels.groups(), {one.name: channels.axes[node].atoms for node, one in operations.items() if isinstance(one, Layer)}
+    found = []
+    for operation in operations.values():
+        for one in operation.follows():
+            if (left := one.left(kept)) != one.size:
+                owners = {name.rpartition(".")[0] for name, atoms in made.items() if bool(torch.isin(group[atoms], group[one.atoms]).any())}
+                found.append(Resize(frozenset(owners), one.size, left))
+    return found
 
 
 def _without_constants(

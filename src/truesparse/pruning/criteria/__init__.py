@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .random import Random as Random
     from .slimming import Slimming as Slimming
     from .snip import SNIP as SNIP
+    from .sparsegpt import SparseGPT as SparseGPT
     from .synflow import SynFlow as SynFlow
     from .taylor import Taylor as Taylor
     from .wanda import Wanda as Wanda

@@ -5,7 +5,7 @@ function everywhere() {
   return withLayers().map(({ run, number }) => ({ run, number, layer: run.layers.find((own) => own.name === state.layer) })).filter(({ layer }) => layer);
 }
 
-const epochsOf = (run) => run.curves[run.shown].test_loss.length;
+const epochsOf = (run) => run.curves[run.shown].first - 1 + run.curves[run.shown].test_loss.length;
 
 /** [epoch, value] of each stage, and at the end of the training, before which rewiring may end. */
 const overSteps = (run, layer, values) => [...values.map((value, place) => [layer.steps[place] / run.steps, value]), [epochsOf(run), values.at(-1)]];
@@ -86,5 +86,5 @@ function histograms(side) {
 }
 
 function gradients() {
-  return perRun(({ run, layer }) => ({ points: (run.gradients[layer.name] ?? []).map((norm, place) => [place + 1, norm]).filter(([, norm]) => norm !== null) }));
+  return perRun(({ run, layer }) => ({ points: (run.gradients[layer.name] ?? []).map((norm, place) => [run.curves[run.shown].first + place, norm]).filter(([, norm]) => norm !== null) }));
 }

@@ -50,9 +50,11 @@ function stop() {
 function build() {
   const main = document.getElementById("main");
   forget(main);
-  const parts = [header(), summary(), learning()];
+  const parts = [header(), ...pruning()];
+  if (everyLine().length) parts.push(summary(), learning());
   if (withLayers().length) parts.push(layers(), player(), life());
-  parts.push(stepTime(), settings());
+  if (everyLine().length) parts.push(stepTime());
+  parts.push(settings());
   main.replaceChildren(...parts);
   for (const one of charts) one.draw();
   if (withLayers().length) showLayer();

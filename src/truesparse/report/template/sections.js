@@ -86,7 +86,7 @@ function learning() {
     for (const one of overTime) one.options.label = time[unit];
     overTime.forEach((one) => one.draw());
   }
-  const across = (run, variant, axis) => (axis === "epochs" ? run.curves[variant].test_loss.map((_, place) => place + 1) : run.curves[variant][axis]);
+  const across = (run, variant, axis) => (axis === "epochs" ? run.curves[variant].test_loss.map((_, place) => run.curves[variant].first + place) : run.curves[variant][axis]);
   const lines = (axis, measure, extra = {}) => masksOnTop(everyLine()).flatMap(({ run, number, variant }) => {
     const [xs, ys] = [across(run, variant, axis()), run.curves[variant][measure]];
     return xs && ys ? [{ name: label(number, variant) + (extra.suffix ?? ""), colour: hue(number, variant), dash: DASHES[variant], thin: extra.thin, points: xs.map((x, place) => [x, ys[place]]) }] : [];
