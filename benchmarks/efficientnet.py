@@ -76,10 +76,14 @@ def pruned(model: nn.Module, sparsity: float) -> nn.Module:
     return model
 
 
+def prepared(images: Tensor, size: int = 128) -> Tensor:
+    """[n, 3, size, size] what the network takes, of images of values 0 to 255."""
+    return F.interpolate(images.float(), size, mode="bicubic").sub(127).div(128)
+
+
 def score(model: nn.Module) -> float:
     data = load("cifar10")
-    images = F.interpolate(data.test_images[:500].float(), 128, mode="bicubic").sub(127).div(128)
-    likely = torch.cat([model(part).softmax(1) for part in images.split(50)])
+    likely = torch.cat([model(prepared(part)).softmax(1) for part in data.test_images[:500].split(50)])
     by_kind = torch.stack([likely[:, KINDS[kind]].sum(1) for kind in data.classes], 1)
     return float((by_kind.argmax(1) == data.test_labels[:500]).float().mean())
 

@@ -63,29 +63,42 @@ def pruned(model: BertModel, sparsity: float) -> BertModel:
     return model
 
 
-def glosses() -> tuple[list[str], Tensor]:
-    """Definitions of nouns without their examples, and the lexicographer's file of each, drawn once and for all."""
+def glosses(first: int = 0, last: int = REFERENCES + QUERIES) -> tuple[list[str], Tensor]:
+    """Definitions of nouns without their examples, and the lexicographer's file of each: places of one fixed order."""
     files = fetch("wordnet-nouns", GLOSSES, [DebianPackage("wordnet-base", 6.5, "usr/share/wordnet")])
     lines = [line for line in files["data.noun"].decode().splitlines() if not line.startswith(" ")]
-    drawn = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))[: REFERENCES + QUERIES]
+    drawn = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0))[first:last]
     chosen = [lines[place] for place in drawn]
     return [line.split("| ", 1)[1].split("; ")[0].strip() for line in chosen], torch.tensor(
         [int(line.split()[1]) - 3 for line in chosen]
     )  # nouns are the files 3 to 28
 
 
-def score(model: nn.Module, tokenizer: Tokenizer) -> float:
-    texts, labels = glosses()
+def batches(tokenizer: Tokenizer, texts: list[str], size: int) -> list[tuple[Tensor, dict[str, Tensor]]]:
+    """(places of the texts, what the encoder takes) of texts that are about as long as one another, from the shortest to the longest."""
     tokenizer.enable_truncation(LONGEST)
     tokenizer.no_padding()
     ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    found = torch.empty(len(ids), 384)
-    for places in torch.tensor([len(one) for one in ids]).argsort().split(50):
+    found = []
+    for places in torch.tensor([len(one) for one in ids]).argsort(stable=True).split(size):
         longest = max(len(ids[place]) for place in places)
         padded = torch.tensor([ids[place] + [0] * (longest - len(ids[place])) for place in places])
-        mask = (padded != 0).long()
-        states = model(input_ids=padded, attention_mask=mask).last_hidden_state
-        found[places] = F.normalize((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+        found.append((places, {"input_ids": padded, "attention_mask": (padded != 0).long()}))
+    return found
+
+
+def vectors(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """[sentences, 384] the mean state of each sentence's tokens, of length 1."""
+    mask = inputs["attention_mask"]
+    states = model(**inputs).last_hidden_state
+    return F.normalize((states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True))
+
+
+def score(model: nn.Module, tokenizer: Tokenizer) -> float:
+    texts, labels = glosses()
+    found = torch.empty(len(texts), 384)
+    for places, inputs in batches(tokenizer, texts, 50):
+        found[places] = vectors(model, inputs)
     nearest = (found[REFERENCES:] @ found[:REFERENCES].T).topk(NEIGHBOURS).indices
     votes = F.one_hot(labels[:REFERENCES][nearest], CLASSES).sum(1)
     return float((votes.argmax(1) == labels[REFERENCES:]).float().mean())
