@@ -219,7 +219,10 @@ def _moved(node: fx.Node, source: fx.Node, numbers: Any) -> Any:
     if unknown:
         return None
     if isinstance(node.target, str):
-        return getattr(numbers, node.target)(*args[1:], **kwargs)
+        if any(isinstance(one, torch.dtype) for one in args[1:]):
+            return None
+        # The tensor itself may lie in memory otherwise than these numbers do.
+        return getattr(numbers, "reshape" if node.target == "view" else node.target)(*args[1:], **kwargs)
     return node.target(*args, **kwargs)
 
 
