@@ -155,7 +155,7 @@ def test_a_refusal_without_a_reason_is_noticed():
 
 def test_networks_of_the_contract_have_the_pattern_of_the_paper(monkeypatch):
     seen = []
-    monkeypatch.setattr(testing, "sparsify", lambda *args, **kwargs: seen.append(kwargs["pattern"]) or sparsify(*args, **kwargs))
+    monkeypatch.setattr(testing.algorithms, "sparsify", lambda *args, **kwargs: seen.append(kwargs["pattern"]) or sparsify(*args, **kwargs))
     for algorithm in (SRigL(), RigL()):
         check_against_masked(algorithm, linear_model, "SGD", steps=4, every=2)
         check_checkpoint(algorithm)

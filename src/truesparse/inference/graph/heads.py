@@ -257,10 +257,10 @@ def _axis_of(numbers: Any) -> tuple[int, Tensor] | None:
         return None
     chosen = varying[0]
     if len(varying) == 1:
-        return chosen, numbers.movedim(chosen, 0).flatten(1)[:, :1]
+        return chosen, numbers.movedim(chosen, 0).reshape(numbers.shape[chosen], -1)[:, :1]
     if len(varying) > 2 and numbers.shape[varying[0]] in (2, 3):
         chosen = varying[1]  # queries, keys and values stand before the heads
-    flat = numbers.movedim(chosen, 0).flatten(1)
+    flat = numbers.movedim(chosen, 0).reshape(numbers.shape[chosen], -1)
     members = torch.stack([row.unique() for row in flat]) if len({row.unique().numel() for row in flat}) == 1 else None
     return (chosen, members) if members is not None and members.unique().numel() == members.numel() else None
 
