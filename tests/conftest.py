@@ -1,5 +1,6 @@
 """What all tests share: repeatable random examples and one seed."""
 
+import importlib.util
 import os
 import signal
 from collections.abc import Iterator
@@ -59,3 +60,13 @@ def family(request):
     """Runs a test on each family of kernels."""
     with ops.use(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="session")
+def hooks():
+    """What the documentation makes of algorithms and criteria."""
+    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
+    spec = importlib.util.spec_from_file_location("hooks", Path(__file__).parent.parent / "docs" / "site" / "hooks.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,6 +1,5 @@
 """The Python in the documentation runs as it stands there."""
 
-import importlib.util
 import re
 import shlex
 from pathlib import Path
@@ -86,15 +85,6 @@ def test_the_first_page_ends_with_packed_layers(given):
 
 def test_pages_are_found():
     assert {"README.md", "docs/concepts.md", "docs/faq.md", "docs/guide/training.md", "docs/index.md", "docs/start.md"} <= set(pages())
-
-
-@pytest.fixture(scope="module")
-def hooks():
-    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "site" / "hooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

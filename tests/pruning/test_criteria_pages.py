@@ -46,15 +46,6 @@ def test_what_criteria_need_can_be_measured():
             assert set(getattr(kind(), "needs", ())) <= set(STATISTICS)
 
 
-@pytest.fixture(scope="module")
-def hooks():
-    pytest.importorskip("mkdocs", reason="the extra docs is not installed")
-    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "site" / "hooks.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("name", CRITERIA)
 @pytest.mark.filterwarnings("ignore:nearly pruned away", "ignore:.*singular")
 def test_the_example_of_a_page_runs(name, hooks):

@@ -88,3 +88,25 @@ def test_a_layer_that_no_data_reaches_is_named():
     model = network()
     with pytest.raises(ValueError, match="no data reached '5'"):
         ts.prune(model, 0.5, "wanda", data=[images()], forward=lambda model, x: model[:5](x))
+
+
+@pytest.mark.parametrize("held", ["linear", "attention"])
+def test_an_optimizer_of_dense_layers_is_refused_for_it_would_train_what_is_gone(held):
+    model = network() if held == "linear" else nn.TransformerEncoderLayer(8, 2, 8)
+    optimizer = torch.optim.Adam(model.parameters() if held == "linear" else model.self_attn.parameters())
+    modules = list(model.modules())
+    with pytest.raises(ValueError, match=r"the optimizer holds weights of dense layers \('.*'\), and .*build it after prune\(\), or make"):
+        ts.prune(model, 0.5, optimizer=optimizer)
+    assert list(model.modules()) == modules
+
+
+@pytest.mark.parametrize("exclude", [[], [nn.MultiheadAttention]])
+def test_layers_are_heard_where_torch_would_run_past_them(exclude):
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True), 2).eval()
+    hidden = torch.tensor([[False] * 5, [False] * 2 + [True] * 3])
+    pruned = ts.prune(
+        encoder, 0.5, "wanda", [torch.randn(2, 5, 8)], forward=lambda model, x: model(x, src_key_padding_mask=hidden), exclude=exclude
+    )
+    assert len(topology_layers(pruned)) == (4 if exclude else 12)
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -156,11 +156,20 @@ def register(algorithm: A) -> A:
     Raises:
         ValueError: if that name is taken.
     """
-    name = algorithm.__module__.rsplit(".", 1)[-1]
-    if name in ALGORITHMS:
-        raise ValueError(f"an algorithm named {name!r} is already registered by {ALGORITHMS[name].__module__}")
-    ALGORITHMS[name] = dataclass(frozen=True)(algorithm)
-    return algorithm
+    return registered(algorithm, ALGORITHMS, "an algorithm")
+
+
+def registered(kind: A, known: dict[str, type], said: str) -> A:
+    """`kind`, made a frozen dataclass and put among the `known` under the name of its file.
+
+    Raises:
+        ValueError: if that name is taken.
+    """
+    name = kind.__module__.rsplit(".", 1)[-1]
+    if name in known:
+        raise ValueError(f"{said} named {name!r} is already registered by {known[name].__module__}")
+    known[name] = dataclass(frozen=True)(kind)
+    return kind
 
 
 def check_fraction(name: str, value: float) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -254,6 +254,35 @@ def _sparse(
         else:
             values = kept_values(weight, topology.to(weight.device), geometry)
     return (kind.masked if masked else kind.sparse).from_dense(layer, topology, pattern=pattern, values=values)
+
+
+def sparse_in_place_of(layer: Any, topology: Topology, pattern: Pattern, values: Tensor) -> TopologyLayer:
+    """The sparse layer for a dense one, with these connections and values [nnz], and the very bias, for those who share it.
+
+    Raises:
+        ValueError: if the topology does not obey the pattern.
+    """
+    kind = kind_of(layer)
+    assert kind is not None
+    new = kind.sparse.from_dense(layer, topology, pattern=pattern, values=values)
+    if new.bias is not None:
+        new.bias = layer.bias
+    return new
+
+
+@contextmanager
+def standing_in(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> Iterator[nn.Module]:
+    """The model with these modules in the places of others, also where one of them holds one of the others; afterwards it is as it was."""
+    parts = [*model.modules(), *stand_ins.values()]
+    holders = [(part, name, child) for part in parts for name, child in part._modules.items() if child in stand_ins]
+    for holder, name, child in holders:
+        holder._modules[name] = stand_ins[child]  # type: ignore[index]
+    try:
+        yield stand_ins.get(model, model)
+    finally:
+        for holder, name, child in holders:
+            if holder not in stand_ins.values():
+                holder._modules[name] = child
 
 
 def _with_shared_bias(new: nn.Module, old: nn.Module, shared: set[Tensor]) -> nn.Module:

@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_c
 import torch
 from torch import Tensor
 
+from ..algorithms.base import registered
 from ..topology import Topology
 from ..topology.patterns import Neurons, Pattern
 
@@ -91,11 +92,7 @@ def register(criterion: C) -> C:
     Raises:
         ValueError: if that name is taken.
     """
-    name = criterion.__module__.rsplit(".", 1)[-1]
-    if name in CRITERIA:
-        raise ValueError(f"a criterion named {name!r} is already registered by {CRITERIA[name].__module__}")
-    CRITERIA[name] = dataclass(frozen=True)(criterion)
-    return criterion
+    return registered(criterion, CRITERIA, "a criterion")
 
 
 def criterion(name_or_criterion: str | Criterion) -> Criterion:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..common.files import write_atomically
-from ..nn.convert import replaced
+from ..nn.convert import replaced, standing_in
 from ..nn.selection import Excluded, Selection, select
 from ..topology import Topology
 from ..topology.budgets import Budget
@@ -26,7 +26,7 @@ from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from .base import Chosen, Criterion
 from .base import criterion as named_criterion
-from .candidates import Candidate, apply, candidates_of, opened_in
+from .candidates import Candidate, apply, candidates_of
 from .choose import EVEN, choose
 from .compete import EvidenceBudget, Sparsity, checked_across, rounded
 from .evidence import evidence_of, needs_of
@@ -95,7 +95,7 @@ def prune_blocks(
     if not held:
         raise ValueError("block after block runs the model on data, to know what goes into each block: pass data=batches")
     selection = select(model, exclude)
-    with opened_in(model, selection.opened) as running:
+    with standing_in(model, selection.opened) as running:
         found = find_blocks(running, blocks)
         parts = _parts(found, selection, rule)
         candidates = {name: one for part in parts.values() for name, one in part.items()}

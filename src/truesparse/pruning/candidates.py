@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import TopologyLayer
-from ..nn.convert import replaced
+from ..nn.convert import replaced, sparse_in_place_of
 from ..nn.kinds import kind_of
 from ..nn.selection import Selection
 from ..rewiring import rewire
-from ..rewiring.optimizers import following
+from ..rewiring.optimizers import following, optimizers_in
 from ..topology import Move, Topology
 from ..topology.geometry import Geometry
 from ..topology.patterns import Pattern
@@ -89,22 +88,6 @@ def whole(geometry: Geometry) -> Topology:
     return Topology.from_mask(torch.ones(geometry.shape, dtype=torch.bool))
 
 
-@contextmanager
-def opened_in(model: nn.Module, opened: Mapping[nn.Module, nn.Module]) -> Iterator[nn.Module]:
-    """The model with these modules opened, so that the layers in them are there to be heard; afterwards it is as it was."""
-    if not opened:
-        yield model
-        return
-    holders = [(holder, name, child) for holder in model.modules() for name, child in holder._modules.items() if child in opened]
-    for holder, name, child in holders:
-        holder._modules[name] = opened[child]  # type: ignore[index]
-    try:
-        yield opened.get(model, model)
-    finally:
-        for holder, name, child in holders:
-            holder._modules[name] = child
-
-
 def apply(
     model: Model,
     opened: Mapping[nn.Module, nn.Module],
@@ -123,15 +106,27 @@ def apply(
             following(one.module, optimizer)  # refuses an optimizer before anything has changed
             moves.append((one.module, one.pattern, move, values))
         else:
-            kind = kind_of(one.module)
-            assert kind is not None
-            new = kind.sparse.from_dense(one.module, topology, pattern=one.pattern, values=values)
-            if new.bias is not None:
-                new.bias = one.module.bias  # type: ignore[assignment]  # the very one, for those who share it
-            replacements[one.module] = new
+            replacements[one.module] = sparse_in_place_of(one.module, topology, one.pattern, values)
+    _check_optimizer(optimizer, model, replacements)
     for layer, pattern, move, values in moves:
         layer.pattern = pattern
         rewire(layer, optimizer, move)
         with torch.no_grad():
             layer.parameter.copy_(layer.spread(values.to(layer.parameter)))
     return replaced(model, replacements) if replacements else model
+
+
+def _check_optimizer(optimizer: Any, model: nn.Module, gone: Collection[nn.Module]) -> None:
+    """
+    Raises:
+        ValueError: if it holds weights of modules that are replaced, which it would go on training when others have their place.
+    """
+    if optimizer is None:
+        return
+    held = {parameter for group in optimizers_in(optimizer)[-1].param_groups for parameter in group["params"] if parameter.ndim > 1}
+    stale = [name for name, module in model.named_modules() if module in gone and not held.isdisjoint(module.parameters())]
+    if stale:
+        raise ValueError(
+            f"the optimizer holds weights of dense layers ({', '.join(map(repr, stale))}), and the sparse ones have parameters of "
+            "their own: build it after prune(), or make the layers sparse before it with prune(model, 0.0)"
+        )

@@ -172,16 +172,22 @@ class _Called(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module, untracked: bool = True) -> Iterator[None]:
-    """Within this context every module is in eval mode; `untracked`: batch norms that have seen no data normalise by the batch."""
+    """Within this context every module is in eval mode; `untracked`: batch norms that have seen no data normalise by the batch.
+
+    Torch's attention and encoders call their parts, as in training: their fast paths read weights past the layers that are to be heard.
+    """
     modes = {module: module.training for module in model.modules()}
     fresh = [module for module in modes if untracked and isinstance(module, _BatchNorm) and _has_seen_nothing(module)]
     buffers = [dict(norm._buffers) for norm in fresh]
+    fast = torch.backends.mha.get_fastpath_enabled()
     model.eval()
+    torch.backends.mha.set_fastpath_enabled(False)
     for norm in fresh:
         norm._buffers.update(running_mean=None, running_var=None)
     try:
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
         for norm, own in zip(fresh, buffers, strict=True):
             norm._buffers.update(own)
         for module, mode in modes.items():

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..inference.graph.trace import Example
+from ..nn.convert import standing_in
 from ..nn.opened import OpenedEmbedding
 from ..nn.selection import Excluded, select
 from ..topology.budgets import Budget
@@ -16,7 +17,7 @@ from ..topology.patterns import Neurons, Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from .base import Criterion
 from .base import criterion as named_criterion
-from .candidates import Candidate, apply, candidates_of, opened_in
+from .candidates import Candidate, apply, candidates_of
 from .choose import choose
 from .compete import (
     Across,
@@ -91,7 +92,7 @@ def prune(
 
     Raises:
         ValueError: if there is nothing to prune, data or loss are missing, no data reaches a layer, a measurement or a score is not
-            finite, or the sparsity or pattern does not fit.
+            finite, the sparsity or pattern does not fit, or the optimizer holds weights of dense layers.
         TypeError: if the model holds layers that cannot be made sparse and are not excluded, which are all named; if the optimizer
             keeps state that cannot follow.
 
@@ -113,7 +114,7 @@ def prune(
     competition = _competition(across, chosen_by, candidates, isinstance(wanted, Mapping) or budget is not None)
     # Of a table and an output layer that are one, neither can lose anything alone.
     opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
-    with opened_in(model, opened) as running:
+    with standing_in(model, opened) as running:
         probe = Probe(running, {}, held(data), forward, loss, generator)
         if example is None:
             chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)

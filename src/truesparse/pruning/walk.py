@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..inference.shrink import without_cache
 from .probe import Batch, Forward, evaluating
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]  # arguments after the first, and those by name
@@ -86,7 +87,7 @@ def walk(model: nn.Module, blocks: dict[str, nn.Module], data: Sequence[Batch], 
         )
     ]
     try:
-        with evaluating(model), _without_cache(model), torch.no_grad(), ExitStack() as stack:
+        with evaluating(model), without_cache(model), torch.no_grad(), ExitStack() as stack:
             for batch in data:
                 try:
                     forward(model, batch)
@@ -158,16 +159,3 @@ def _handing_on(blocks: Iterable[nn.Module]) -> Iterator[None]:
     finally:
         for block in blocks:
             del block.forward
-
-
-@contextmanager
-def _without_cache(model: nn.Module) -> Iterator[None]:
-    """Models of transformers keep keys and values for the next token unless told otherwise, and blocks called again would find them."""
-    configs: list[Any] = [config for module in model.modules() if getattr(config := getattr(module, "config", None), "use_cache", False)]
-    for config in configs:
-        config.use_cache = False
-    try:
-        yield
-    finally:
-        for config in configs:
-            config.use_cache = True

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...nn import TopologyLayer
-from ...nn.convert import replaced
-from ...nn.kinds import kind_of
+from ...nn.convert import replaced, sparse_in_place_of, standing_in
 from ...nn.selection import Excluded, Selection, select
 from ...topology import Topology
 from ...topology.patterns import Pattern, Unstructured
@@ -82,7 +80,7 @@ def from_pruned(
     rule = named_pattern(pattern or Unstructured())
     loaded = {} if source is None else placed(model, read(source), names or {})
     stand_ins = with_weights(model, loaded) if source is not None else made_by_others(model)
-    with _standing_in(model, stand_ins) as standing:
+    with standing_in(model, stand_ins) as standing:
         selection = select(standing, [stand_ins.get(one, one) if isinstance(one, nn.Module) else one for one in exclude])
     replacements = _replacements(selection, stand_ins, rule, source is None)
     if not any(isinstance(new, TopologyLayer) for new in replacements.values()):
@@ -141,27 +139,7 @@ def _sparse(name: str, layer: nn.Module, rule: Pattern) -> TopologyLayer | None:
     topology = Topology.from_mask(weight.flatten(1) != 0)
     if topology.nnz == topology.size:
         return None
-    kind = kind_of(layer)
-    assert kind is not None
     try:
-        new = kind.sparse.from_dense(layer, topology, pattern=rule, values=plain(weight.flatten()[topology.keys]))
+        return sparse_in_place_of(layer, topology, rule, plain(weight.flatten()[topology.keys]))
     except ValueError as error:
         raise ValueError(f"layer {name!r}: {error}") from error
-    if new.bias is not None:
-        new.bias = layer.bias  # type: ignore[assignment]  # the very one, for those who share it
-    return new
-
-
-@contextmanager
-def _standing_in(model: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> Iterator[nn.Module]:
-    """The model with these modules in the places of others; afterwards it is as it was."""
-    parts = [*model.modules(), *stand_ins.values()]
-    holders = [(part, name, child) for part in parts for name, child in part._modules.items() if child in stand_ins]
-    for holder, name, child in holders:
-        holder._modules[name] = stand_ins[child]  # type: ignore[index]
-    try:
-        yield stand_ins.get(model, model)
-    finally:
-        for holder, name, child in holders:
-            if holder not in stand_ins.values():
-                holder._modules[name] = child
