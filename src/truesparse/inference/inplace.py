@@ -25,7 +25,7 @@ def layers_in_place(simplified: Simplified, example: Example) -> Simplified:
     where a user's hook is on the layer, and where more than an input is passed to it (`output_size`).
     """
     module = simplified.module
-    found = {name: list(_own_layers(module.get_submodule(name), name)) for name in simplified.whole}
+    found = {name: list(own_layers(module.get_submodule(name), name)) for name in simplified.whole}
     called, otherwise = set[nn.Module](), set[nn.Module]()
     layers = {layer: name for pairs in found.values() for name, layer in pairs}
 
@@ -49,10 +49,11 @@ def layers_in_place(simplified: Simplified, example: Example) -> Simplified:
     return Simplified(module, (*simplified.layers, *changes), tuple(whole))
 
 
-def _own_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+def own_layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
+    """(name, layer) of each that something else may stand for: not inside modules of torch.nn, nor with a user's hook on it."""
     if type(module) in PACKED:
         if not users_on(module):
             yield name, module
     elif not type(module).__module__.startswith("torch.nn.") or isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
         for child_name, child in module.named_children():
-            yield from _own_layers(child, f"{name}.{child_name}" if name else child_name)
+            yield from own_layers(child, f"{name}.{child_name}" if name else child_name)

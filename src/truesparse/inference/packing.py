@@ -2,106 +2,27 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from .. import __version__
 from ..common.hooks import user_hooks
-from ..common.processor import processor
-from ..common.shown import Table
-from ..topology.geometry import Convolution
-from .choice import Measured, Memory, by_rule, key_of, measure
+from ..common.progress import Done, show_parts
+from ..topology.geometry import Matrix
+from .choice import Memory
 from .eager import refusal, refuse_tracing
-from .graph.join import joined_name
-from .graph.layers import FusedLayer, Weights, weights_of
-from .graph.simplify import LayerChange, simplify
+from .explanation import Explanation
+from .graph.layers import PACKED, geometry_of
+from .graph.simplify import change, simplify
 from .graph.trace import Example, Untraceable, call, inputs_of, names_of
-from .inplace import as_it_is, layers_in_place
-from .layouts import VALUES, Conditions, Dense, Finish, candidates
-from .packed import Frozen, PackedLayer
-
-
-@dataclass(frozen=True)
-class PackedRow:
-    """What became of one layer.
-
-    Args:
-        layer: its name, or the names of layers that became one.
-        change: what the graph lost there: neurons, inputs, connections before and after.
-        sparsity: of what is left, 0 to 1.
-        layout: in words.
-        bytes: of the layout.
-        seconds, dense_seconds: of one call at the example's batch, the layout and a dense one of the same layer; None if not measured.
-    """
-
-    layer: str
-    change: LayerChange
-    sparsity: float
-    layout: str
-    bytes: int
-    seconds: float | None
-    dense_seconds: float | None
-
-    @property
-    def dense_bytes(self) -> int:
-        """Of the dense float32 weight and bias as they were, before anything was removed."""
-        return self.change.dense_bytes
-
-    @property
-    def times_as_fast(self) -> float | None:
-        """Ratio to dense; None if not measured."""
-        return None if self.seconds is None or self.dense_seconds is None else self.dense_seconds / self.seconds
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """What `pack` did, a row for each layer. As text it is a table.
-
-    Args:
-        batch: first dimension of the example.
-        threads: for which layouts were chosen.
-        rows: in the order of the graph.
-        untraced: why the network is no graph, so that each layer was taken by itself; or "".
-        whole: names of modules or layers that stay as they are: nobody looked inside, or they were not called with the example.
-        hooked: {name of a module on which a hook of yours is: "forward hook" or "forward pre-hook"}. The hook goes on to be called. Such
-            a layer is not packed, of such a module each layer is by itself.
-    """
-
-    batch: int
-    threads: int
-    rows: tuple[PackedRow, ...]
-    untraced: str = ""
-    whole: tuple[str, ...] = ()
-    hooked: Mapping[str, str] = field(default_factory=dict)
-
-    def table(self) -> Table:
-        """A row for each layer; times are of one call, in microseconds."""
-        heads = ("layer", "sparsity", "removed", "layout", "bytes", "us", "dense us", "times as fast")
-        said = f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
-        if self.whole:
-            said += f"; left as they were: {', '.join(self.whole)}"
-        if self.hooked:
-            named = ", ".join(f"{name or 'the model itself'} ({kinds})" for name, kinds in self.hooked.items())
-            said += f"; not looked into, since hooks of yours are on them: {named}"
-        if self.untraced:
-            said += f"; each layer by itself, nothing folded, removed or joined: {self.untraced}"
-        return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 4, 5, 6, 7}), caption=said)
-
-    def __str__(self) -> str:
-        table = self.table()
-        lines = [table.heads, *table.rows]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(table.heads))]
-        aligned = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-        return "\n".join([*aligned, table.caption])
-
-    def _repr_html_(self) -> str:
-        return self.table().html()
+from .inplace import as_it_is, layers_in_place, own_layers
+from .laying_out import Chooser, LayerToPack
+from .layouts import VALUES
+from .packed import Frozen
 
 
 class PackedNetwork(Frozen):
@@ -155,6 +76,7 @@ def pack(
     tune: bool = True,
     threads: int | None = None,
     memory: Memory | None = None,
+    progress: bool = True,
 ) -> PackedNetwork:
     """The fastest form that this machine can run of a trained network, sparse or pruned, in eval mode.
 
@@ -176,6 +98,7 @@ def pack(
             same on every machine.
         threads: for which layouts are chosen; None: as many as torch has now.
         memory: where measurements are remembered; None is the usual place.
+        progress: show on stderr how far it is, if it takes longer than two seconds.
 
     Returns:
         A module with nothing to train. Calls are safe from several threads.
@@ -184,12 +107,7 @@ def pack(
         TypeError: if the model cannot be copied, or is not of float32, or the example is of another type.
         ValueError: if `values` or `threads` is out of its range.
     """
-    if values not in VALUES:
-        raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
-    threads = torch.get_num_threads() if threads is None else threads
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    _refuse_other_dtypes(model)
+    threads = _checked_threads(model, values, threads)
     inputs, untraced = inputs_of(example_inputs), ""
     try:
         simplified = simplify(model, example_inputs)
@@ -197,19 +115,15 @@ def pack(
         simplified, untraced = as_it_is(model), str(error)
     simplified = layers_in_place(simplified, example_inputs)
     graph = simplified.module.eval()
-    layers = {change.name: _Layer.of(graph.get_submodule(change.name)) for change in simplified.layers}
+    layers = {change.name: LayerToPack.of(graph.get_submodule(change.name)) for change in simplified.layers}
     shapes = _input_shapes(graph, layers, example_inputs)
     rows = []
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads)
-        chooser = _Chooser(threads, values, (memory or Memory()) if tune else None, (processor(), torch.__version__, __version__))
+    with _choosing(threads, values, tune, memory) as chooser, _shown(len(layers), progress) as done:
         for change in simplified.layers:
             row, packed = chooser.packed(layers[change.name], change, shapes[change.name])
             graph.set_submodule(change.name, packed)
             rows.append(row)
-    finally:
-        torch.set_num_threads(before)
+            done(row.layer, row.layout)
     if isinstance(graph, fx.GraphModule):
         graph.delete_all_unused_submodules()
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
@@ -217,62 +131,89 @@ def pack(
     return PackedNetwork(graph, explanation, names_of(example_inputs))
 
 
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """A layer of the simplified graph, its weights read once, and what follows it: all that its layout does, then modules of their own."""
+def pack_layers(
+    model: nn.Module,
+    batch: int = 1,
+    *,
+    values: str = "float32",
+    tune: bool = True,
+    threads: int | None = None,
+    memory: Memory | None = None,
+    progress: bool = True,
+) -> Explanation:
+    """Lay out the linear layers of a trained model, in place, and leave everything else the Python it is: for models with methods of
+    their own, such as a language model that is to `generate`, with its cache.
 
-    module: nn.Module
-    weights: Weights
-    relu: bool
-    finish: Finish
-    others: tuple[nn.Module, ...]
+        print(ts.pack_layers(model))
+        model.generate(...)
 
-    @classmethod
-    def of(cls, module: nn.Module) -> _Layer:
-        fused = module if isinstance(module, FusedLayer) else FusedLayer(module, None)
-        weights, activation, pool = weights_of(fused.layer), fused.activation, fused.pool
-        limited = isinstance(activation, nn.ReLU6) and isinstance(weights.geometry, Convolution)
-        relu = isinstance(activation, nn.ReLU) or limited
-        if activation is None or relu:
-            return cls(fused.layer, weights, relu, Finish(6.0 if limited else math.inf, pool is not None), ())
-        return cls(fused.layer, weights, False, Finish(), (activation,) if pool is None else (activation, pool))
+    Each layer is laid out as in `pack`; nothing is folded, removed, joined or fused. Layers that are alike, of one shape and density, are
+    measured once. Not packed are convolutions, layers inside modules of torch.nn that read the weights of their parts, and layers with
+    a hook of yours: the explanation names them.
 
+    Args:
+        model: sparse, pruned or dense, of float32 on the CPU; in eval mode afterwards. It cannot be trained or saved any more: keep its
+            file. Interrupted, some of its layers are packed, and it still computes the same.
+        batch: rows of a layer's input in the calls that are to be fast: 1 where a token follows a token. Other sizes work.
+        values, tune, threads, memory: as of `pack`.
+        progress: show on stderr how far it is, if it takes longer than two seconds.
 
-@dataclass(frozen=True)
-class _Chooser:
-    threads: int
-    values: str
-    memory: Memory | None  # None chooses by rule
-    machine: tuple[str, ...]
+    Returns:
+        What became of each layer; `print` it for a table.
 
-    def packed(self, layer: _Layer, change: LayerChange, shape: tuple[int, ...]) -> tuple[PackedRow, nn.Module]:
-        weights, relu = layer.weights, layer.relu
-        conditions = Conditions(shape, self.threads, self.values, layer.finish)
-        measured = None if self.memory is None else self._measured(weights, relu, conditions, self.memory)
-        if measured is None:
-            candidate = by_rule(weights, conditions)
-        else:
-            candidate = next(one for one in candidates(weights, conditions) if str(one) == measured.fastest)
-        layout = candidate.make(weights, relu, self.values)
-        row = PackedRow(
-            layer=joined_name(change.joined or (change.name,)),
-            change=change,
-            sparsity=weights.topology.sparsity,
-            layout=str(layout),
-            bytes=layout.nbytes,
-            seconds=None if measured is None else measured.seconds[str(candidate)],
-            dense_seconds=None if measured is None else measured.seconds[Dense.name],
+    Raises:
+        TypeError: if a parameter is not of float32 on the CPU, or the model is itself a layer.
+        ValueError: if `batch`, `values` or `threads` is out of its range, or there is no linear layer.
+    """
+    threads = _checked_threads(model, values, threads)
+    if batch < 1:
+        raise ValueError(f"batch must be at least 1, got {batch}")
+    found = dict(own_layers(model, ""))
+    if "" in found:
+        raise TypeError(
+            f"the model is itself a layer, {type(model).__name__}, whose place nothing can take: use pack, or wrap it in nn.Sequential"
         )
-        packed = PackedLayer(layout, weights.geometry, layer.module)
-        return row, nn.Sequential(packed, *layer.others) if layer.others else packed
+    layers = {name: layer for name, layer in found.items() if isinstance(geometry_of(layer), Matrix)}
+    if not layers:
+        raise ValueError("found no linear layer to pack; for convolutions use pack, which sees the model as a graph")
+    model.eval()
+    rows = []
+    with _choosing(threads, values, tune, memory) as chooser, _shown(len(layers), progress) as done:
+        for name in layers:
+            layer = model.get_submodule(name)
+            to_pack = LayerToPack.of(layer)
+            row, packed = chooser.packed(to_pack, change(name, [layer], layer), (batch, to_pack.weights.topology.shape[1]))
+            model.set_submodule(name, packed)
+            rows.append(row)
+            done(row.layer, row.layout)
+    left = tuple(name for name, module in model.named_modules() if isinstance(module, PACKED))
+    return Explanation(batch, threads, tuple(rows), "pack_layers was asked for it", left, user_hooks(model))
 
-    def _measured(self, weights: Weights, relu: bool, conditions: Conditions, memory: Memory) -> Measured:
-        key = key_of(weights, relu, conditions, self.machine)
-        known = memory.recall(key)
-        if known is None or set(known.seconds) != {str(one) for one in candidates(weights, conditions)}:
-            known = measure(weights, relu, conditions)
-            memory.keep(key, known)
-        return known
+
+def _checked_threads(model: nn.Module, values: str, threads: int | None) -> int:
+    """How many threads layouts are for, if all that was asked for can be."""
+    if values not in VALUES:
+        raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
+    threads = torch.get_num_threads() if threads is None else threads
+    if threads < 1:
+        raise ValueError(f"threads must be at least 1, got {threads}")
+    _refuse_other_dtypes(model)
+    return threads
+
+
+@contextmanager
+def _choosing(threads: int, values: str, tune: bool, memory: Memory | None) -> Iterator[Chooser]:
+    """What lays out layers, for as many threads, which torch has as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield Chooser(threads, values, (memory or Memory()) if tune else None)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _shown(layers: int, wanted: bool) -> AbstractContextManager[Done]:
+    return show_parts("packing", layers, wanted=wanted, after=2.0, between=5.0)
 
 
 def _refuse_other_dtypes(model: nn.Module) -> None:
@@ -284,7 +225,7 @@ def _refuse_other_dtypes(model: nn.Module) -> None:
             )
 
 
-def _input_shapes(graph: nn.Module, layers: Mapping[str, _Layer], example: Example) -> Mapping[str, tuple[int, ...]]:
+def _input_shapes(graph: nn.Module, layers: Mapping[str, LayerToPack], example: Example) -> Mapping[str, tuple[int, ...]]:
     """The shape in which each layer's kernel gets its input, samples first."""
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -305,12 +246,3 @@ def _input_shapes(graph: nn.Module, layers: Mapping[str, _Layer], example: Examp
         for handle in handles:
             handle.remove()
     return shapes
-
-
-def _cells(row: PackedRow) -> tuple[str, ...]:
-    change = row.change
-    counts = {"neurons": change.neurons, "inputs": change.inputs, "connections": change.connections}
-    removed = ", ".join(f"{before - after} {what}" for what, (before, after) in counts.items() if before > after)
-    times = ("-" if seconds is None else f"{seconds * 1e6:.1f}" for seconds in (row.seconds, row.dense_seconds))
-    ratio = "-" if row.times_as_fast is None else f"{row.times_as_fast:.1f}"
-    return row.layer, f"{row.sparsity:.1%}", removed or "-", row.layout, f"{row.bytes:,}", *times, ratio

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from itertools import count
+from collections.abc import Iterable, Mapping
 from math import isclose
 from pathlib import Path
-from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import load_file, save
 from torch import nn
 
 from ..common.files import write_atomically
+from ..common.progress import show_parts
 from ..nn.convert import replaced, standing_in
 from ..nn.selection import Excluded, Selection, select
 from ..topology import Topology
@@ -109,7 +106,7 @@ def prune_blocks(
         model = replaced(model, {**selection.opened})
     names = list(found)
     del found, selection, candidates  # nothing shall hold a dense layer once a sparse one has its place
-    with _shown(sum(any(name in wanted for name in part) for part in parts.values()), progress) as show:
+    with show_parts("pruning", sum(any(name in wanted for name in part) for part in parts.values()), wanted=progress) as show:
         for place, name in enumerate(names):
             part = {layer: one for layer, one in parts.pop(name).items() if layer in wanted}
             if part:
@@ -120,7 +117,8 @@ def prune_blocks(
                     if kept is not None:
                         kept.write(place, chosen)
                 model = apply(model, {}, part, chosen)
-                show(name, sum(one.topology.nnz for one in chosen.values()), sum(one.topology.size for one in chosen.values()))
+                left, size = (sum(getattr(one.topology, what) for one in chosen.values()) for what in ("nnz", "size"))
+                show(name, f"{left:,} of {size:,} weights stay")
             if place < len(names) - 1:
                 met = met.after(place, model.get_submodule(name))
     return model
@@ -217,31 +215,3 @@ class _Kept:
             arrays[f"{name}.indptr"], arrays[f"{name}.indices"] = topology.indptr.cpu(), topology.indices.cpu()
             arrays[f"{name}.values"] = weight.flatten()[topology.keys].cpu()
         write_atomically(self._path(place), save(arrays))
-
-
-class _Show(Protocol):
-    def __call__(self, block: str, connections: int, size: int) -> None: ...
-
-
-@contextmanager
-def _shown(total: int, wanted: bool) -> Iterator[_Show]:
-    """Told of each block that is done, shows it: a bar on a terminal, a line elsewhere."""
-    if not wanted:
-        yield lambda block, connections, size: None
-        return
-    if not sys.stderr.isatty():
-        start, places = perf_counter(), count(1)
-
-        def line(block: str, connections: int, size: int) -> None:
-            said = f"{next(places)}/{total} {block}: {connections:,} of {size:,} weights stay, {perf_counter() - start:.0f} s"
-            print(said, file=sys.stderr, flush=True)
-
-        yield line
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("pruning {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda block, connections, size: bar.update(task, advance=1, description=block)

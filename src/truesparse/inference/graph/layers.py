@@ -111,13 +111,22 @@ def weights_of(layer: nn.Module, trains: bool = False) -> Weights:
     else:
         weight: Tensor = layer.weight.detach()  # type: ignore[assignment]
         topology = Topology.from_mask(weight != 0)
-        geometry, values = _geometry_of(layer), weight.flatten()[topology.keys]
+        geometry, values = geometry_of(layer), weight.flatten()[topology.keys]
     if type(layer) not in (nn.Conv2d, SparseConv2d, MaskedConv2d):
         return Weights(geometry, topology, values, bias)
     (top, left), before = padding_of(layer)
     zeros = layer.padding_mode == "zeros"
     low, high = ((top + before[2], left + before[0]), (top + before[3], left + before[1])) if zeros else ((0, 0), (0, 0))
     return Weights(geometry, topology, values, bias, (low, high))
+
+
+def geometry_of(layer: nn.Module) -> Geometry:
+    """The dense operation of a layer that is one of `PACKED`."""
+    if isinstance(layer, TopologyLayer):
+        return layer.geometry
+    kind = kind_of(layer)
+    assert kind is not None
+    return kind.sparse.geometry_of(layer)
 
 
 def with_weights(layer: nn.Module, weights: Weights) -> nn.Module:
@@ -184,12 +193,6 @@ class FusedLayer(nn.Module):
         for follower in (self.activation, self.pool):
             y = y if follower is None else follower(y)
         return y
-
-
-def _geometry_of(layer: nn.Module) -> Geometry:
-    kind = kind_of(layer)
-    assert kind is not None
-    return kind.sparse.geometry_of(layer)
 
 
 def _with_extents(geometry: Geometry, rows: int, inputs: int, groups: int) -> Geometry:

@@ -1,0 +1,98 @@
+"""What is a layer laid out as? In what is fastest for it here, measured or guessed; layers that are alike are measured once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import __version__
+from ..common.processor import processor
+from ..topology.geometry import Convolution
+from .choice import Measured, Memory, by_rule, key_of, measure
+from .explanation import PackedRow
+from .graph.join import joined_name
+from .graph.layers import FusedLayer, Weights, weights_of
+from .graph.simplify import LayerChange
+from .layouts import Conditions, Dense, Finish, candidates
+from .packed import PackedLayer
+
+
+@dataclass(frozen=True, eq=False)
+class LayerToPack:
+    """A layer of the simplified graph, its weights read once, and what follows it: all that its layout does, then modules of their own."""
+
+    module: nn.Module
+    weights: Weights
+    relu: bool
+    finish: Finish
+    others: tuple[nn.Module, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> LayerToPack:
+        fused = module if isinstance(module, FusedLayer) else FusedLayer(module, None)
+        weights, activation, pool = weights_of(fused.layer), fused.activation, fused.pool
+        limited = isinstance(activation, nn.ReLU6) and isinstance(weights.geometry, Convolution)
+        relu = isinstance(activation, nn.ReLU) or limited
+        if activation is None or relu:
+            return cls(fused.layer, weights, relu, Finish(6.0 if limited else math.inf, pool is not None), ())
+        return cls(fused.layer, weights, False, Finish(), (activation,) if pool is None else (activation, pool))
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """Lays out layer after layer.
+
+    Args:
+        threads, values: as of `pack`.
+        memory: what was measured before; None chooses by rule.
+    """
+
+    threads: int
+    values: str
+    memory: Memory | None
+    alike: dict[tuple[Any, ...], Measured] = field(default_factory=dict)  # layers of one shape and density are measured once
+
+    def packed(self, layer: LayerToPack, change: LayerChange, shape: tuple[int, ...]) -> tuple[PackedRow, nn.Module]:
+        weights, relu = layer.weights, layer.relu
+        conditions = Conditions(shape, self.threads, self.values, layer.finish)
+        measured = None if self.memory is None else self._measured(weights, relu, conditions, self.memory)
+        if measured is None:
+            candidate = by_rule(weights, conditions)
+        else:
+            candidate = next(one for one in candidates(weights, conditions) if str(one) == measured.fastest)
+        layout = candidate.make(weights, relu, self.values)
+        row = PackedRow(
+            layer=joined_name(change.joined or (change.name,)),
+            change=change,
+            sparsity=weights.topology.sparsity,
+            layout=str(layout),
+            bytes=layout.nbytes,
+            seconds=None if measured is None else measured.seconds[str(candidate)],
+            dense_seconds=None if measured is None else measured.seconds[Dense.name],
+        )
+        packed = PackedLayer(layout, weights.geometry, layer.module)
+        return row, nn.Sequential(packed, *layer.others) if layer.others else packed
+
+    def _measured(self, weights: Weights, relu: bool, conditions: Conditions, memory: Memory) -> Measured:
+        key = key_of(weights, relu, conditions, (processor(), torch.__version__, __version__))
+        wanted = {str(one) for one in candidates(weights, conditions)}
+        for known in (memory.recall(key), self.alike.get(_likeness(weights, relu, conditions))):
+            if known is not None and set(known.seconds) == wanted:
+                return known
+        found = measure(weights, relu, conditions)
+        memory.keep(key, found)
+        self.alike[_likeness(weights, relu, conditions)] = found
+        return found
+
+
+def _likeness(weights: Weights, relu: bool, conditions: Conditions) -> tuple[Any, ...]:
+    """What layers have in common for which the same layout is fastest: shape, per cent of density, how unequal their rows are."""
+    topology = weights.topology
+    longest = int(topology.fan_in.max()) if topology.shape[0] else 0
+    unequal = longest * topology.shape[0] / max(topology.nnz, 1)
+    density = topology.nnz / max(topology.size, 1)
+    return weights.geometry, weights.bias is None, relu, conditions, round(100 * density), round(4 * math.log2(max(unequal, 1)))
