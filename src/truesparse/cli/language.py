@@ -141,22 +141,23 @@ def pack_language_model(source: str, batch: int, values: str, tune: bool) -> Non
 
 
 def tokens_a_second(models: Mapping[str, nn.Module]) -> dict[str, tuple[float, float]]:
-    """(of a prompt, of what is generated after it with the model's cache) of each model, medians in turns."""
+    """(of a prompt, of what `generate` appends to it one by one) of each model, medians in turns."""
     from statistics import median
 
     import torch
 
     vocabulary = min(int(model.config.vocab_size) for model in models.values())  # type: ignore[union-attr, arg-type]
     prompt = torch.randint(vocabulary, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
+
+    def seconds(model: nn.Module, tokens: int) -> float:
+        start = perf_counter()
+        lengths = {"min_new_tokens": tokens, "max_new_tokens": tokens}
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), **lengths, do_sample=False, pad_token_id=0)  # type: ignore[operator]
+        return perf_counter() - start
+
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
     for _ in range(1 + ROUNDS):  # the first warms caches
         for name, model in models.items():
-            with torch.inference_mode():
-                start = perf_counter()
-                given = model(input_ids=prompt, use_cache=True)
-                middle = perf_counter()
-                for _ in range(DECODED):
-                    token = given.logits[:, -1:].argmax(-1)
-                    given = model(input_ids=token, past_key_values=given.past_key_values, use_cache=True)
-                times[name].append((PROMPT_TOKENS / (middle - start), DECODED / (perf_counter() - middle)))
+            first = seconds(model, 1)
+            times[name].append((PROMPT_TOKENS / first, DECODED / max(seconds(model, 1 + DECODED) - first, 1e-9)))
     return {name: (median(one for one, _ in own[1:]), median(other for _, other in own[1:])) for name, own in times.items()}

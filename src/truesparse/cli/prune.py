@@ -69,6 +69,7 @@ def prune(
     from .progress import make_observer
     from .results import wide_console
 
+    batches = _batches(calibrate)
     try:
         chosen_by = named_criterion(criterion)
     except ValueError as error:
@@ -86,7 +87,7 @@ def prune(
     chosen |= {"sparsity": sparsity, "seed": seed, "algorithm": "static", "variants": ("sparse",)}
     config = make_config(known.task, settings, chosen)
     needs = tuple(getattr(chosen_by, "needs", ()))
-    data = calibration(config, known, _batches(calibrate)) if needs else []
+    data = calibration(config, known, batches) if needs else []
     if needs:
         print(f"{criterion} looks at {' and '.join(needs).replace('_', ' ')}, on {len(data)} batches of training data", file=sys.stderr)
     found = pruned(network, config, chosen_by, across, data, known.loss)

@@ -171,7 +171,7 @@ def pack_layers(
     found = dict(own_layers(model, ""))
     if "" in found:
         raise TypeError(
-            f"the model is itself a layer, {type(model).__name__}, whose place nothing can take: use pack, or wrap it in nn.Sequential"
+            f"the model is itself a layer, {type(model).__name__}, and nothing can take its place: use pack"
         )
     layers = {name: layer for name, layer in found.items() if isinstance(geometry_of(layer), Matrix)}
     if not layers:

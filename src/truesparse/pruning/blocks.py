@@ -102,10 +102,12 @@ def prune_blocks(
         met = walk(running, found, held, forward)
     asked = {"criterion": repr(chosen_by), "pattern": repr(rule), "across": competition, "sparsities": wanted}
     kept = None if folder is None else _Kept(Path(folder), asked, float(met.inputs[0].double().mean()))
-    if selection.opened:
-        model = replaced(model, {**selection.opened})
+    pruned = {one.module for one in candidates.values()}
+    opened = {closed: one for closed, one in selection.opened.items() if not pruned.isdisjoint(one.modules())}
+    if opened:
+        model = replaced(model, {**opened})
     names = list(found)
-    del found, selection, candidates  # nothing shall hold a dense layer once a sparse one has its place
+    del found, selection, candidates, pruned  # nothing shall hold a dense layer once a sparse one has its place
     with show_parts("pruning", sum(any(name in wanted for name in part) for part in parts.values()), wanted=progress) as show:
         for place, name in enumerate(names):
             part = {layer: one for layer, one in parts.pop(name).items() if layer in wanted}
