@@ -15,7 +15,7 @@ from ..minilm import CLASSES, QUERIES, REFERENCES
 from .network import Batch, Network, fitted
 
 FIRST = REFERENCES + QUERIES  # of the glosses that are not scored
-CALIBRATION, TRAINING, BATCH, RATE = 1024, 12800, 64, 5e-4
+CALIBRATION, TRAINING, BATCH, RATE = 1024, 25600, 64, 5e-4
 TEMPERATURE = 0.05
 
 
