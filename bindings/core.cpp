@@ -198,12 +198,12 @@ void bind_windows(nb::module_& m, const char* suffix) {
   nb::class_<Windows<V>>(m, (std::string("Windows") + suffix).c_str())
       .def(
           "__init__",
-          [](Windows<V>* self, int64_t rows, int64_t columns, int64_t bits, Address order, Address starts, Address first, Address places,
+          [](Windows<V>* self, int64_t rows, int64_t columns, int64_t bits, int64_t shown, Address order, Address starts, Address first, Address places,
              Address values, Address scales) {
-            new (self) Windows<V>{rows, columns, bits, at<const int32_t>(order), at<const int32_t>(starts), at<const int32_t>(first),
+            new (self) Windows<V>{rows, columns, bits, shown, at<const int32_t>(order), at<const int32_t>(starts), at<const int32_t>(first),
                                   at<const uint32_t>(places), at<const V>(values), at<const float>(scales)};
           },
-          "rows"_a, "columns"_a, "bits"_a, "order"_a, "starts"_a, "first"_a, "places"_a, "values"_a, "scales"_a)
+          "rows"_a, "columns"_a, "bits"_a, "shown"_a, "order"_a, "starts"_a, "first"_a, "places"_a, "values"_a, "scales"_a)
       .def(
           "spmv",
           [](const Windows<V>& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
@@ -291,18 +291,19 @@ NB_MODULE(_core, m) {
   bind_rewiring(m);
   m.def(
       "count_stops",
-      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address order, int64_t bits, Address starts) {
-        count_stops(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(order), bits, at<int32_t>(starts));
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address order, int64_t bits, int64_t shown, Address starts) {
+        count_stops(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(order), bits, shown,
+                    at<int32_t>(starts));
       },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "order"_a, "bits"_a, "starts"_a);
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "order"_a, "bits"_a, "shown"_a, "starts"_a);
   m.def(
       "fill_windows",
-      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address values, Address order, int64_t bits, Address first,
-         Address places, Address own) {
+      [](int64_t rows, int64_t columns, Address indptr, Address indices, Address values, Address order, int64_t bits, int64_t shown,
+         Address first, Address places, Address own) {
         fill_windows(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const float>(values), at<const int32_t>(order), bits,
-                     at<int32_t>(first), at<uint32_t>(places), at<float>(own));
+                     shown, at<int32_t>(first), at<uint32_t>(places), at<float>(own));
       },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "values"_a, "order"_a, "bits"_a, "first"_a,
+      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "values"_a, "order"_a, "bits"_a, "shown"_a, "first"_a,
       "places"_a, "own"_a);
   bind_pairs(m);
   m.def("use_large_pages", [](Address array, int64_t bytes) { use_large_pages(at<void>(array), bytes); }, "array"_a, "bytes"_a);

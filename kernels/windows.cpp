@@ -19,10 +19,11 @@ struct Ahead {
   int32_t next, end;
 };
 
-// Calls stop(first column) for each stop of a block, and take(lane, step, row of the lane, connection) for what is taken there.
-template <class Stop, class Take>
-void schedule(int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* rows, int64_t bits, Stop&& stop, Take&& take) {
-  const int64_t width = window_columns(bits), share = rows_of_lane(bits);
+// Calls show(first column) for each window over a block, and take(lane, step, row of the lane, connection) for what is taken there.
+template <class Show, class Take>
+void schedule(int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* rows, int64_t bits, int64_t shown, Show&& show,
+              Take&& take) {
+  const int64_t width = window_columns(bits), share = rows_of_lane(bits), steps = window_steps / shown;
   std::vector<Ahead> ahead(share * window_lanes, {0, 0});
   for (size_t i = 0; i < ahead.size(); ++i)
     if (rows[i] >= 0) ahead[i] = {indptr[rows[i]], indptr[rows[i] + 1]};
@@ -32,9 +33,9 @@ void schedule(int64_t columns, const int32_t* indptr, const int32_t* indices, co
       if (one.next < one.end) first = std::min<int64_t>(first, indices[one.next]);
     if (first == columns) return;
     first = std::max<int64_t>(0, std::min(first, columns - width));  // all that it shows is there, if anything can be
-    stop(first);
+    show(first);
     for (int64_t lane = 0; lane < window_lanes; ++lane)
-      for (int64_t step = 0; step < window_steps; ++step) {
+      for (int64_t step = 0; step < steps; ++step) {
         int64_t nearest = -1, column = first + width;
         for (int64_t row = 0; row < share; ++row)
           if (const Ahead& one = ahead[row * window_lanes + lane]; one.next < one.end && indices[one.next] < column) {
@@ -49,28 +50,32 @@ void schedule(int64_t columns, const int32_t* indptr, const int32_t* indices, co
 
 }  // namespace
 
-void count_stops(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* order, int64_t bits, int32_t* starts) {
+void count_stops(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* order, int64_t bits, int64_t shown,
+                 int32_t* starts) {
   const int64_t own = window_lanes * rows_of_lane(bits), blocks = divide_up(rows, own);
   starts[0] = 0;
   for (int64_t block = 0; block < blocks; ++block) {
-    int32_t stops = 0;
-    schedule(columns, indptr, indices, order + block * own, bits, [&](int64_t) { ++stops; }, [](int64_t, int64_t, int64_t, int32_t) {});
-    starts[block + 1] = starts[block] + stops;
+    int64_t windows = 0;
+    schedule(columns, indptr, indices, order + block * own, bits, shown, [&](int64_t) { ++windows; }, [](int64_t, int64_t, int64_t, int32_t) {});
+    starts[block + 1] = starts[block] + static_cast<int32_t>(divide_up(windows, shown));
   }
 }
 
 void fill_windows(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const float* values, const int32_t* order,
-                  int64_t bits, int32_t* first, uint32_t* places, float* own) {
+                  int64_t bits, int64_t shown, int32_t* first, uint32_t* places, float* own) {
   const int64_t of_block = window_lanes * rows_of_lane(bits), words = words_of_places(bits), room = 32 * words / window_steps;
-  int64_t stop = -1;
-  const auto go = [&](int64_t column) { first[++stop] = static_cast<int32_t>(column); };
-  const auto take = [&](int64_t lane, int64_t step, int64_t row, int32_t p) {
+  int64_t windows = 0;  // so far
+  const auto show = [&](int64_t column) { first[windows++] = static_cast<int32_t>(column); };
+  const auto take = [&](int64_t lane, int64_t of_window, int64_t row, int32_t p) {
+    const int64_t window = windows - 1, stop = window / shown, step = window % shown * (window_steps / shown) + of_window;
     own[(stop * window_steps + step) * window_lanes + lane] = values[p];
-    const uint32_t place = static_cast<uint32_t>(indices[p] - first[stop]) | static_cast<uint32_t>(row << (bits - 1));
+    const uint32_t place = static_cast<uint32_t>(indices[p] - first[window]) | static_cast<uint32_t>(row << (bits - 1));
     places[(stop * words + step * room / 32) * window_lanes + lane] |= place << (step * room % 32);
   };
-  for (int64_t block = 0; block < divide_up(rows, of_block); ++block)
-    schedule(columns, indptr, indices, order + block * of_block, bits, go, take);
+  for (int64_t block = 0; block < divide_up(rows, of_block); ++block) {
+    schedule(columns, indptr, indices, order + block * of_block, bits, shown, show, take);
+    windows = divide_up(windows, shown) * shown;
+  }
 }
 
 template <class V>

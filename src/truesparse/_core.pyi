@@ -172,7 +172,7 @@ def convolution_backward_bfloat16(
     width: int,
     threads: int,
 ) -> None: ...
-def count_stops(rows: int, columns: int, indptr: int, indices: int, order: int, bits: int, starts: int) -> None: ...
+def count_stops(rows: int, columns: int, indptr: int, indices: int, order: int, bits: int, shown: int, starts: int) -> None: ...
 def fill_windows(
     rows: int,
     columns: int,
@@ -181,6 +181,7 @@ def fill_windows(
     values: int,
     order: int,
     bits: int,
+    shown: int,
     first: int,
     places: int,
     own: int,
@@ -216,6 +217,7 @@ class _Windows:
         rows: int,
         columns: int,
         bits: int,
+        shown: int,
         order: int,
         starts: int,
         first: int,

@@ -24,7 +24,8 @@ def test_every_kernel_of_this_machine_is_right(found):
         tried = {(one.kernel, one.dtype) for one in found}
         for kernel in ("matrix", "convolution"):
             assert {(f"cpu.{kernel}[{instruction_set}]", dtype) for dtype in ("float32", "float64", "bfloat16")} <= tried
-        for layout in ("dense", "planes", "windows:5", "windows:7", "windows:8", "windows:16"):
+        kinds = ("windows:5", "windows:7", "windows:8") if instruction_set == "avx512" else ("windows:4:2", "windows:4:4")
+        for layout in ("dense", "planes", *kinds, "windows:16"):
             assert {(f"{layout}[{instruction_set}]", values) for values in ("float32", "bfloat16", "int8")} <= tried
         assert any(name.startswith("pairs:") and name.endswith(f"[{instruction_set}]") for name, _ in tried)
     assert {"dense", "reference", "topologies"} <= {one.kernel for one in found}

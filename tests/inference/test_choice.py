@@ -1,11 +1,12 @@
 """Layouts are chosen by measuring or by rule; what was measured is remembered, and what is wrong is never chosen."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from truesparse import Topology, Unstructured
+from truesparse import Topology, Unstructured, _core
 from truesparse.inference import choice
 from truesparse.inference.choice import Measured, Memory, by_rule, key_of, measure
 from truesparse.inference.graph.layers import Weights
@@ -23,7 +24,36 @@ def named(found):
     return [str(one) for one in found]
 
 
-def test_candidates_go_by_density_and_batch():
+def vectors_of(monkeypatch, instruction_set):
+    """As if the processor were another: which windows are tried, not which kernels run."""
+    monkeypatch.setattr("truesparse.inference.layouts.windows._core", SimpleNamespace(**{**vars(_core), "isa": lambda: instruction_set}))
+
+
+@pytest.fixture
+def long_vectors(monkeypatch):
+    vectors_of(monkeypatch, "avx512")
+
+
+@pytest.fixture
+def short_vectors(monkeypatch):
+    vectors_of(monkeypatch, "avx2")
+
+
+def test_windows_go_by_the_length_of_vectors(short_vectors):
+    weights = weights_of(64, 640, 0.9)
+    assert named(candidates(weights, Conditions((1, 640), 1))) == ["dense", "windows:4:2", "windows:4:4", "windows:16"]
+    assert named(candidates(weights_of(64, 640, 0.98), Conditions((1, 640), 1))) == ["dense", "windows:4:4", "windows:16"]
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "kinds"),
+    [(0.5, {"windows:4:2", "windows:4:4"}), (0.8, {"windows:4:4"}), (0.9, {"windows:4:4"}), (0.99, {"windows:16"})],
+)
+def test_the_rule_for_short_vectors(short_vectors, sparsity, kinds):
+    assert str(by_rule(weights_of(768, 3072, sparsity), Conditions((1, 3072), 1))) in kinds
+
+
+def test_candidates_go_by_density_and_batch(long_vectors):
     every = ["dense", "windows:5", "windows:7", "windows:8", "windows:16"]
     assert named(candidates(weights_of(64, 640, 0.9), Conditions((1, 640), 1))) == every
     assert named(candidates(weights_of(64, 640, 0.98), Conditions((1, 640), 1))) == [name for name in every if name != "windows:5"]
@@ -50,14 +80,14 @@ def test_candidates_go_by_density_and_batch():
         (0.95, 256, {"pairs:1:160:1"}),
     ],
 )
-def test_the_rule(sparsity, batch, kinds):
+def test_the_rule(long_vectors, sparsity, batch, kinds):
     weights = weights_of(768, 3072, sparsity)
     assert str(by_rule(weights, Conditions((batch, 3072), 1))) in kinds
 
 
 def test_a_guess_is_positive_and_grows_with_the_batch():
     for weights in (weights_of(64, 640, 0.9), weights_of(16, 16, 1.0), weights_of(33, 7, 0.5)):
-        shapes = PairShape(2, 16), *(WindowsCandidate(bits) for bits in (5, 7, 8, 16))
+        shapes = PairShape(2, 16), WindowsCandidate(4, 2), WindowsCandidate(4, 4), *(WindowsCandidate(bits) for bits in (5, 7, 8, 16))
         for candidate in (DenseCandidate(), *shapes):
             once, often = (candidate.guess(weights, Conditions((batch, weights.inputs), 1)) for batch in (1, 64))
             assert 0 <= once <= often
@@ -74,7 +104,7 @@ def test_measuring_times_every_candidate():
 def test_a_layout_that_computes_something_else_is_never_chosen(monkeypatch):
     right = Windows.__call__
     monkeypatch.setattr(Windows, "__call__", lambda self, x: right(self, x) + 1e-2)
-    with pytest.raises(RuntimeError, match=r"the layout windows:5 computes something else than dense; please report this"):
+    with pytest.raises(RuntimeError, match=r"the layout windows:\S+ computes something else than dense; please report this"):
         measure(weights_of(48, 160, 0.8), False, Conditions((2, 160), 1))
 
 

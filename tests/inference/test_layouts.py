@@ -16,8 +16,7 @@ from truesparse.inference.layouts import Dense, Pairs, PairShape, Windows, Windo
 from truesparse.topology.geometry import Matrix
 
 ISAS = _core.supported_isas()
-BITS = [5, 7, 8, 16]
-WINDOWS = [WindowsCandidate(bits) for bits in BITS]
+WINDOWS = [WindowsCandidate(4, 2), WindowsCandidate(4, 4), *map(WindowsCandidate, (5, 7, 8, 16))]
 PAIRS = [PairShape(1, 16), PairShape(2, 5), PairShape(2, 100, 3), PairShape(1, 33, 2)]
 
 
@@ -52,12 +51,12 @@ def hold(layout, weights, batch, tolerance=1e-5):
 
 
 @settings(max_examples=30)
-@given(connections(), st.sampled_from(BITS), st.booleans(), st.booleans())
-def test_small_matrices(drawn, bits, bias, relu):
+@given(connections(), st.sampled_from(WINDOWS), st.booleans(), st.booleans())
+def test_small_matrices(drawn, kind, bias, relu):
     extents, pairs = drawn
     weights = weights_of(made(extents, pairs), bias)
     for batch in (0, 1, 3, 6):
-        hold(Windows(weights, relu, bits), weights, batch)
+        hold(Windows(weights, relu, kind), weights, batch)
 
 
 @settings(max_examples=30)
@@ -93,13 +92,13 @@ def test_rows_alike_share_all_columns():
         hold(both, weights, 20)
 
 
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", WINDOWS, ids=str)
 @pytest.mark.parametrize("sparsity", [0.3, 0.8, 0.95, 0.995])
-def test_windows(bits, sparsity):
+def test_windows(kind, sparsity):
     for rows, columns in ((16, 16), (17, 33), (100, 250), (5, 1000)):
         topology = Unstructured().random((rows, columns), round(rows * columns * (1 - sparsity)), torch.Generator().manual_seed(rows))
         weights = weights_of(topology)
-        layout = Windows(weights, rows % 2 == 1, bits)
+        layout = Windows(weights, rows % 2 == 1, kind)
         for batch in (1, 5, 9):
             hold(layout, weights, batch)
 
@@ -150,11 +149,11 @@ def test_what_is_not_finite_stays_where_it_belongs():
 
 
 @pytest.mark.parametrize(("values", "tolerance"), [("bfloat16", 2**-8), ("int8", 1 / 127)])
-@pytest.mark.parametrize("bits", BITS)
-def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, bits):
+@pytest.mark.parametrize("kind", WINDOWS, ids=str)
+def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, kind):
     topology = Unstructured().random((50, 300), 3000, torch.Generator().manual_seed(0))
     weights = weights_of(topology)
-    layout = Windows(weights, False, bits, values)
+    layout = Windows(weights, False, kind, values)
     x = torch.randn(3, 300)
     dense = topology.scatter(weights.values).abs()
     largest = dense.amax(1, keepdim=True).expand_as(dense) if values == "int8" else dense
@@ -162,13 +161,13 @@ def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, bits):
     error = (layout(x) - expected(weights, False, x)).abs()
     assert bool((error <= bound + 1e-4).all())
     assert float(error.max()) > 1e-4, "values were not rounded at all"
-    assert layout.nbytes < Windows(weights, False, bits).nbytes
+    assert layout.nbytes < Windows(weights, False, kind).nbytes
 
 
 def test_layouts_can_be_copied_and_pickled():
     weights = weights_of(Unstructured().random((30, 60), 300, torch.Generator().manual_seed(0)))
     x = torch.randn(2, 60)
-    made_ones = Windows(weights, False, 5), Windows(weights, True, 7, "int8")
+    made_ones = Windows(weights, False, WINDOWS[1]), Windows(weights, True, WINDOWS[3], "int8")
     for layout in (Dense(weights), Pairs(weights, True, PAIRS[2]), *made_ones):
         y = layout(x)
         for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):
@@ -176,9 +175,9 @@ def test_layouts_can_be_copied_and_pickled():
 
 
 def test_windows_that_cannot_be():
-    for bits in (0, 6, -5):
-        with pytest.raises(ValueError, match="places in a window have 5, 7, 8 or 16 bits"):
-            WindowsCandidate(bits)
+    for kind in ((0, 1), (6, 1), (4, 1), (5, 2)):
+        with pytest.raises(ValueError, match=r"bits of a place and windows of a stop are of \(4, 2\), .*, got \("):
+            WindowsCandidate(*kind)
 
 
 def test_pair_shapes_that_cannot_be():

@@ -10,6 +10,8 @@
 namespace truesparse::testing {
 namespace {
 
+constexpr std::pair<int64_t, int64_t> kinds[] = {{4, 2}, {4, 4}, {5, 1}, {7, 1}, {8, 1}, {16, 1}};
+
 struct Shape {
   int64_t rows, columns;
   double density;
@@ -36,24 +38,24 @@ std::vector<V> held_as(const std::vector<float>& values) {
 }
 
 template <class V>
-void hold(Random& random, const Shape& shape, int64_t bits, int64_t batch, bool relu) {
+void hold(Random& random, const Shape& shape, int64_t bits, int64_t shown, int64_t batch, bool relu) {
   const Topology t = random_topology(random, shape.rows, shape.columns, shape.density);
   const std::vector<float> values = whole_numbers<float>(random, t.nnz()), x = whole_numbers<float>(random, batch * t.columns);
   const std::vector<float> bias = whole_numbers<float>(random, t.rows);
   const int64_t of_block = window_lanes * rows_of_lane(bits);
   const Indices order = shuffled_order(random, t.rows, of_block);
   Indices starts = unwritten<int32_t>(order.size() / of_block + 1);
-  count_stops(t.rows, t.columns, t.indptr.data(), t.indices.data(), order.data(), bits, starts.data());
+  count_stops(t.rows, t.columns, t.indptr.data(), t.indices.data(), order.data(), bits, shown, starts.data());
   const int64_t stops = starts.back();
-  Indices first = unwritten<int32_t>(stops);
+  Indices first(stops * shown);
   std::vector<uint32_t> places(stops * words_of_places(bits) * window_lanes);
   std::vector<float> own(stops * window_steps * window_lanes);
-  fill_windows(t.rows, t.columns, t.indptr.data(), t.indices.data(), values.data(), order.data(), bits, first.data(), places.data(), own.data());
+  fill_windows(t.rows, t.columns, t.indptr.data(), t.indices.data(), values.data(), order.data(), bits, shown, first.data(), places.data(), own.data());
   const std::vector<V> held = held_as<V>(own);
   std::vector<float> scales(std::is_same_v<V, int8_t> ? order.size() : 0, 2), lane_bias(order.size());
   for (size_t lane = 0; lane < order.size(); ++lane)
     if (order[lane] >= 0) lane_bias[lane] = bias[order[lane]];
-  const Windows<V> windows{t.rows,       t.columns,     bits,        order.data(),
+  const Windows<V> windows{t.rows,       t.columns,     bits,        shown,         order.data(),
                            starts.data(), first.data(), places.data(), held.data(), scales.empty() ? nullptr : scales.data()};
   std::vector<double> expected;
   for (int64_t sample = 0; sample < batch; ++sample)
@@ -69,6 +71,7 @@ void hold(Random& random, const Shape& shape, int64_t bits, int64_t batch, bool 
     CAPTURE(t.rows);
     CAPTURE(t.columns);
     CAPTURE(bits);
+    CAPTURE(shown);
     CAPTURE(batch);
     CHECK(difference(y, expected) == "");
   }
@@ -81,11 +84,11 @@ TEST_CASE("windows give the product") {
     use_isa(isa);
     Random random(1);
     for (const Shape& shape : shapes)
-      for (const int64_t bits : {5, 7, 8, 16})
+      for (const auto& [bits, shown] : kinds)
         for (const int64_t batch : {1, 3, 6}) {
-          hold<float>(random, shape, bits, batch, batch == 3);
-          hold<Bfloat16>(random, shape, bits, batch, false);
-          hold<int8_t>(random, shape, bits, batch, true);
+          hold<float>(random, shape, bits, shown, batch, batch == 3);
+          hold<Bfloat16>(random, shape, bits, shown, batch, false);
+          hold<int8_t>(random, shape, bits, shown, batch, true);
         }
   }
   use_isa("");
@@ -102,11 +105,11 @@ TEST_CASE("windows miss nothing that they can take at once") {
       for (const int64_t within : {1, 6}) t.indices.push_back(static_cast<int32_t>(column + within));
     t.indptr[row + 1] = static_cast<int32_t>(t.indices.size());
   }
-  for (const int64_t bits : {5, 7, 8, 16}) {
+  for (const auto& [bits, shown] : kinds) {
     const int64_t of_block = window_lanes * rows_of_lane(bits);
     Indices order(rows), starts = unwritten<int32_t>(rows / of_block + 1);
     std::iota(order.begin(), order.end(), 0);
-    count_stops(rows, columns, t.indptr.data(), t.indices.data(), order.data(), bits, starts.data());
+    count_stops(rows, columns, t.indptr.data(), t.indices.data(), order.data(), bits, shown, starts.data());
     CHECK(starts.back() * window_steps * window_lanes == t.nnz());
   }
 }

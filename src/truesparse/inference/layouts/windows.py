@@ -18,15 +18,17 @@ from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages,
 
 LANES = 16  # of a vector, each of them a row or two
 STEPS = 4  # connections of a lane at each stop of the window, at most
-COLUMNS = {5: 32, 7: 64, 8: 128, 16: 65536}  # that a window shows, by the bits of a place in it
-ROWS = {5: 1, 7: 2, 8: 2, 16: 1}  # of a lane
+COLUMNS = {4: 16, 5: 32, 7: 64, 8: 128, 16: 65536}  # that a window shows, by the bits of a place in it
+ROWS = {4: 1, 5: 1, 7: 2, 8: 2, 16: 1}  # of a lane
 LARGEST_BATCH = 64  # beyond, pairs reuse what they load for more samples than windows ever could
 SHARING = 4  # samples that share what is read
 WORK_OF_A_THREAD = 100_000  # connections times samples, some 20 microseconds: less is not worth another thread
 
-# Nanoseconds of a step by the bits of a place, alone and where it shares what it reads with other samples.
-STEP = {5: 1.05, 7: 1.5, 8: 2.0, 16: 2.9}
-SHARED_STEP = {5: 0.62, 7: 1.07, 8: 2.3, 16: 2.7}
+# Kinds for vectors of sixteen lanes, and for shorter ones: bits of a place, windows of a stop. Nanoseconds of a step of each, alone and
+# where it shares what it reads with other samples, which only long vectors have registers for.
+LONG_VECTORS = "avx512"
+LONG = {(5, 1): (1.05, 0.62), (7, 1): (1.5, 1.07), (8, 1): (2.0, 2.3), (16, 1): (2.9, 2.7)}
+SHORT = {(4, 2): (2.7, 2.7), (4, 4): (2.7, 2.7), (16, 1): (5.4, 5.4)}
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,34 @@ class WindowsCandidate(Candidate):
     """A kind of `Windows`.
 
     Args:
-        bits: of a place in the window. 5: it shows 32 columns; 7 and 8: 64 and 128, and two rows share a lane; 16: inputs are gathered. The
-            more, the fewer lanes have nothing to do at a stop, and the more a step costs.
+        bits: of a place in the window. 4: it shows 16 columns; 5: 32; 7 and 8: 64 and 128, and two rows share a lane; 16: inputs are
+            gathered. The more, the fewer lanes have nothing to do at a stop, and the more a step costs.
+        shown: windows at each stop, one after the other: 2 or 4 for 4 bits, else 1.
 
     Raises:
         ValueError: if there is no such kind.
     """
 
     bits: int
+    shown: int = 1
 
     def __post_init__(self) -> None:
-        if self.bits not in COLUMNS:
-            raise ValueError(f"places in a window have 5, 7, 8 or 16 bits, got {self.bits}")
+        kinds = sorted({*LONG, *SHORT})
+        if (self.bits, self.shown) not in kinds:
+            raise ValueError(f"bits of a place and windows of a stop are of {', '.join(map(str, kinds))}, got ({self.bits}, {self.shown})")
 
     def make(self, weights: Weights, relu: bool, values: str) -> Windows:
-        return Windows(weights, relu, self.bits, values)
+        return Windows(weights, relu, self, values)
 
     def guess(self, weights: Weights, conditions: Conditions) -> float:
         positions = conditions.positions(weights.geometry)
-        steps = int(_starts(weights.topology, _order(weights.topology, self.bits), self.bits)[-1]) * STEPS
+        steps = int(_starts(weights.topology, _order(weights.topology, self.bits), self)[-1]) * STEPS
         held = steps * LANES * (VALUES[conditions.values].itemsize + math.ceil(self.bits / 8))
-        step = STEP if positions < SHARING else SHARED_STEP
-        return max(steps * positions * step[self.bits], reading(held))
+        alone, shared = ({**SHORT, **LONG} if _core.isa() == LONG_VECTORS else {**LONG, **SHORT})[self.bits, self.shown]
+        return max(steps * positions * (alone if positions < SHARING else shared), reading(held))
 
     def __str__(self) -> str:
-        return f"{Windows.name}:{self.bits}"
+        return f"{Windows.name}:{self.bits}{f':{self.shown}' if self.shown > 1 else ''}"
 
 
 class Windows(Layout):
@@ -69,23 +74,23 @@ class Windows(Layout):
 
     name = "windows"
 
-    def __init__(self, weights: Weights, relu: bool, bits: int, values: str = "float32") -> None:
+    def __init__(self, weights: Weights, relu: bool, kind: WindowsCandidate, values: str = "float32") -> None:
         super().__init__(weights, relu)
-        self.bits, self.values_as, self.connections = bits, values, weights.topology.nnz
+        self.kind, self.values_as, self.connections = kind, values, weights.topology.nnz
         topology, held = weights.topology, weights.values.float().contiguous()
         scales = None
         if values == "int8":
             scales = _scales(topology, held)
             held = held / scales[topology.rows.long()]
-        order = _order(topology, bits)
-        starts = _starts(topology, order, bits)
+        order = _order(topology, kind.bits)
+        starts = _starts(topology, order, kind)
         stops = int(starts[-1])
-        first = torch.zeros(stops, dtype=torch.int32)
-        places = torch.zeros(stops * LANES * (2 if bits == 16 else 1), dtype=torch.int32)
+        first = torch.zeros(stops * kind.shown, dtype=torch.int32)
+        places = torch.zeros(stops * LANES * (2 if kind.bits == 16 else 1), dtype=torch.int32)
         own = torch.zeros(stops * STEPS * LANES)
         made = (array.data_ptr() for array in (first, places, own))
         where = topology.indptr.data_ptr(), topology.indices.data_ptr(), held.data_ptr(), order.data_ptr()
-        _core.fill_windows(self.rows, self.columns, *where, bits, *made)
+        _core.fill_windows(self.rows, self.columns, *where, kind.bits, kind.shown, *made)
         self.arrays = tuple(on_large_pages(array) for array in (order, starts, first, places, _held_as(own, values)))
         self.scales = None if scales is None else _in_lanes(scales, order)
         self.bias = None if weights.bias is None else _in_lanes(weights.bias, order)
@@ -101,8 +106,8 @@ class Windows(Layout):
     def _made(self) -> Any:
         addresses = (array.data_ptr() for array in self.arrays)
         scales = 0 if self.scales is None else self.scales.data_ptr()
-        kind = {"float32": _core.Windows_float32, "bfloat16": _core.Windows_bfloat16, "int8": _core.Windows_int8}[self.values_as]
-        self._kernel = kind(self.rows, self.columns, self.bits, *addresses, scales)
+        held = {"float32": _core.Windows_float32, "bfloat16": _core.Windows_bfloat16, "int8": _core.Windows_int8}[self.values_as]
+        self._kernel = held(self.rows, self.columns, self.kind.bits, self.kind.shown, *addresses, scales)
         return self._kernel
 
     @property
@@ -116,16 +121,18 @@ class Windows(Layout):
         vars(self).update(state, arrays=tuple(on_large_pages(array) for array in state["arrays"]))
 
     def __str__(self) -> str:
-        seen = "gathered" if self.bits == 16 else f"{COLUMNS[self.bits]} columns{', 2 rows a lane' if ROWS[self.bits] == 2 else ''}"
+        bits = self.kind.bits
+        seen = "gathered" if bits == 16 else f"{COLUMNS[bits]} columns{', 2 rows a lane' if ROWS[bits] == 2 else ''}"
         return f"{self.name} ({seen}{'' if self.values_as == 'float32' else f', {self.values_as}'})"
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
-    """Those whose windows show a connection or more of a lane at a time, and the gathered one."""
+    """Those whose windows show a connection or more of a lane at a stop, and the gathered one."""
     if not isinstance(weights.geometry, Matrix) or conditions.batch > LARGEST_BATCH:
         return []
     density = weights.topology.nnz / max(weights.topology.size, 1)
-    return [WindowsCandidate(bits) for bits in COLUMNS if bits == 16 or density * COLUMNS[bits] * ROWS[bits] >= 1]
+    kinds = LONG if _core.isa() == LONG_VECTORS else SHORT
+    return [WindowsCandidate(*kind) for kind in kinds if kind[0] == 16 or density * COLUMNS[kind[0]] * ROWS[kind[0]] * kind[1] >= 1]
 
 
 def _order(topology: Topology, bits: int) -> Tensor:
@@ -140,11 +147,11 @@ def _order(topology: Topology, bits: int) -> Tensor:
     return order
 
 
-def _starts(topology: Topology, order: Tensor, bits: int) -> Tensor:
+def _starts(topology: Topology, order: Tensor, kind: WindowsCandidate) -> Tensor:
     """Where the stops of each block begin, [blocks + 1] int32."""
     starts = torch.zeros(order.shape[0] + 1, dtype=torch.int32)
     where = topology.indptr.data_ptr(), topology.indices.data_ptr(), order.data_ptr()
-    _core.count_stops(*topology.shape, *where, bits, starts.data_ptr())
+    _core.count_stops(*topology.shape, *where, kind.bits, kind.shown, starts.data_ptr())
     return starts
 
 
