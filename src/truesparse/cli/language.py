@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from torch import nn
-
-PROMPT = "The mayor of the city said on Monday that"
+BEGINNING = "The mayor of the city said on Monday that"
 BLOCKS, PRUNING = "blocks", "pruning.json"
-PROMPT_TOKENS, DECODED, ROUNDS = 128, 32, 3
 
 
 def refuse_options(source: str, given: Mapping[str, Any]) -> None:
@@ -68,7 +64,7 @@ def prune_language_model(
     model, found = opened.model, windows(calibrate or BROWN, opened.tokenizer)
     data = [{"input_ids": tokens} for tokens in found.calibration]
     dense = sum(weight.nbytes for weight in model.parameters())
-    before, text = perplexity(model, found.test), generated(model, opened.tokenizer, PROMPT)
+    before, text = perplexity(model, found.test), generated(model, opened.tokenizer, BEGINNING)
     start = perf_counter()
     try:
         prune_blocks(
@@ -99,7 +95,7 @@ def prune_language_model(
     nbytes = sum(path.stat().st_size for path in out.glob("*.safetensors"))
     rows = (
         ("before", f"{before:.2f}", nbytes_said(dense), "", text),
-        ("pruned", f"{after:.2f}", nbytes_said(nbytes), f"{seconds:.0f}", generated(model, opened.tokenizer, PROMPT)),
+        ("pruned", f"{after:.2f}", nbytes_said(nbytes), f"{seconds:.0f}", generated(model, opened.tokenizer, BEGINNING)),
     )
     console = wide_console()
     caption = f"{opened.said}; {criterion}, {left:,} of {size:,} weights in {len(layers)} layers stay ({1 - left / size:.1%} sparse)"
@@ -117,7 +113,8 @@ def pack_language_model(source: str, batch: int, values: str, tune: bool) -> Non
     from ..common.processor import processor
     from ..common.shown import Table, nbytes_said
     from ..inference import pack_layers
-    from ..language import generated, language_model
+    from ..language import generated, language_model, tokens_a_second
+    from ..language.speed import GENERATED, PROMPT
     from ..nn import densify
     from ..runs.machine import threads_said
     from .results import wide_console
@@ -134,30 +131,7 @@ def pack_language_model(source: str, batch: int, values: str, tune: bool) -> Non
     rows: list[tuple[str, ...]] = []
     for name, model in models.items():
         said = (f"{speed:.1f} ({speed / own:.1f})" for speed, own in zip(speeds[name], speeds["dense"], strict=True))
-        rows.append((name, *said, nbytes_said(sizes[name]), generated(model, opened.tokenizer, PROMPT)))
-    heads = ("", f"prompt of {PROMPT_TOKENS}", f"{DECODED} tokens after it", "layers", "goes on with")
+        rows.append((name, *said, nbytes_said(sizes[name]), generated(model, opened.tokenizer, BEGINNING)))
+    heads = ("", f"prompt of {PROMPT}", f"{GENERATED} tokens after it", "layers", "goes on with")
     how = f"tokens a second (times dense), medians in turns, {threads_said(torch.get_num_threads())}, {processor()}"
     console.print(Table(heads, tuple(rows), numeric=frozenset({1, 2, 3}), caption=how).rich())
-
-
-def tokens_a_second(models: Mapping[str, nn.Module]) -> dict[str, tuple[float, float]]:
-    """(of a prompt, of what `generate` appends to it one by one) of each model, medians in turns."""
-    from statistics import median
-
-    import torch
-
-    vocabulary = min(int(model.config.vocab_size) for model in models.values())  # type: ignore[union-attr, arg-type]
-    prompt = torch.randint(vocabulary, (1, PROMPT_TOKENS), generator=torch.Generator().manual_seed(0))
-
-    def seconds(model: nn.Module, tokens: int) -> float:
-        start = perf_counter()
-        lengths = {"min_new_tokens": tokens, "max_new_tokens": tokens}
-        model.generate(prompt, attention_mask=torch.ones_like(prompt), **lengths, do_sample=False, pad_token_id=0)  # type: ignore[operator]
-        return perf_counter() - start
-
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in models}
-    for _ in range(1 + ROUNDS):  # the first warms caches
-        for name, model in models.items():
-            first = seconds(model, 1)
-            times[name].append((PROMPT_TOKENS / first, DECODED / max(seconds(model, 1 + DECODED) - first, 1e-9)))
-    return {name: (median(one for one, _ in own[1:]), median(other for _, other in own[1:])) for name, own in times.items()}

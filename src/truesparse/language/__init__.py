@@ -5,6 +5,17 @@
 
 from .models import NAMES, LanguageModel, is_language_model, language_model
 from .score import generated, perplexity
+from .speed import tokens_a_second
 from .texts import Windows, windows
 
-__all__ = ["NAMES", "LanguageModel", "Windows", "generated", "is_language_model", "language_model", "perplexity", "windows"]
+__all__ = [
+    "NAMES",
+    "LanguageModel",
+    "Windows",
+    "generated",
+    "is_language_model",
+    "language_model",
+    "perplexity",
+    "tokens_a_second",
+    "windows",
+]

@@ -1,4 +1,4 @@
-"""When few connections are missing: a dense weight, multiplied by torch."""
+"""When few connections are missing: a dense weight, multiplied by torch; of float32, or of bfloat16 where narrow values are welcome."""
 
 from __future__ import annotations
 
@@ -42,6 +42,40 @@ class Dense(Layout):
         return self.weight.nbytes + nbytes(self.bias)
 
 
+class NarrowDense(Layout):
+    """A dense weight of bfloat16, multiplied by torch: inputs are rounded to it as well, sums are float32 before they are."""
+
+    name = "dense, bfloat16"
+
+    def __init__(self, weights: Weights, relu: bool = False) -> None:
+        super().__init__(weights, relu)
+        self.weight = weights.topology.scatter(weights.values).bfloat16()
+        self.bias = weights.bias
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x.bfloat16(), self.weight).float()
+        if self.bias is not None:
+            y += self.bias
+        return y.relu_() if self.relu else y
+
+    @property
+    def nbytes(self) -> int:
+        return self.weight.nbytes + nbytes(self.bias)
+
+
+@dataclass(frozen=True)
+class NarrowDenseCandidate(Candidate):
+    def make(self, weights: Weights, relu: bool, values: str) -> NarrowDense:
+        return NarrowDense(weights, relu)
+
+    def guess(self, weights: Weights, conditions: Conditions) -> float:
+        size, positions = weights.topology.size, conditions.positions(weights.geometry)
+        return max(2 * size * BYTE, positions * size * MULTIPLY_ADD)
+
+    def __str__(self) -> str:
+        return NarrowDense.name
+
+
 @dataclass(frozen=True)
 class DenseCandidate(Candidate):
     finish: Finish = NOTHING
@@ -65,5 +99,6 @@ class DenseCandidate(Candidate):
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
-    """Always one."""
-    return [DenseCandidate(conditions.finish)]
+    """The one of float32, and where values may be narrow the one of bfloat16."""
+    narrow = conditions.values != "float32" and isinstance(weights.geometry, Matrix)
+    return [DenseCandidate(conditions.finish), *([NarrowDenseCandidate()] if narrow else [])]

@@ -20,6 +20,7 @@ LANES = 16  # of a vector, each of them a row or two
 STEPS = 4  # connections of a lane at each stop of the window, at most
 COLUMNS = {4: 16, 5: 32, 7: 64, 8: 128, 16: 65536}  # that a window shows, by the bits of a place in it
 ROWS = {4: 1, 5: 1, 7: 2, 8: 2, 16: 1}  # of a lane
+MOST_DENSITY = 0.9  # beyond, places and padding are more than what is left out, and narrow values gain less than dense ones of torch
 LARGEST_BATCH = 64  # beyond, pairs reuse what they load for more samples than windows ever could
 SHARING = 4  # samples that share what is read
 WORK_OF_A_THREAD = 100_000  # connections times samples, some 20 microseconds: less is not worth another thread
@@ -128,9 +129,9 @@ class Windows(Layout):
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
     """Those whose windows show a connection or more of a lane at a stop, and the gathered one."""
-    if not isinstance(weights.geometry, Matrix) or conditions.batch > LARGEST_BATCH:
-        return []
     density = weights.topology.nnz / max(weights.topology.size, 1)
+    if not isinstance(weights.geometry, Matrix) or conditions.batch > LARGEST_BATCH or density > MOST_DENSITY:
+        return []
     kinds = LONG if _core.isa() == LONG_VECTORS else SHORT
     return [WindowsCandidate(*kind) for kind in kinds if kind[0] == 16 or density * COLUMNS[kind[0]] * ROWS[kind[0]] * kind[1] >= 1]
 
