@@ -14,7 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..common.hooks import without_training_hooks
 from ..nn.convert import densify_full
+from ..nn.opened import Opened
 from ..nn.wrapped import unwrapped
+from .graph.biases import with_weight
 from .graph.fold import NORMS
 from .graph.layers import LAYERS, weights_of
 from .graph.prune import Resize, pruned
@@ -116,7 +118,8 @@ def built(
     for node in small.graph.find_nodes(op="call_module"):
         name = str(node.target)
         if small.get_submodule(name) is not traced.get_submodule(name):
-            _replace(shrunk, shrunk.get_submodule(name), small.get_submodule(name))
+            old, new = shrunk.get_submodule(name), small.get_submodule(name)
+            _replace(shrunk, old, with_weight(old, new.weight) if isinstance(old, nn.Embedding) and isinstance(new, nn.Embedding) else new)
     refusal = ""
     for attributes in _attempts(shrunk, resizes):
         before = [(module, name, getattr(module, name)) for module, name, _ in attributes]
@@ -142,8 +145,11 @@ def _attempts(model: nn.Module, resizes: list[Resize]) -> list[Attributes]:
     modules = dict(model.named_modules())
     heads: Attributes = []
     others: Attributes = []
-    for owner in sorted(set().union(*(one.owners for one in resizes))):
-        own = [one for one in resizes if owner in one.owners]
+    by_owner: dict[str, list[Resize]] = {}
+    for one in resizes:
+        for owner in {_outside(modules, owner) for owner in one.owners}:
+            by_owner.setdefault(owner, []).append(one)
+    for owner, own in sorted(by_owner.items()):
         for name, value in vars(modules[owner]).items():
             new = value
             for one in own if type(value) is int else ():
@@ -154,6 +160,13 @@ def _attempts(model: nn.Module, resizes: list[Resize]) -> list[Attributes]:
     widths = [entry for entry in others if vars(entry[0])[entry[1]] not in {vars(module)[name] for module, name, _ in heads}]
     attempts: list[Attributes] = [[], heads, heads + widths, heads + others]
     return [one for place, one in enumerate(attempts) if one not in attempts[:place]]
+
+
+def _outside(modules: dict[str, nn.Module], owner: str) -> str:
+    """Of a layer inside an opened module, whoever holds that."""
+    while isinstance(modules[owner], Opened):
+        owner = owner.rpartition(".")[0]
+    return owner
 
 
 def _outputs(model: nn.Module, example: Example) -> object:
@@ -172,7 +185,7 @@ def held_fast(traced: fx.GraphModule, model: nn.Module) -> set[str]:
     for node in traced.graph.find_nodes(op="call_module"):
         name = str(node.target)
         called, own = traced.get_submodule(name), modules.get(name)
-        if type(called) in (*LAYERS, *NORMS):
+        if type(called) in (*LAYERS, *NORMS, nn.Embedding):
             shared = own is not None and any(len(owners[parameter]) > 1 for parameter in own.parameters(recurse=False))
             if own is None or shared or not _alike(called, own):
                 held.add(name)

@@ -186,7 +186,8 @@ def described(node: fx.Node) -> str:
     if node.op in ("placeholder", "get_attr"):
         return f"{node.target!r}"
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{called}()"
+    _, *inside = (kind for _, kind in node.meta.get("nn_module_stack", {"": ("", "")}).values())  # torch notes the modules that call it
+    return f"{called}() of {str(getattr(inside[-1], '__name__', inside[-1])).rpartition('.')[2]}" if inside else f"{called}()"
 
 
 def _any_of_group(group: Tensor, flags: Tensor) -> Tensor:

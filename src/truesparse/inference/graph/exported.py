@@ -203,7 +203,7 @@ class _StandIn(nn.Module):
         if isinstance(layer, ConvolutionInterface) and any(padding_of(layer)[1]):
             raise TypeError(f"a sparse convolution that pads with {layer.padding_mode}, {layer.padding}, cannot be exported")
         self.geometry = layer.geometry
-        self.weight = nn.Parameter(torch.zeros(()).expand(layer.geometry.weight_shape))
+        self.weight = nn.Parameter(_zero_like(layer.weight).expand(layer.geometry.weight_shape))
 
     def forward(self, input: Tensor) -> Tensor:
         return self.geometry.dense(input, self.weight, None)
@@ -212,10 +212,14 @@ class _StandIn(nn.Module):
 class _RowsStandIn(nn.Module):
     def __init__(self, embedding: OpenedEmbedding) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()).expand(embedding.num_embeddings, embedding.embedding_dim))
+        self.weight = nn.Parameter(_zero_like(embedding.weight).expand(embedding.num_embeddings, embedding.embedding_dim))
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.weight)
+
+
+def _zero_like(weight: Tensor) -> Tensor:
+    return torch.zeros((), dtype=weight.dtype, device=weight.device)
 
 
 def _call_layers(graph: fx.Graph, layers: Mapping[str, nn.Module]) -> None:
@@ -247,6 +251,9 @@ class _InPython(fx.Interpreter):
             if _gives(expected, lambda: args[0][index]):
                 n.target, n.args = operator.getitem, (n.args[0], index)  # type: ignore[misc]
             return expected
+        if name == "to" and n.kwargs.get("layout") is torch.strided:  # which the method does not take
+            kwargs = {key: one for key, one in kwargs.items() if key != "layout"}
+            n.kwargs = {key: one for key, one in n.kwargs.items() if key != "layout"}
         function, names = _REARRANGED.get(name, (getattr(F, name, getattr(torch, name, None)), None))
         if names is not None:
             if _gives(expected, lambda: function(**dict(zip(names, args, strict=False)))):  # type: ignore[misc]
@@ -267,4 +274,6 @@ def _gives(expected: Any, call: Callable[[], Any]) -> bool:
         return False
     if isinstance(expected, Tensor):
         return isinstance(given, Tensor) and given.stride() == expected.stride() and same(expected, given)
+    if isinstance(expected, list) and isinstance(given, tuple):  # the parts of a tensor
+        return len(expected) == len(given) and all(_gives(one, lambda other=other: other) for one, other in zip(expected, given, strict=True))
     return type(given) is type(expected) and same(expected, given) and (isinstance(given, (tuple, list)) or given == expected)
