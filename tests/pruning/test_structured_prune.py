@@ -140,7 +140,7 @@ def test_an_excluded_layer_keeps_its_neurons_and_loses_inputs():
 
 def test_heads_that_the_python_holds_stay_and_are_told():
     model, x = made(Stubborn), inputs(2, 3, 8)
-    reason = r"'q', 'k', 'v' \(the Python of the model holds the number of heads, and without one its forward raises RuntimeError: shape"
+    reason = r"'q', 'k', 'v' \(the Python of the model holds their number, and with fewer its forward raises RuntimeError: shape"
     with pytest.warns(UserWarning, match=reason):
         pruned = ts.prune(copy.deepcopy(model), 0.5, example=x)
     assert set(topology_layers(pruned)) == {"o", "up", "down"}
@@ -152,7 +152,7 @@ def test_heads_that_the_python_holds_stay_and_are_told():
         for layer in (heads.q, heads.k, heads.v):
             layer.weight[:2] = layer.bias[:2] = 0.0
         heads.o.weight[:, :2] = 0.0
-    with pytest.warns(UserWarning, match=r"the attention heads of '' stay.*its forward raises RuntimeError: shape.*Let its forward say -1"):
+    with pytest.warns(UserWarning, match=r"the heads or parts of '' stay.*its forward raises RuntimeError: shape.*Let its forward say -1"):
         same = ts.shrink(heads, x)
     torch.testing.assert_close(same(x), heads(x))
 

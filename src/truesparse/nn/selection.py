@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..common.shown import listed
 from .base import TopologyLayer
 from .kinds import DENSE, Dense
 from .opened import Opened, by_use, closed_base, named_opened, opened_kind, opened_one, tied_tables
@@ -29,7 +30,6 @@ WITHOUT_SPARSE_LAYER = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 
 UNNOTICED_SHARE = 0.1  # of the matrix weights of a model, above which what stays dense is told
-NAMES_SAID = 6
 
 
 @dataclass(frozen=True)
@@ -253,15 +253,10 @@ def _refusal(refused: dict[str, tuple[nn.Module, str]], names: Names) -> str:
     said = [
         f"layer {names[0]!r} ({kind}) cannot be made sparse: it {reason}"
         if len(names) == 1
-        else f"layers {_listed(names)} ({kind}) cannot be made sparse: each {reason}"
+        else f"layers {listed(names)} ({kind}) cannot be made sparse: each {reason}"
         for (kind, reason), names in alike.items()
     ]
     return f"{'; '.join(said)}; pass exclude={_exclude(list(refused), names)} to leave {'it' if len(refused) == 1 else 'them'} dense"
-
-
-def _listed(names: list[str]) -> str:
-    said = ", ".join(map(repr, names[:NAMES_SAID]))
-    return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"
 
 
 def _exclude(names: list[str], modules: Names) -> tuple[str, ...]:

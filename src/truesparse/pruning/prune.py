@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..inference.graph.trace import Example
+from ..inference.graph.example import Example
 from ..nn.convert import standing_in
 from ..nn.opened import OpenedEmbedding
 from ..nn.selection import Excluded, select
@@ -98,7 +98,7 @@ def prune(
 
     Warns:
         UserWarning: if competition leaves a layer nearly without connections; with an example, of layers that keep all of their neurons,
-            and why, other than those that give the outputs of the model.
+            and why, other than those that give the outputs of the model and are not named one by one.
     """
     pattern = Neurons() if pattern is None and example is not None else pattern
     rule, chosen_by = named_pattern(pattern or Unstructured()), named_criterion(criterion)
@@ -119,7 +119,8 @@ def prune(
         if example is None:
             chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)
         else:
-            candidates, chosen = choose_coupled(candidates, wanted, chosen_by, competition, probe, example)
+            spelled = [name for name in sparsity if name in candidates] if isinstance(sparsity, Mapping) else []
+            candidates, chosen = choose_coupled(candidates, wanted, spelled, chosen_by, competition, probe, example)
     changed = {one.module for one in candidates.values()}
     opened = {old: new for old, new in opened.items() if not changed.isdisjoint(new.modules())}
     return apply(model, opened, candidates, chosen, optimizer)

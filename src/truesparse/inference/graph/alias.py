@@ -22,7 +22,15 @@ _NEW: set[Any] = {
     *("add", "sub", "mul", "div", "neg", "pow", "mean", "clone", "where"),
     *(F.scaled_dot_product_attention, *PRODUCTS, *SOFTMAX),
 }
-_NEW_MODULES = (*LAYERS, *NORMS, *POOLS, nn.Embedding, nn.LayerNorm, nn.GroupNorm, *(getattr(activation, name) for name in activation.__all__))
+_NEW_MODULES = (
+    *LAYERS,
+    *NORMS,
+    *POOLS,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    *(getattr(activation, name) for name in activation.__all__),
+)
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv, operator.imod}
 
 

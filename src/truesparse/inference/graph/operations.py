@@ -38,6 +38,7 @@ POINTWISE = {
     *("add_", "sub_", "mul_", "div_", "clamp_", "relu_", "sigmoid_", "tanh_"),
     *("to", "type_as", "where", torch.where),
 }
+PYTHON = "the Python of the model holds their number"
 _DECIDES = ("where", torch.where)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 JOINS = (torch.cat, torch.concat, torch.concatenate)
@@ -421,7 +422,7 @@ def read_operations(
             if not follow:
                 channels.pin(
                     torch.cat([one.atoms for one in operation.follows()] or [operation.written()]),
-                    "the Python of the model holds their number",
+                    PYTHON,
                 )
         operations[node] = operation
     return operations

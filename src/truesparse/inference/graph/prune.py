@@ -15,10 +15,11 @@ from ...nn import TopologyLayer
 from .alias import written_while_read
 from .biases import Table, with_weight
 from .channels import Channels, Constants, Operation
+from .example import Example
 from .fold import cleaned
 from .layers import Weights, weights_of, with_trained_weights, with_weights
 from .operations import Layer, Norm, read_operations
-from .trace import Example, replaced, with_shapes
+from .trace import replaced, with_shapes
 
 Operations = dict[fx.Node, Operation]
 
