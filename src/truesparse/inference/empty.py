@@ -40,13 +40,8 @@ def empty_neurons(graph: fx.GraphModule, closed: Mapping[str, str], follow: bool
         closed: {layer that had to stay as it was: why}.
         follow: whether heads could go though their number stands in the arguments of calls.
     """
-    found: list[Empty] = []
-    for name, why in closed.items():
-        layer = graph.get_submodule(name)
-        count = int((weights_of(layer, trains=True).topology.fan_in == 0).sum()) if type(layer) in LAYERS else 0
-        found += [Empty(name, count, why)] * (count > 0)
     channels = Channels()
-    operations = read_operations(graph, channels, trains=True, closed=closed, follow=follow)
+    operations = read_operations(graph, channels, trains=True, follow=follow)
     group, reasons = channels.groups(), channels.reasons()
     empty: dict[str, torch.Tensor] = {}
     atoms: dict[str, torch.Tensor] = {}
@@ -54,11 +49,17 @@ def empty_neurons(graph: fx.GraphModule, closed: Mapping[str, str], follow: bool
         if isinstance(one, Layer):
             atoms[one.name] = group[channels.axes[node].atoms]
             empty[one.name] = weights_of(graph.get_submodule(one.name), trains=True).topology.fan_in.cpu() == 0
-    alive = torch.cat([atoms[name][~empty[name]] for name in atoms]) if atoms else torch.empty(0, dtype=torch.int64)
+    alive = torch.cat([atoms[name][~none] for name, none in empty.items()]) if empty else torch.empty(0, dtype=torch.int64)
+    found: list[Empty] = []
     for name, none in empty.items():
         counts: dict[str, int] = {}
         for one in atoms[name][none].tolist():
-            why = reasons.get(one) or (ADDED if bool((alive == one).any()) else ONLY if len(none) == 1 else HELD)
-            counts[why] = counts.get(why, 0) + 1
-        found += [Empty(name, count, why) for why, count in counts.items() if why != OUTPUT]
+            if (reason := reasons.get(one)) != OUTPUT:
+                why = closed.get(name) or reason or (ADDED if bool((alive == one).any()) else ONLY if len(none) == 1 else HELD)
+                counts[why] = counts.get(why, 0) + 1
+        found += [Empty(name, count, why) for why, count in counts.items()]
+    for name in (one for one in closed if one not in empty):  # with a hook
+        layer = graph.get_submodule(name)
+        count = int((weights_of(layer, trains=True).topology.fan_in == 0).sum()) if type(layer) in LAYERS else 0
+        found += [Empty(name, count, closed[name])] * (count > 0)
     return found

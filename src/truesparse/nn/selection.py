@@ -121,6 +121,12 @@ def excluded_from(model: nn.Module, exclude: Iterable[Excluded]) -> set[nn.Modul
     return _excluded(names, exclude)
 
 
+def also_opened(model: nn.Module, opened: Mapping[nn.Module, nn.Module]) -> dict[nn.Module, Opened]:
+    """What else can be opened, excluded or not, so that a graph sees the layers inside."""
+    others = [(name, module) for name, module in model.named_modules() if module not in opened]
+    return {module: one for module, one in _opened(others, set(), shared_parameters(model), set(), {}).items() if not one.whole}
+
+
 def _opened(
     names: Names,
     excluded: set[nn.Module],

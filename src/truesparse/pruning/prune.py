@@ -11,7 +11,7 @@ from torch import nn
 from ..inference.graph.example import Example
 from ..nn.convert import standing_in
 from ..nn.opened import OpenedEmbedding
-from ..nn.selection import Excluded, select
+from ..nn.selection import Excluded, also_opened, select
 from ..topology.budgets import Budget
 from ..topology.patterns import Neurons, Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
@@ -114,6 +114,8 @@ def prune(
     competition = _competition(across, chosen_by, candidates, isinstance(wanted, Mapping) or budget is not None)
     # Of a table and an output layer that are one, neither can lose anything alone.
     opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
+    if example is not None:
+        opened |= also_opened(model, selection.opened)  # excluded ones lose inputs
     with standing_in(model, opened) as running:
         probe = Probe(running, {}, held(data), forward, loss, generator)
         if example is None:
