@@ -57,6 +57,14 @@ def test_what_stays_is_told_with_the_reason(x, rows, said):
     torch.testing.assert_close(small(x), model(x))
 
 
+def test_in_training_mode_the_reasons_are_the_same(x):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 3, padding=1))
+    nn.init.ones_(model[1].bias)
+    with pytest.warns(UserWarning, match=r"stay: 3 of '0' \(what reads them cannot take"):
+        assert ts.shrink(emptied(model, **{"0": 3}), x).training
+
+
 def test_the_remedy_is_said_and_is_one(x):
     torch.manual_seed(0)
     model = Around()

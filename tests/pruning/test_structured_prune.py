@@ -130,6 +130,16 @@ def test_what_stays_is_told_with_the_reason():
         ts.prune(made(Normed), 0.5, pattern="neurons", example=inputs(2, 4))
 
 
+def test_who_asks_for_a_layer_that_must_stay_is_refused_with_the_reason():
+    for name, reason in (("down", "LayerNorm looks at all of them together"), ("last", "the output of the model")):
+        with pytest.raises(ValueError, match=rf"no neuron, channel or head can go of '{name}' \({reason}\)$"):
+            ts.prune(made(Normed), {name: 0.5}, pattern="neurons", example=inputs(2, 4))
+    with pytest.warns(UserWarning, match=r"keep all of their neurons: 'last' \(the output of the model\)\. exclude="):
+        ts.prune(made(Normed), {"up": 0.5, "last": 0.5}, pattern="neurons", example=inputs(2, 4))
+    with pytest.raises(ValueError, match=r"can go of 'b' \(it is excluded, or they can only go with those of a layer that is\)$"):
+        ts.prune(made(Sum), {"b": 0.5}, pattern="neurons", example=inputs(2, 5), exclude=["a"])
+
+
 def test_an_excluded_layer_keeps_its_neurons_and_loses_inputs():
     model = ts.prune(made(Sum), 0.5, example=inputs(2, 5), exclude=["c"])
     assert len(inputs_left(model, "c")) == 3

@@ -86,11 +86,13 @@ def _shrunk(inside: nn.Module, example_inputs: Example) -> tuple[nn.Module, list
     traced = trace(inside, example_inputs)
     closed = held_fast(traced, inside)
     small, resizes = pruned(traced, example_inputs, trains=True, closed=closed, follow=True)
+    stay = empty_neurons(small, closed, follow=True)  # before its norms are in the mode of the model
     expected = _outputs(copied(inside), example_inputs)
     shrunk, refusal = built(inside, traced, small, resizes, example_inputs, expected)
     said: list[str] = []
     if shrunk is None and resizes:
         small, _ = pruned(traced, example_inputs, trains=True, closed=closed)
+        stay = [one for one in empty_neurons(small, closed, follow=False) if one.why != PYTHON]  # of these it is told otherwise
         shrunk, other = built(inside, traced, small, [], example_inputs, expected)
         if shrunk is not None:
             names = sorted(set().union(*(one.owners for one in resizes)))
@@ -102,7 +104,7 @@ def _shrunk(inside: nn.Module, example_inputs: Example) -> tuple[nn.Module, list
     if shrunk is None:
         raise Untraceable(f"cannot shrink {type(inside).__name__}: with smaller layers {refusal}")
     _check_training(inside, shrunk, example_inputs)
-    return shrunk, said + _of_empty([one for one in empty_neurons(small, closed, follow=not said) if not said or one.why != PYTHON])
+    return shrunk, said + _of_empty(stay)
 
 
 def _of_empty(stay: list[Empty]) -> list[str]:
@@ -148,7 +150,13 @@ def built(
         name = str(node.target)
         if small.get_submodule(name) is not traced.get_submodule(name):
             old, new = shrunk.get_submodule(name), small.get_submodule(name)
-            _replace(shrunk, old, with_weight(old, new.weight) if isinstance(old, nn.Embedding) and isinstance(new, nn.Embedding) else new)
+            _replace(
+                shrunk,
+                old,
+                with_weight(old, nn.Parameter(new.weight, new.weight.requires_grad))
+                if isinstance(old, nn.Embedding) and isinstance(new, nn.Embedding)
+                else new,
+            )
     refusal = ""
     for attributes in _attempts(shrunk, resizes):
         before = [(module, name, getattr(module, name)) for module, name, _ in attributes]

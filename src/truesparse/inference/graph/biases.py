@@ -86,8 +86,8 @@ def biases(module: fx.GraphModule) -> dict[fx.Node, type[Table] | type[Filled]]:
 
 def with_weight(table: nn.Embedding, weight: nn.Parameter) -> nn.Embedding:
     """The same embedding, but for its weight."""
-    settings = {name: getattr(table, name) for name in ("padding_idx", "scale_grad_by_freq", "sparse")}
-    new = nn.Embedding(*weight.shape, **settings, device="meta")
+    rows, columns = weight.shape
+    new = nn.Embedding(rows, columns, table.padding_idx, None, 2.0, table.scale_grad_by_freq, table.sparse, device="meta")
     new.weight = weight
     return new.train(table.training)
 

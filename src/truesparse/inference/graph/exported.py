@@ -199,7 +199,7 @@ class _StandIn(nn.Module):
         if isinstance(layer, ConvolutionInterface) and any(padding_of(layer)[1]):
             raise TypeError(f"a sparse convolution that pads with {layer.padding_mode}, {layer.padding}, cannot be exported")
         self.geometry = layer.geometry
-        self.weight = nn.Parameter(_zero_like(layer.weight).expand(layer.geometry.weight_shape))
+        self.weight = nn.Parameter(_zero_like(layer.parameter).expand(layer.geometry.weight_shape))
 
     def forward(self, input: Tensor) -> Tensor:
         return self.geometry.dense(input, self.weight, None)
