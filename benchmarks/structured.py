@@ -5,13 +5,18 @@
 
 Parameters, and multiplications of convolutions and linear layers for one input, before and after; and how far the outputs of the smaller
 network are from those of the pruned one, in float64 (Torch-Pruning has no pruned network before it is smaller: nothing to compare with).
-Weights are random: counted is what is removed. Llama needs transformers.
+Weights are random: counted is what is removed. Llama needs transformers. Torch-Pruning is called as its examples/LLMs/prune_llm.py does
+(the heads of queries, keys and values given, head_pruning_ratio), and stopped when it is not done after --limit seconds.
 """
 
 import argparse
+import signal
 import sys
 import warnings
+from contextlib import contextmanager
 from copy import deepcopy
+from fnmatch import fnmatchcase
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +108,10 @@ class ViT(nn.Module):
         return self.head(self.norm(self.blocks(self.patches(x).flatten(2).transpose(1, 2))).mean(1))
 
 
-def llama():
+def llama(keys):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 4}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": keys}
     return LlamaForCausalLM(LlamaConfig(vocab_size=128, use_cache=False, **sizes))
 
 
@@ -115,7 +120,8 @@ NETWORKS = {
     "ResNet-18": (resnet18, torch.randn(1, 3, 224, 224), ()),
     "MobileNetV2-like": (mobile, torch.randn(1, 3, 224, 224), ()),
     "ViT-Tiny, 4 heads": (ViT, torch.randn(1, 3, 224, 224), ("patches", "*.proj", "*.fc2")),
-    "Llama, 8 heads on 4 keys": (llama, {"input_ids": torch.arange(8)[None]}, ("*.o_proj", "*.down_proj")),
+    "Llama, 8 heads on 8 keys": (partial(llama, 8), {"input_ids": torch.arange(8)[None]}, ("*.o_proj", "*.down_proj")),
+    "Llama, 8 heads on 4 keys": (partial(llama, 4), {"input_ids": torch.arange(8)[None]}, ("*.o_proj", "*.down_proj")),
 }
 
 
@@ -152,14 +158,13 @@ def ours(model, x, exclude):
 def theirs(tp, model, x, exclude):
     model = deepcopy(model)
     names = dict(model.named_modules())
-    from fnmatch import fnmatchcase
-
     ignored = [one for name, one in names.items() if any(fnmatchcase(name, glob) for glob in exclude)]
     ignored += [one for one in names.values() if isinstance(one, nn.Linear) and one.out_features in (1000, 128) and one not in ignored][-1:]
     heads = {one.qkv: one.num_heads for one in names.values() if isinstance(one, Attention)}
     for one in names.values():
         if hasattr(one, "q_proj"):
-            heads |= {one.q_proj: 8, one.k_proj: 4, one.v_proj: 4}
+            keys = model.config.num_key_value_heads
+            heads |= {one.q_proj: model.config.num_attention_heads, one.k_proj: keys, one.v_proj: keys}
     settings = {"num_heads": heads, "prune_num_heads": True, "prune_head_dims": False, "head_pruning_ratio": 0.5} if heads else {}
     pruner = tp.pruner.BasePruner(
         model, x, importance=tp.importance.MagnitudeImportance(p=1), pruning_ratio=0.5, ignored_layers=ignored, **settings
@@ -171,9 +176,23 @@ def theirs(tp, model, x, exclude):
     return model
 
 
+@contextmanager
+def stopped_after(seconds):
+    def stop(*_):
+        raise TimeoutError(f"not done after {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--torch-pruning", help="the folder that it was installed into")
+    parser.add_argument("--limit", type=int, default=300, help="seconds for each network of Torch-Pruning")
     parser.add_argument("--network", action="append", choices=NETWORKS, help="only these")
     options = parser.parse_args()
     tp = None
@@ -193,7 +212,7 @@ def main():
         print(f"| | truesparse | {counts[0]:,} | {counts[1]:,} | {difference:.0e} |", flush=True)
         if tp:
             try:
-                with warnings.catch_warnings():
+                with warnings.catch_warnings(), stopped_after(options.limit):
                     warnings.simplefilter("ignore")
                     counts = size(theirs(tp, model, x, exclude), x)
                 print(f"| | Torch-Pruning {tp.__version__} | {counts[0]:,} | {counts[1]:,} | |", flush=True)

@@ -98,7 +98,7 @@ def test_the_command_line_goes_on_where_it_was_stopped(folder, tmp_path, capsys,
     assert "No space left on device; the pruned blocks are kept, the same command goes on" in capsys.readouterr().err
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "half" / "blocks").glob("*.safetensors")}
     assert len(kept) == 2
-    monkeypatch.setattr("truesparse.pruning.blocks.choose", lambda *given: pytest.fail("pruned again"))
+    monkeypatch.setattr("truesparse.pruning.block_by_block.choose", lambda *given: pytest.fail("pruned again"))
     assert run(command) == 0
     assert run(command) == 1
     assert "is not empty; choose another --out" in capsys.readouterr().err

@@ -130,6 +130,16 @@ def test_what_stays_is_told_with_the_reason():
         ts.prune(made(Normed), 0.5, pattern="neurons", example=inputs(2, 4))
 
 
+def test_who_asks_for_a_layer_that_must_stay_is_refused_with_the_reason():
+    for name, reason in (("down", "LayerNorm looks at all of them together"), ("last", "the output of the model")):
+        with pytest.raises(ValueError, match=rf"no neuron, channel or head can go of '{name}' \({reason}\)$"):
+            ts.prune(made(Normed), {name: 0.5}, pattern="neurons", example=inputs(2, 4))
+    with pytest.warns(UserWarning, match=r"keep all of their neurons: 'last' \(the output of the model\)\. exclude="):
+        ts.prune(made(Normed), {"up": 0.5, "last": 0.5}, pattern="neurons", example=inputs(2, 4))
+    with pytest.raises(ValueError, match=r"can go of 'b' \(it is excluded, or they can only go with those of a layer that is\)$"):
+        ts.prune(made(Sum), {"b": 0.5}, pattern="neurons", example=inputs(2, 5), exclude=["a"])
+
+
 def test_an_excluded_layer_keeps_its_neurons_and_loses_inputs():
     model = ts.prune(made(Sum), 0.5, example=inputs(2, 5), exclude=["c"])
     assert len(inputs_left(model, "c")) == 3
@@ -140,7 +150,7 @@ def test_an_excluded_layer_keeps_its_neurons_and_loses_inputs():
 
 def test_heads_that_the_python_holds_stay_and_are_told():
     model, x = made(Stubborn), inputs(2, 3, 8)
-    reason = r"'q', 'k', 'v' \(the Python of the model holds the number of heads, and without one its forward raises RuntimeError: shape"
+    reason = r"'q', 'k', 'v' \(the Python of the model holds their number, and with fewer its forward raises RuntimeError: shape"
     with pytest.warns(UserWarning, match=reason):
         pruned = ts.prune(copy.deepcopy(model), 0.5, example=x)
     assert set(topology_layers(pruned)) == {"o", "up", "down"}
@@ -152,7 +162,7 @@ def test_heads_that_the_python_holds_stay_and_are_told():
         for layer in (heads.q, heads.k, heads.v):
             layer.weight[:2] = layer.bias[:2] = 0.0
         heads.o.weight[:, :2] = 0.0
-    with pytest.warns(UserWarning, match=r"the attention heads of '' stay.*its forward raises RuntimeError: shape.*Let its forward say -1"):
+    with pytest.warns(UserWarning, match=r"the heads or parts of '' stay.*its forward raises RuntimeError: shape.*Let its forward say -1"):
         same = ts.shrink(heads, x)
     torch.testing.assert_close(same(x), heads(x))
 

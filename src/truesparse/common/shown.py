@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ T = TypeVar("T")
 
 MOST_ROWS = 100
 """Rows that a notebook shows of a table: a network may have more layers than anyone reads, and each cell is kept in the notebook's file."""
+
+NAMES_SAID = 6
+"""Names that a message tells of many."""
 
 # Seen on white and on black.
 CELL = "padding:.15em .6em;border-bottom:1px solid rgba(128,128,128,.4)"
@@ -110,3 +114,9 @@ def nbytes_said(count: int) -> str:
     if count < 1_000_000:
         return f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:.2f} MB" if count < 1_000_000_000 else f"{count / 1e9:.2f} GB"
+
+
+def listed(names: Collection[str]) -> str:
+    """The first of some names, for a message: "'a', 'b' and 3 more"."""
+    said = ", ".join(map(repr, islice(names, NAMES_SAID))) or "none"
+    return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"

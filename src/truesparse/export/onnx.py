@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_leaves
 from ..common.hooks import user_hooks
 from ..common.optional import library
 from ..common.quiet import quiet
-from ..inference import shrink
-from ..inference.graph.trace import Example, Untraceable, copied, inputs_of, names_of
+from ..inference.graph.example import Example, form_of, inputs_of
+from ..inference.graph.trace import Untraceable, copied
 from ..inference.packed import Frozen
+from ..inference.shrink import smaller
 from ..nn import TopologyLayer, densify
 from ..nn.wrapped import unwrapped
 from .header import first_line
@@ -71,8 +72,12 @@ def export_onnx(
     library("onnxscript", EXTRA, "export_onnx")
     if any(isinstance(module, Frozen) for module in model.modules()):
         raise TypeError("a packed network holds its weights as only this library reads them: export the network that it was packed from")
-    if names_of(example_inputs):
-        raise TypeError("export_onnx takes positional inputs, a tensor or a tuple of tensors, got inputs by name")
+    form = form_of(example_inputs)
+    if form.names or form.has_dicts:
+        raise TypeError(
+            "export_onnx takes positional inputs, a tensor or a tuple of tensors, got a dict: export a module whose forward takes the "
+            "tensors one by one and calls yours"
+        )
     check_place(Path(path))
     newest = onnx.defs.onnx_opset_version()
     if not OLDEST_OPSET <= opset <= newest:
@@ -97,7 +102,7 @@ def export_onnx(
 def _smallest(model: nn.Module, inputs: tuple[Tensor, ...]) -> nn.Module:
     """The dense network in eval mode that computes the same, without neurons that never matter if that can be told."""
     try:
-        return densify(shrink(model, inputs)).eval()
+        return densify(smaller(model, inputs)[0]).eval()
     except Untraceable:
         return densify(copied(model))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor, fx, nn
 from ..nn.wrapped import unwrapped
 from .graph.alias import written_while_read
 from .graph.channels import OUTPUT, Channels, Operation
+from .graph.example import Example, inputs_of
 from .graph.layers import weights_of, with_weights
 from .graph.operations import Layer, read_operations
 from .graph.prune import pruned
-from .graph.trace import Example, call, replaced, trace
+from .graph.trace import replaced, trace
 from .shrink import built, held_fast, without_cache
 
 STAYS = -1
@@ -28,7 +29,7 @@ class Coupled:
         count: of units, numbered from 0.
         rows: {layer: [rows] the unit of each, or -1 where it stays}.
         inputs: {layer: [input features or channels] the unit of each, or -1}.
-        stays: {layer of which every row stays: why}.
+        stays: {layer, or what else may write channels, of which every row stays: why}.
     """
 
     count: int
@@ -65,7 +66,7 @@ def coupled(model: nn.Module, example: Example) -> Coupled:
         refusal = _refusal(inside, traced, found, heads, closed, example) if heads else ""
     if refusal:
         fewer, _ = _read(traced, closed, follow=False)
-        why = f"the Python of the model holds the number of heads, and without one {refusal}"
+        why = f"the Python of the model holds their number, and with fewer {refusal}"
         return replace(fewer, stays={**fewer.stays, **dict.fromkeys(heads & fewer.stays.keys(), why)})
     return found
 
@@ -81,10 +82,10 @@ def gone(units: Tensor, removed: Tensor) -> Tensor:
     return (units != STAYS) & removed[units.clamp(min=0)] if removed.numel() else torch.zeros_like(units, dtype=torch.bool)
 
 
-def _read(traced: fx.GraphModule, closed: Iterable[str], follow: bool) -> tuple[Coupled, set[str]]:
+def _read(traced: fx.GraphModule, closed: Mapping[str, str], follow: bool) -> tuple[Coupled, set[str]]:
     """The units, and the layers whose rows are those of heads with a number in the Python of the model."""
     channels = Channels()
-    operations = read_operations(traced, channels, trains=True, closed=set(closed), follow=follow)
+    operations = read_operations(traced, channels, trains=True, closed=closed, follow=follow)
     for node in written_while_read(traced) & channels.axes.keys():
         channels.pin(channels.axes[node].atoms, "what is written in place while something else reads it")
     group, reasons = channels.groups(), channels.reasons()
@@ -97,8 +98,7 @@ def _read(traced: fx.GraphModule, closed: Iterable[str], follow: bool) -> tuple[
     stays = {
         name: next(reasons[one] for one in group[layers[name][0]].tolist()) for name, units in rows.items() if bool((units == STAYS).all())
     }
-    for name in closed:
-        stays[name] = "it shares its weight, or has a hook of yours"
+    stays |= {name: why for name, why in closed.items() if name not in stays or stays[name] != OUTPUT}
     return _without_the_only(Coupled(len(free), rows, inputs, stays)), _of_heads(operations, group, layers)
 
 
@@ -122,7 +122,9 @@ def _of_heads(operations: Mapping[fx.Node, Operation], group: Tensor, layers: Ma
     return {name for name, (atoms, _) in layers.items() if bool(torch.isin(group[atoms], torch.cat(sized)).any())}
 
 
-def _refusal(inside: nn.Module, traced: fx.GraphModule, found: Coupled, heads: set[str], closed: set[str], example: Example) -> str:
+def _refusal(
+    inside: nn.Module, traced: fx.GraphModule, found: Coupled, heads: set[str], closed: Mapping[str, str], example: Example
+) -> str:
     """Why the Python of the model cannot do with fewer heads; nothing where it can. Tried: the last of each layer goes."""
     removed = torch.zeros(found.count, dtype=torch.bool)
     families = found.families
@@ -144,7 +146,7 @@ def _refusal(inside: nn.Module, traced: fx.GraphModule, found: Coupled, heads: s
         node.meta = dict(old.meta)
     small, resizes = pruned(trial, example, trains=True, closed=closed, follow=True)
     with torch.no_grad():
-        expected = call(trial, example) if not isinstance(example, Mapping) else trial(*example.values())
+        expected = trial(*inputs_of(example))
     return built(inside, trial, small, resizes, example, expected)[1]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..common.hooks import users_on
+from .graph.example import Example, call, inputs_of
 from .graph.layers import PACKED
 from .graph.simplify import Simplified, change
-from .graph.trace import Example, call, copied
+from .graph.trace import copied
 
 
 def as_it_is(model: nn.Module) -> Simplified:
@@ -35,7 +36,7 @@ def layers_in_place(simplified: Simplified, example: Example) -> Simplified:
     handles = [layer.register_forward_hook(note, with_kwargs=True) for layer in layers]
     try:
         with torch.no_grad():
-            call(module, example)
+            module(*inputs_of(example)) if isinstance(module, fx.GraphModule) else call(module, example)
     finally:
         for handle in handles:
             handle.remove()

@@ -16,9 +16,10 @@ from ..topology.geometry import Matrix
 from .choice import Memory
 from .eager import refusal, refuse_tracing
 from .explanation import Explanation
+from .graph.example import Example, Form, call, form_of, inputs_of
 from .graph.layers import PACKED, geometry_of
 from .graph.simplify import change, simplify
-from .graph.trace import Example, Untraceable, call, inputs_of, names_of
+from .graph.trace import Untraceable
 from .inplace import as_it_is, layers_in_place, own_layers
 from .laying_out import Chooser, LayerToPack
 from .layouts import VALUES
@@ -32,9 +33,9 @@ class PackedNetwork(Frozen):
         graph: the network, layer by layer; a `torch.fx.GraphModule` unless it could not be traced.
     """
 
-    def __init__(self, graph: nn.Module, explanation: Explanation, names: tuple[str, ...] = ()) -> None:
+    def __init__(self, graph: nn.Module, explanation: Explanation, form: Form | None = None) -> None:
         super().__init__()
-        self.graph, self._explanation, self._names = graph, explanation, names
+        self.graph, self._explanation, self._form = graph, explanation, form or Form()
         self.requires_grad_(False)
         self.eval()
 
@@ -50,14 +51,17 @@ class PackedNetwork(Frozen):
             torch._dynamo.graph_break(refusal("torch.compile(fullgraph=True)"))  # which says so where a break is an error
             outside: Callable[..., Any] = torch.compiler.disable(self.forward)  # type: ignore[assignment]
             return outside(*inputs, **named)
+        names = self._form.names
+        if self._form.has_dicts and isinstance(self.graph, fx.GraphModule):
+            inputs = self._form.row(inputs)
         refuse_tracing(inputs)
         if named:
             refuse_tracing(tuple(named.values()))
         if not isinstance(self.graph, fx.GraphModule):
             return self.graph(*inputs, **named)
-        if self._names and (inputs or named.keys() != set(self._names)):
+        if names and (inputs or named.keys() != set(names)):
             given = [*(f"argument {number}" for number in range(len(inputs))), *named]
-            raise TypeError(f"packed for the arguments {', '.join(self._names)} by name, got {', '.join(given)}; pack it with these")
+            raise TypeError(f"packed for the arguments {', '.join(names)} by name, got {', '.join(given)}; pack it with these")
         return self.graph.forward(*inputs, **named)  # a GraphModule's call takes 4 us more, for better tracebacks
 
     def explain(self) -> Explanation:
@@ -91,7 +95,7 @@ def pack(
     Args:
         model: left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the network inside is packed.
         example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments, of the batch that
-            is to be fast. Other batches work.
+            is to be fast. Other batches work. For a model that takes one dict the tuple holds it: `({"ids": ids, "mask": mask},)`.
         values: how connections may be held: "float32", "bfloat16", or "int8" with a scale for each row. Where narrow values are not
             faster, a layer keeps float32.
         tune: measure each layer's layouts here; what was measured is remembered in the user's cache folder. False chooses by rule, the
@@ -128,7 +132,7 @@ def pack(
         graph.delete_all_unused_submodules()
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
     explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole, user_hooks(graph))
-    return PackedNetwork(graph, explanation, names_of(example_inputs))
+    return PackedNetwork(graph, explanation, form_of(example_inputs))
 
 
 def pack_layers(
@@ -239,7 +243,7 @@ def _input_shapes(graph: nn.Module, layers: Mapping[str, LayerToPack], example: 
     handles = [graph.get_submodule(name).register_forward_pre_hook(noted(name, layer.weights.geometry)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
-            call(graph, example)
+            graph(*inputs_of(example)) if isinstance(graph, fx.GraphModule) else call(graph, example)
     finally:
         for handle in handles:
             handle.remove()

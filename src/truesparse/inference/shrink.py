@@ -12,13 +12,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
-from ..common.hooks import without_training_hooks
+from ..common.hooks import user_hooks, without_training_hooks
+from ..common.shown import listed
 from ..nn.convert import densify_full
+from ..nn.opened import Opened
 from ..nn.wrapped import unwrapped
+from .empty import Empty, empty_neurons
+from .graph.biases import with_weight
+from .graph.example import Example, call
 from .graph.fold import NORMS
 from .graph.layers import LAYERS, weights_of
+from .graph.operations import PYTHON
 from .graph.prune import Resize, pruned
-from .graph.trace import Example, Untraceable, call, copied, trace
+from .graph.trace import Untraceable, copied, trace
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,7 +52,8 @@ def shrink(model: Model, example_inputs: Example) -> Model:
 
     Args:
         model: sparse, masked, dense or mixed; left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the network inside.
-        example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments.
+        example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments. For a model that
+            takes one dict the tuple holds it: `({"ids": ids, "mask": mask},)`.
 
     Returns:
         A new model of the same classes, in the same mode, whose layers are the smaller ones. Its parameters are new: give them to a new
@@ -54,36 +61,62 @@ def shrink(model: Model, example_inputs: Example) -> Model:
 
     Raises:
         TypeError: if the model cannot be copied or cannot be traced, or with smaller layers would do something else; the message says why.
+
+    Warns:
+        UserWarning: of neurons that stay though no connection goes into them, other than those that give the outputs, and of heads whose
+            number the Python of the model holds; each with the reason.
     """
+    small, said = smaller(model, example_inputs)
+    for one in said:
+        warnings.warn(one, stacklevel=2)
+    return small
+
+
+def smaller(model: Model, example_inputs: Example) -> tuple[Model, list[str]]:
+    """What `shrink` gives, and what it warns of."""
     inside = unwrapped(model)
     with without_cache(inside):
-        shrunk = _shrunk(inside, example_inputs)
+        shrunk, said = _shrunk(inside, example_inputs)
     for one, other in zip(_configs(shrunk), _configs(inside), strict=True):
         one.use_cache = other.use_cache
-    return densify_full(shrunk)  # type: ignore[return-value]
+    return densify_full(shrunk), said  # type: ignore[return-value]
 
 
-def _shrunk(inside: nn.Module, example_inputs: Example) -> nn.Module:
+def _shrunk(inside: nn.Module, example_inputs: Example) -> tuple[nn.Module, list[str]]:
     traced = trace(inside, example_inputs)
     closed = held_fast(traced, inside)
     small, resizes = pruned(traced, example_inputs, trains=True, closed=closed, follow=True)
+    stay = empty_neurons(small, closed, follow=True)  # before its norms are in the mode of the model
     expected = _outputs(copied(inside), example_inputs)
     shrunk, refusal = built(inside, traced, small, resizes, example_inputs, expected)
+    said: list[str] = []
     if shrunk is None and resizes:
         small, _ = pruned(traced, example_inputs, trains=True, closed=closed)
+        stay = [one for one in empty_neurons(small, closed, follow=False) if one.why != PYTHON]  # of these it is told otherwise
         shrunk, other = built(inside, traced, small, [], example_inputs, expected)
         if shrunk is not None:
             names = sorted(set().union(*(one.owners for one in resizes)))
-            warnings.warn(
-                f"the attention heads of {', '.join(map(repr, names))} stay, for the Python of the model holds their number: without "
-                f"them {refusal}. Let its forward say -1 there (x.reshape(batch, places, -1)), or hold the number in an attribute",
-                stacklevel=3,
+            said.append(
+                f"the heads or parts of {', '.join(map(repr, names))} stay, for the Python of the model holds their number: without "
+                f"them {refusal}. Let its forward say -1 there (x.reshape(batch, places, -1)), or hold the number in an attribute"
             )
         refusal = other or refusal
     if shrunk is None:
         raise Untraceable(f"cannot shrink {type(inside).__name__}: with smaller layers {refusal}")
     _check_training(inside, shrunk, example_inputs)
-    return shrunk
+    return shrunk, said + _of_empty(stay)
+
+
+def _of_empty(stay: list[Empty]) -> list[str]:
+    """One line about neurons that stay though no connection goes into them."""
+    by_reason: dict[str, list[Empty]] = {}
+    for one in stay:
+        by_reason.setdefault(one.why, []).append(one)
+    if not by_reason:
+        return []
+    parts = (f"{sum(one.count for one in own)} of {listed([one.layer for one in own])} ({why})" for why, own in by_reason.items())
+    remedy = "ts.prune(model, ..., pattern='neurons', example=example) empties together what can only go together"
+    return [f"neurons without connections stay: {'; '.join(parts)}. {remedy}"]
 
 
 @contextmanager
@@ -116,7 +149,14 @@ def built(
     for node in small.graph.find_nodes(op="call_module"):
         name = str(node.target)
         if small.get_submodule(name) is not traced.get_submodule(name):
-            _replace(shrunk, shrunk.get_submodule(name), small.get_submodule(name))
+            old, new = shrunk.get_submodule(name), small.get_submodule(name)
+            _replace(
+                shrunk,
+                old,
+                with_weight(old, nn.Parameter(new.weight, new.weight.requires_grad))
+                if isinstance(old, nn.Embedding) and isinstance(new, nn.Embedding)
+                else new,
+            )
     refusal = ""
     for attributes in _attempts(shrunk, resizes):
         before = [(module, name, getattr(module, name)) for module, name, _ in attributes]
@@ -142,8 +182,11 @@ def _attempts(model: nn.Module, resizes: list[Resize]) -> list[Attributes]:
     modules = dict(model.named_modules())
     heads: Attributes = []
     others: Attributes = []
-    for owner in sorted(set().union(*(one.owners for one in resizes))):
-        own = [one for one in resizes if owner in one.owners]
+    by_owner: dict[str, list[Resize]] = {}
+    for one in resizes:
+        for owner in {holder for name in one.owners for holder in _holders(modules, name)}:
+            by_owner.setdefault(owner, []).append(one)
+    for owner, own in sorted(by_owner.items()):
         for name, value in vars(modules[owner]).items():
             new = value
             for one in own if type(value) is int else ():
@@ -156,26 +199,39 @@ def _attempts(model: nn.Module, resizes: list[Resize]) -> list[Attributes]:
     return [one for place, one in enumerate(attempts) if one not in attempts[:place]]
 
 
+def _holders(modules: dict[str, nn.Module], owner: str) -> list[str]:
+    """The module, and of an opened one whoever holds that too."""
+    holders = [owner]
+    while isinstance(modules[holders[-1]], Opened):
+        holders.append(holders[-1].rpartition(".")[0])
+    return holders
+
+
 def _outputs(model: nn.Module, example: Example) -> object:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         return call(model, example)
 
 
-def held_fast(traced: fx.GraphModule, model: nn.Module) -> set[str]:
-    """Layers and norms of the graph that are not, or not only, a module of the model of that name."""
+def held_fast(traced: fx.GraphModule, model: nn.Module) -> dict[str, str]:
+    """Layers, norms and tables of the graph that are not, or not only, a module of the model of that name: {name: why}."""
     modules = dict(model.named_modules())
-    owners: dict[nn.Parameter, set[nn.Module]] = {}
-    for module in modules.values():
+    owners: dict[nn.Parameter, list[str]] = {}
+    for name, module in modules.items():
         for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, set()).add(module)
-    held = set()
+            owners.setdefault(parameter, []).append(name)
+    held: dict[str, str] = {}
+    hooked = user_hooks(model)
     for node in traced.graph.find_nodes(op="call_module"):
         name = str(node.target)
         called, own = traced.get_submodule(name), modules.get(name)
-        if type(called) in (*LAYERS, *NORMS):
-            shared = own is not None and any(len(owners[parameter]) > 1 for parameter in own.parameters(recurse=False))
-            if own is None or shared or not _alike(called, own):
-                held.add(name)
+        if type(called) in (*LAYERS, *NORMS, nn.Embedding):
+            others = [one for parameter in own.parameters(recurse=False) for one in owners[parameter] if one != name] if own else []
+            if name in hooked:
+                held[name] = f"a {hooked[name]} of yours is on it"
+            elif others:
+                held[name] = f"it shares its weight with {others[0]!r}"
+            elif own is None or not _alike(called, own):
+                held[name] = "the graph of the model has it with another weight or other settings"
     return held
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from ..common.shown import listed
 from .base import TopologyLayer
 from .kinds import DENSE, Dense
 from .opened import Opened, by_use, closed_base, named_opened, opened_kind, opened_one, tied_tables
@@ -29,7 +30,6 @@ WITHOUT_SPARSE_LAYER = (_ConvNd, nn.RNNBase, nn.RNNCellBase, nn.Bilinear)
 NO_PRODUCT = (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm, nn.RMSNorm)
 
 UNNOTICED_SHARE = 0.1  # of the matrix weights of a model, above which what stays dense is told
-NAMES_SAID = 6
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,12 @@ def excluded_from(model: nn.Module, exclude: Iterable[Excluded]) -> set[nn.Modul
     names, exclude = list(model.named_modules(remove_duplicate=False)), list(exclude)
     _refuse_unmatched(names, names, exclude)
     return _excluded(names, exclude)
+
+
+def also_opened(model: nn.Module, opened: Mapping[nn.Module, nn.Module]) -> dict[nn.Module, Opened]:
+    """What else can be opened, excluded or not, so that a graph sees the layers inside."""
+    others = [(name, module) for name, module in model.named_modules() if module not in opened]
+    return {module: one for module, one in _opened(others, set(), shared_parameters(model), set(), {}).items() if not one.whole}
 
 
 def _opened(
@@ -253,15 +259,10 @@ def _refusal(refused: dict[str, tuple[nn.Module, str]], names: Names) -> str:
     said = [
         f"layer {names[0]!r} ({kind}) cannot be made sparse: it {reason}"
         if len(names) == 1
-        else f"layers {_listed(names)} ({kind}) cannot be made sparse: each {reason}"
+        else f"layers {listed(names)} ({kind}) cannot be made sparse: each {reason}"
         for (kind, reason), names in alike.items()
     ]
     return f"{'; '.join(said)}; pass exclude={_exclude(list(refused), names)} to leave {'it' if len(refused) == 1 else 'them'} dense"
-
-
-def _listed(names: list[str]) -> str:
-    said = ", ".join(map(repr, names[:NAMES_SAID]))
-    return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"
 
 
 def _exclude(names: list[str], modules: Names) -> tuple[str, ...]:

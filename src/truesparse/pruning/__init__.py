@@ -2,7 +2,7 @@
 
 from . import criteria
 from .base import CRITERIA, Chosen, Criterion, Evidence, register
-from .blocks import prune_blocks
+from .block_by_block import prune_blocks
 from .budgets import OWL, Depth
 from .compete import EvidenceBudget
 from .distill import Distillation, distill

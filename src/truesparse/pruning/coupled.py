@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ..common.shown import listed
 from ..inference.coupled import OUTPUT, STAYS, Coupled, coupled, gone
-from ..inference.graph.trace import Example
+from ..inference.graph.example import Example
 from ..topology import Topology
 from ..topology.budgets import kept
 from ..topology.patterns import Unstructured
@@ -20,8 +21,6 @@ from .choose import checked, mended, scores_of
 from .compete import Across, Sparsity
 from .evidence import evidence_of, needs_of
 from .probe import Probe
-
-NAMES_SAID = 4
 
 
 def units_gone(found: Coupled, scores: Mapping[str, Tensor], sparsity: Sparsity, across: Across) -> Tensor:
@@ -39,9 +38,10 @@ def units_gone(found: Coupled, scores: Mapping[str, Tensor], sparsity: Sparsity,
     """
     score, size, may = _of_units(found, scores)
     families = found.families
-    if not bool(may.any()):
-        said = "; ".join(f"{name!r}: {reason}" for name, reason in list(found.stays.items())[:NAMES_SAID])
-        raise ValueError(f"found nothing to prune: no neuron, channel or head can go ({said or 'all layers are excluded'})")
+    asked = list(sparsity) if isinstance(sparsity, Mapping) else list(found.rows)
+    if not any(bool(may[units[units != STAYS]].any()) for name, units in found.rows.items() if name in asked):
+        said = "; ".join(f"{listed(names)} ({why})" for why, names in _by_reason(found, asked).items())
+        raise ValueError(f"found nothing to prune: no neuron, channel or head can go of {said}")
     if across != "layer":
         if isinstance(sparsity, Mapping):
             raise ValueError(f"across={across!r} shares one sparsity among all layers: pass a number, got {sparsity}")
@@ -66,16 +66,22 @@ def lost(found: Coupled, removed: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
     return {name: (rows, inputs) for name, (rows, inputs) in parts.items() if bool(rows.any()) or bool(inputs.any())}
 
 
-def warn_of_what_stays(found: Coupled, asked: Sequence[str], stacklevel: int) -> None:
-    """Say so of layers that keep all of their neurons though they were meant, other than those that give the outputs."""
-    by_reason: dict[str, list[str]] = {}
-    for name in asked:
-        reason = found.stays.get(name, OUTPUT if name in found.rows else "the graph of the model does not have it as a layer of its own")
-        if reason != OUTPUT:
-            by_reason.setdefault(reason, []).append(name)
+def warn_of_what_stays(found: Coupled, asked: Sequence[str], spelled: Collection[str], stacklevel: int) -> None:
+    """Say so of layers that keep all of their neurons though they were meant; of those that give the outputs where they are `spelled`."""
+    meant = [name for name in asked if name in spelled or found.stays.get(name) != OUTPUT]
+    by_reason = _by_reason(found, [name for name in meant if name in found.stays or name not in found.rows])
     if by_reason:
-        said = "; ".join(f"{_listed(names)} ({reason})" for reason, names in by_reason.items())
+        said = "; ".join(f"{listed(names)} ({reason})" for reason, names in by_reason.items())
         warnings.warn(f"some layers keep all of their neurons: {said}. exclude=[...] says that this is meant", stacklevel=stacklevel + 1)
+
+
+def _by_reason(found: Coupled, names: Sequence[str]) -> dict[str, list[str]]:
+    by_reason: dict[str, list[str]] = {}
+    for name in names:
+        tied = "it is excluded, or they can only go with those of a layer that is"
+        why = found.stays.get(name, tied if name in found.rows else "the graph of the model does not have it as a layer of its own")
+        by_reason.setdefault(why, []).append(name)
+    return by_reason
 
 
 def _of_units(found: Coupled, scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,15 +134,20 @@ def _shares(found: Coupled, families: Tensor, sparsity: Sparsity) -> dict[int, f
     return shares
 
 
-def _listed(names: Sequence[str]) -> str:
-    said = ", ".join(map(repr, names[:NAMES_SAID]))
-    return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"
-
-
 def choose_coupled(
-    candidates: Mapping[str, Candidate], sparsity: Sparsity, criterion: Criterion, across: Across, probe: Probe, example: Example
+    candidates: Mapping[str, Candidate],
+    sparsity: Sparsity,
+    spelled: Collection[str],
+    criterion: Criterion,
+    across: Across,
+    probe: Probe,
+    example: Example,
 ) -> tuple[dict[str, Candidate], dict[str, Chosen]]:
-    """The layers that lose rows or inputs, candidates or not, and what stays of each. Nothing changes."""
+    """The layers that lose rows or inputs, candidates or not, and what stays of each. Nothing changes.
+
+    Args:
+        spelled: the layers that the user named one by one.
+    """
     found = coupled(probe.model, example)
     free = {name: one for name, one in candidates.items() if name in found.rows and name not in found.stays}
     evidence = evidence_of(free, probe, needs_of(criterion))
@@ -151,5 +162,5 @@ def choose_coupled(
         weight = mended(criterion, evidence[name], topology) if name in evidence else one.weight
         changed[name] = replace(one, pattern=Unstructured())
         chosen[name] = checked(name, criterion, Chosen(topology, weight))
-    warn_of_what_stays(found, [name for name in candidates if not isinstance(sparsity, Mapping) or name in sparsity], stacklevel=3)
+    warn_of_what_stays(found, [name for name in candidates if not isinstance(sparsity, Mapping) or name in sparsity], spelled, stacklevel=3)
     return changed, chosen

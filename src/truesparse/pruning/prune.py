@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from ..inference.graph.trace import Example
+from ..inference.graph.example import Example
 from ..nn.convert import standing_in
 from ..nn.opened import OpenedEmbedding
-from ..nn.selection import Excluded, select
+from ..nn.selection import Excluded, also_opened, select
 from ..topology.budgets import Budget
 from ..topology.patterns import Neurons, Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
@@ -98,7 +98,7 @@ def prune(
 
     Warns:
         UserWarning: if competition leaves a layer nearly without connections; with an example, of layers that keep all of their neurons,
-            and why, other than those that give the outputs of the model.
+            and why, other than those that give the outputs of the model and are not named one by one.
     """
     pattern = Neurons() if pattern is None and example is not None else pattern
     rule, chosen_by = named_pattern(pattern or Unstructured()), named_criterion(criterion)
@@ -114,12 +114,15 @@ def prune(
     competition = _competition(across, chosen_by, candidates, isinstance(wanted, Mapping) or budget is not None)
     # Of a table and an output layer that are one, neither can lose anything alone.
     opened = {old: new for old, new in selection.opened.items() if example is None or not isinstance(new, OpenedEmbedding)}
+    if example is not None:
+        opened |= also_opened(model, selection.opened)  # excluded ones lose inputs
     with standing_in(model, opened) as running:
         probe = Probe(running, {}, held(data), forward, loss, generator)
         if example is None:
             chosen = choose(candidates, wanted, chosen_by, competition, budget, probe)
         else:
-            candidates, chosen = choose_coupled(candidates, wanted, chosen_by, competition, probe, example)
+            spelled = [name for name in sparsity if name in candidates] if isinstance(sparsity, Mapping) else []
+            candidates, chosen = choose_coupled(candidates, wanted, spelled, chosen_by, competition, probe, example)
     changed = {one.module for one in candidates.values()}
     opened = {old: new for old, new in opened.items() if not changed.isdisjoint(new.modules())}
     return apply(model, opened, candidates, chosen, optimizer)

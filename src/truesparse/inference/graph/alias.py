@@ -11,16 +11,26 @@ from torch import fx, nn
 from torch._ops import OpOverload
 from torch.nn.modules import activation
 
+from .heads import PRODUCTS, SOFTMAX
 from .layers import LAYERS
 from .operations import JOINS, NORMS, POOLS
 
 # What makes a tensor of its own. Anything else may hand on the memory of what it reads.
 _NEW: set[Any] = {
     *(operator.add, operator.sub, operator.mul, operator.truediv, operator.neg, operator.pow),
-    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.mean, F.pad, *JOINS),
-    *("add", "sub", "mul", "div", "neg", "pow", "mean", "clone"),
+    *(torch.add, torch.sub, torch.mul, torch.div, torch.neg, torch.pow, torch.mean, torch.where, F.pad, *JOINS),
+    *("add", "sub", "mul", "div", "neg", "pow", "mean", "clone", "where"),
+    *(F.scaled_dot_product_attention, *PRODUCTS, *SOFTMAX),
 }
-_NEW_MODULES = (*LAYERS, *NORMS, *POOLS, nn.LayerNorm, nn.GroupNorm, *(getattr(activation, name) for name in activation.__all__))
+_NEW_MODULES = (
+    *LAYERS,
+    *NORMS,
+    *POOLS,
+    nn.Embedding,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    *(getattr(activation, name) for name in activation.__all__),
+)
 _IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow, operator.ifloordiv, operator.imod}
 
 

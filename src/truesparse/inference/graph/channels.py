@@ -103,6 +103,7 @@ class Channels:
         self.axes: dict[fx.Node, Axis] = {}
         self._count = 0
         self._pinned: list[tuple[Tensor, str]] = []
+        self._met: list[tuple[Tensor, str]] = []  # pinned too, but where there is another reason, that says more
         self._tied: list[tuple[Tensor, Tensor]] = []
 
     def fresh(self, extent: int) -> Tensor:
@@ -131,7 +132,7 @@ class Channels:
             return None
         if node not in self.axes:
             self.axes[node] = Axis(dimension, self.fresh(shape[dimension]))
-            self.pin(self.axes[node].atoms, f"they meet what {described(node)} gives")
+            self._met.append((self.axes[node].atoms, f"they meet what {described(node)} gives"))
         axis = self.axes[node]
         return axis if axis.dimension == dimension else None
 
@@ -142,7 +143,7 @@ class Channels:
             wanted: which places matter, of each node with a channel axis.
         """
         kept = torch.zeros(self._count, dtype=torch.bool)
-        for atoms, _ in self._pinned:
+        for atoms, _ in (*self._pinned, *self._met):
             kept[atoms] = True
         for node, places in wanted.items():
             kept[self.axes[node].atoms[places]] = True
@@ -156,7 +157,7 @@ class Channels:
     def reasons(self) -> dict[int, str]:
         """{group of atoms that stay: why}"""
         group, found = self.groups(), dict[int, str]()
-        for atoms, reason in self._pinned:
+        for atoms, reason in (*self._pinned, *self._met):
             for one in group[atoms].unique().tolist():
                 found[one] = found.get(one) or reason
         return found
@@ -186,7 +187,8 @@ def described(node: fx.Node) -> str:
     if node.op in ("placeholder", "get_attr"):
         return f"{node.target!r}"
     called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
-    return f"{called}()"
+    _, *inside = (kind for _, kind in node.meta.get("nn_module_stack", {"": ("", "")}).values())  # torch notes the modules that call it
+    return f"{called}() of {str(getattr(inside[-1], '__name__', inside[-1])).rpartition('.')[2]}" if inside else f"{called}()"
 
 
 def _any_of_group(group: Tensor, flags: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ...common.quiet import quiet
 from ...nn import TopologyLayer
 from ...nn.conv import ConvolutionInterface, padding_of
 from ...nn.opened import OpenedEmbedding
+from .example import Form
 
 Inputs = tuple[Tensor, ...]
 
@@ -28,15 +29,15 @@ _REARRANGED: Mapping[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
 }
 
 
-def exported(model: nn.Module, inputs: Inputs, names: Sequence[str] = ()) -> fx.GraphModule:
+def exported(model: nn.Module, inputs: Inputs, form: Form) -> fx.GraphModule:
     """The graph of what `model` computes; its sparse layers are single calls.
 
     Sizes stay open where the model leaves them so. What it decided by sizes, and of which kind its inputs were, is checked at each call.
 
     Args:
         model: in eval mode; left as it is.
-        inputs: an example.
-        names: of the arguments that they are; none: they are positional.
+        inputs: the tensors of an example.
+        form: which arguments they are.
 
     Raises:
         TypeError: if torch.export cannot follow it either, or what it gives is something else.
@@ -48,13 +49,13 @@ def exported(model: nn.Module, inputs: Inputs, names: Sequence[str] = ()) -> fx.
     for example in (plural, inputs):
         try:
             with quiet():
-                module, decisions = _graph_of(model, example, names)
+                module, decisions = _graph_of(model, example, form)
         except Exception as error:  # of any kind: the model's own code runs
             failure = f"torch.export: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
             continue
-        tested = [one for one in (plural, single, inputs) if _agree(model, module, one, names)]
+        tested = [one for one in (plural, single, inputs) if _agree(model, module, one, form)]
         if any(one is inputs for one in tested):
-            module.add_module("guards", Guards(tested, decisions, names))
+            module.add_module("guards", Guards(tested, decisions, form.labels))
             placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
             with module.graph.inserting_after(placeholders[-1]):
                 module.graph.call_module("guards", tuple(placeholders))
@@ -74,7 +75,7 @@ class Guards(nn.Module):
 
     def __init__(self, examples: Sequence[Inputs], decisions: fx.GraphModule, names: Sequence[str]) -> None:
         super().__init__()
-        self.decisions, self.names = decisions, tuple(names) or tuple(f"input {number}" for number in range(len(examples[0])))
+        self.decisions, self.names = decisions, tuple(names)
         self.kinds = tuple(one.dtype for one in examples[0])
         # Where nobody has seen a size of one, it could be taken for one that is to be repeated.
         self.least = tuple(
@@ -136,25 +137,20 @@ def _close(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=1e-3, atol=1e-5, equal_nan=True) if one.is_floating_point() else torch.equal(one, other)
 
 
-def _agree(model: nn.Module, module: fx.GraphModule, inputs: Inputs, names: Sequence[str]) -> bool:
-    args, kwargs = _arguments(inputs, names)
+def _agree(model: nn.Module, module: fx.GraphModule, inputs: Inputs, form: Form) -> bool:
+    args, kwargs = form.arguments(inputs)
     try:
         return same(model(*args, **kwargs), module(*inputs))
     except Exception:  # neither need be able to take it
         return False
 
 
-def _arguments(inputs: Inputs, names: Sequence[str]) -> tuple[Inputs, dict[str, Tensor]]:
-    return ((), dict(zip(names, inputs, strict=True))) if names else (inputs, {})
-
-
-def _graph_of(model: nn.Module, example: Inputs, names: Sequence[str]) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _graph_of(model: nn.Module, example: Inputs, form: Form) -> tuple[fx.GraphModule, fx.GraphModule]:
     """The graph, and one that asserts what was decided by sizes."""
-    args, kwargs = _arguments(example, names)
-    sizes = [dict.fromkeys(range(one.ndim), torch.export.Dim.AUTO) for one in example]
-    shapes = dict(zip(names, sizes, strict=True)) if names else tuple(sizes)
+    args, kwargs = form.arguments(example)
+    sizes, sizes_by_name = form.arguments([dict.fromkeys(range(one.ndim), torch.export.Dim.AUTO) for one in example])
     with _sparse_layers_stood_in(model) as sparse:
-        root = torch.export.export(model, args, kwargs, dynamic_shapes=shapes, strict=False).module()
+        root = torch.export.export(model, args, kwargs, dynamic_shapes=sizes_by_name or sizes, strict=False).module()
     assert isinstance(root, fx.GraphModule)
     decisions = fx.Graph()
     root._guards_fn.forward(*(fx.Proxy(decisions.placeholder(f"input_{number}")) for number in range(len(example))))  # type: ignore[operator, union-attr]
@@ -203,7 +199,7 @@ class _StandIn(nn.Module):
         if isinstance(layer, ConvolutionInterface) and any(padding_of(layer)[1]):
             raise TypeError(f"a sparse convolution that pads with {layer.padding_mode}, {layer.padding}, cannot be exported")
         self.geometry = layer.geometry
-        self.weight = nn.Parameter(torch.zeros(()).expand(layer.geometry.weight_shape))
+        self.weight = nn.Parameter(_zero_like(layer.parameter).expand(layer.geometry.weight_shape))
 
     def forward(self, input: Tensor) -> Tensor:
         return self.geometry.dense(input, self.weight, None)
@@ -212,10 +208,14 @@ class _StandIn(nn.Module):
 class _RowsStandIn(nn.Module):
     def __init__(self, embedding: OpenedEmbedding) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()).expand(embedding.num_embeddings, embedding.embedding_dim))
+        self.weight = nn.Parameter(_zero_like(embedding.weight).expand(embedding.num_embeddings, embedding.embedding_dim))
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.weight)
+
+
+def _zero_like(weight: Tensor) -> Tensor:
+    return torch.zeros((), dtype=weight.dtype, device=weight.device)
 
 
 def _call_layers(graph: fx.Graph, layers: Mapping[str, nn.Module]) -> None:
@@ -247,6 +247,9 @@ class _InPython(fx.Interpreter):
             if _gives(expected, lambda: args[0][index]):
                 n.target, n.args = operator.getitem, (n.args[0], index)  # type: ignore[misc]
             return expected
+        if name == "to" and n.kwargs.get("layout") is torch.strided:  # which the method does not take
+            kwargs = {key: one for key, one in kwargs.items() if key != "layout"}
+            n.kwargs = {key: one for key, one in n.kwargs.items() if key != "layout"}
         function, names = _REARRANGED.get(name, (getattr(F, name, getattr(torch, name, None)), None))
         if names is not None:
             if _gives(expected, lambda: function(**dict(zip(names, args, strict=False)))):  # type: ignore[misc]
@@ -267,4 +270,8 @@ def _gives(expected: Any, call: Callable[[], Any]) -> bool:
         return False
     if isinstance(expected, Tensor):
         return isinstance(given, Tensor) and given.stride() == expected.stride() and same(expected, given)
+    if isinstance(expected, list) and isinstance(given, tuple):  # the parts of a tensor
+        return len(expected) == len(given) and all(
+            _gives(one, lambda other=other: other) for one, other in zip(expected, given, strict=True)
+        )
     return type(given) is type(expected) and same(expected, given) and (isinstance(given, (tuple, list)) or given == expected)

@@ -21,12 +21,12 @@ from .trace import module_of, shape_of
 _TAKES_SIZES = {"view": 1, "reshape": 1, "expand": 1, "unflatten": 2, torch.reshape: 1, torch.unflatten: 2}
 _SEVERAL = {"chunk", "split", "unbind", torch.chunk, torch.split, torch.unbind}
 _MOVES = {
-    *("transpose", "permute", "movedim", "swapaxes", "unsqueeze", "flatten", "repeat_interleave", "select", "to", "type_as"),
+    *("transpose", "permute", "movedim", "swapaxes", "unsqueeze", "flatten", "repeat_interleave", "select"),
     *(torch.transpose, torch.permute, torch.movedim, torch.swapaxes, torch.unsqueeze, torch.flatten, torch.repeat_interleave),
     *(operator.getitem, *_TAKES_SIZES, *_SEVERAL),
 }
-_PRODUCTS = {"matmul", "bmm", torch.matmul, torch.bmm, operator.matmul}
-_SOFTMAX = {"softmax", torch.softmax, F.softmax}
+PRODUCTS = {"matmul", "bmm", torch.matmul, torch.bmm, operator.matmul}
+SOFTMAX = {"softmax", torch.softmax, F.softmax}
 _JOINS = {torch.cat, torch.concat, torch.concatenate}
 
 
@@ -102,10 +102,25 @@ class Rearranged(Operation):
 
 
 class Parts(Operation):
-    """Several tensors made of one; what reads them reads that."""
+    """Several tensors made of one; what reads them reads that.
+
+    Attributes:
+        size: of a part along the channel axis, where it stands in the arguments.
+    """
+
+    def __init__(self, node: fx.Node, source: fx.Node, size: Resized | None) -> None:
+        super().__init__(node, [source])
+        self.size = size
 
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
         return [False]
+
+    def follows(self) -> list[Resized]:
+        return [] if self.size is None else [self.size]
+
+    def rewire(self, node: fx.Node, kept: Tensor) -> None:
+        if self.size is not None:
+            node.args = (node.args[0], self.size.left(kept), *node.args[2:])
 
 
 class Aligned(Operation):
@@ -158,9 +173,9 @@ def _aligned(node: fx.Node, module: fx.GraphModule, channels: Channels, made: tu
         return None
     if node.target is F.scaled_dot_product_attention:
         return _attention(node, made)
-    if node.target in _PRODUCTS:
+    if node.target in PRODUCTS:
         return _product(node, channels, made)
-    if node.target in _SOFTMAX:
+    if node.target in SOFTMAX:
         over = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         apart = axis is not None and isinstance(over, int) and over % len(made) != axis.dimension
         return (axis.dimension, {sources[0]: axis.dimension}) if axis is not None and apart else None
@@ -219,8 +234,6 @@ def _moved(node: fx.Node, source: fx.Node, numbers: Any) -> Any:
     if unknown:
         return None
     if isinstance(node.target, str):
-        if any(isinstance(one, torch.dtype) for one in args[1:]):
-            return None
         # The tensor itself may lie in memory otherwise than these numbers do.
         return getattr(numbers, "reshape" if node.target == "view" else node.target)(*args[1:], **kwargs)
     return node.target(*args, **kwargs)
@@ -270,13 +283,16 @@ def _tied_parts(node: fx.Node, source: fx.Node, axis: Axis, channels: Channels, 
     found = [part for part in parts if part is not None]
     reads = all(user.target is operator.getitem and isinstance(user.args[1], int) for user in node.users)
     alike = {(dimension, members.shape) for dimension, members in found}
-    by_size = node.target in ("split", torch.split)
-    if len(found) != len(parts) or len(alike) != 1 or not reads or by_size:
+    if len(found) != len(parts) or len(alike) != 1 or not reads:
         return None
-    first = axis.atoms[found[0][1]]
+    first, size = axis.atoms[found[0][1]], None
+    if node.target in ("split", torch.split) and len(first) != len(axis.atoms):
+        if len(node.args) < 2 or node.args[1] != len(first) or first.shape[1] != 1:
+            return None  # sizes that are no one number, or not of channels
+        size = Resized(first[:, 0], len(first), 1)
     for _, members in found[1:]:
         channels.tie(first.flatten(), axis.atoms[members].flatten())
-    return Parts(node, [source])
+    return Parts(node, source, size)
 
 
 def _written(node: fx.Node, dimensions: int) -> tuple[list[Any], int] | None:

@@ -11,9 +11,10 @@ from ...nn import MaskedLinear, SparseLinear
 from ...topology import Topology
 from ...topology.geometry import Matrix
 from .alias import written_while_read
+from .example import Example
 from .fold import ACTIVATIONS, calls_of, cleaned
 from .layers import Weights, weights_of, with_weights
-from .trace import Example, module_of, replaced, with_shapes
+from .trace import module_of, replaced, with_shapes
 
 LINEAR = (SparseLinear, MaskedLinear, nn.Linear)
 

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules import activation
 
+from .biases import Table, biases
 from .channels import Axis, Channels, Constants, Operation, Resized, described
 from .fold import NORMS, calls_of, is_fixed, scale_and_shift
 from .heads import Aligned, Rearranged
@@ -35,7 +36,10 @@ POINTWISE = {
     *(F.elu, F.selu, F.celu, F.softplus, F.mish, F.hardtanh, F.hardsigmoid, F.logsigmoid, torch.maximum, torch.minimum),
     *("add", "sub", "mul", "div", "neg", "pow", "square", "abs", "exp", "clamp", "contiguous", "clone", "detach", "float", "double"),
     *("add_", "sub_", "mul_", "div_", "clamp_", "relu_", "sigmoid_", "tanh_"),
+    *("to", "type_as", "where", torch.where),
 }
+PYTHON = "the Python of the model holds their number"
+_DECIDES = ("where", torch.where)
 POOLS = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
 JOINS = (torch.cat, torch.concat, torch.concatenate)
 _KEEPS_ORDER = {"flatten", "squeeze", "unsqueeze", torch.flatten, torch.squeeze, torch.unsqueeze}
@@ -151,7 +155,7 @@ class Pointwise(Operation):
         return cls(node, called, carriers)
 
     def constants(self, given: list[Constants], extent: int) -> Constants:
-        if len(self.carriers) != len(self.inputs):
+        if len(self.carriers) != len(self.inputs) or self.node.target in _DECIDES:
             return Constants.none(extent)
         values = {source: constants.value.clone() for source, constants in zip(self.inputs, given, strict=True)}
         args, kwargs = map_arg((self.node.args, self.node.kwargs), values.__getitem__)
@@ -161,7 +165,7 @@ class Pointwise(Operation):
             value = getattr(args[0], self.node.target)(*args[1:], **kwargs)
         else:
             value = self.node.target(*args, **kwargs)  # type: ignore[operator]
-        return Constants(torch.stack([constants.known for constants in given]).all(0), value.double())
+        return Constants(torch.stack([constants.known for constants in given]).all(0), value.double().cpu())
 
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
         return [wanted if source in self.carriers else True for source in self.inputs]
@@ -387,6 +391,8 @@ def read_operations(
         {node: nodes for name, nodes in calls_of(module, kinds).items() if name not in closed for node in nodes}
         for kinds in (LAYERS, NORMS)
     )
+    of_heads = biases(module)
+    tables: dict[str, Table] = {}
     operations: dict[fx.Node, Operation] = {}
     for node in module.graph.nodes:
         operation: Operation | None = None
@@ -401,6 +407,10 @@ def read_operations(
             first = operations.get(norms[node][0], operation)
             if isinstance(operation, Norm) and isinstance(first, Norm):
                 channels.tie(first.atoms, operation.atoms)
+        elif node in of_heads and str(node.target) not in closed:
+            operation = of_heads[node].read(node, module, channels)
+            if isinstance(operation, Table):
+                channels.tie(tables.setdefault(operation.name, operation).atoms, operation.atoms)
         else:
             operation = next((found for kind in KINDS if (found := kind.read(node, module, channels))), None)
         if operation is None:
@@ -412,7 +422,7 @@ def read_operations(
             if not follow:
                 channels.pin(
                     torch.cat([one.atoms for one in operation.follows()] or [operation.written()]),
-                    "the Python of the model holds their number",
+                    PYTHON,
                 )
         operations[node] = operation
     return operations

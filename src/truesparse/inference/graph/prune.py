@@ -13,11 +13,13 @@ from torch import Tensor, fx, nn
 
 from ...nn import TopologyLayer
 from .alias import written_while_read
+from .biases import Table, with_weight
 from .channels import Channels, Constants, Operation
+from .example import Example
 from .fold import cleaned
 from .layers import Weights, weights_of, with_trained_weights, with_weights
 from .operations import Layer, Norm, read_operations
-from .trace import Example, replaced, with_shapes
+from .trace import replaced, with_shapes
 
 Operations = dict[fx.Node, Operation]
 
@@ -91,6 +93,8 @@ def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], foll
                 modules[operation.name] = with_trained_weights(old, part, rows, inputs) if trains else with_weights(old, part)
         elif isinstance(operation, Norm) and not bool(kept[operation.atoms].all()):
             modules[operation.name] = _part_of_norm(module.get_submodule(operation.name), kept[operation.atoms])
+        elif isinstance(operation, Table) and not bool(kept[operation.atoms].all()):
+            modules[operation.name] = _part_of_table(module.get_submodule(operation.name), kept[operation.atoms])
     if not modules:
         return None
     resizes += _resizes(operations, channels, kept)
@@ -192,3 +196,9 @@ def _part_of_norm(norm: nn.Module, kept: Tensor) -> nn.Module:
     for new, old in zip(part.parameters(), norm.parameters(), strict=True):
         new.requires_grad_(old.requires_grad)
     return part
+
+
+def _part_of_table(table: nn.Module, kept: Tensor) -> nn.Module:
+    assert isinstance(table, nn.Embedding)
+    weight = table.weight.detach()[:, kept.to(table.weight.device)].clone()
+    return with_weight(table, nn.Parameter(weight, table.weight.requires_grad))

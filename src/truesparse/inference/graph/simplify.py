@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from .attention import convert_masks_once
+from .example import Example
 from .fold import calls_of, fold_norms, fuse_activations, fuse_pools, without_identities
 from .join import join_layers
 from .layers import LAYERS, PACKED, FusedLayer, weights_of
 from .padding import crop_instead_of_padding, fold_padding
 from .prune import prune
-from .trace import Example, Leaves, trace, whole_with_layers
+from .trace import Leaves, trace, whole_with_layers
 
 
 @dataclass(frozen=True)

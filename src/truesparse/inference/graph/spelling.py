@@ -76,7 +76,7 @@ def _layer_norm(normalized_shape: Any, weight: Tensor | None = None, bias: Tenso
 
 
 def _embedding(weight: Tensor, padding_idx: int | None = None, max_norm: float | None = None, *_: Any) -> nn.Module | None:
-    return None if max_norm is not None else nn.Embedding.from_pretrained(weight)
+    return None if max_norm is not None else nn.Embedding.from_pretrained(weight, freeze=not weight.requires_grad)
 
 
 _WITH_WEIGHTS: Mapping[Function, Callable[..., nn.Module | None]] = {

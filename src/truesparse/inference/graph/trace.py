@@ -16,11 +16,11 @@ from ...common.hooks import user_hooks, users_on, without_training_hooks
 from ...nn import TopologyLayer
 from ...nn.opened import Opened, OpenedEmbedding
 from ...nn.wrapped import unwrapped
+from .example import Example, Form, call, form_of, inputs_of
 from .exported import exported, same
 from .layers import LAYERS
 from .spelling import spell
 
-Example = Tensor | tuple[Tensor, ...] | Mapping[str, Tensor]
 Leaves = Iterable[type[nn.Module]]
 
 
@@ -37,32 +37,32 @@ def trace(model: nn.Module, example: Example, leaves: Leaves = ()) -> fx.GraphMo
 
     Args:
         model: any model, which is left as it is.
-        example: its input, a tuple of its positional inputs, or its inputs by the names of its arguments. Arguments that are left out
-            keep their defaults for good.
+        example: its input, a tuple of its positional inputs, or its inputs by the names of its arguments. A dict in the tuple is an
+            argument itself. Arguments that are left out keep their defaults for good.
         leaves: classes of modules not to look into.
 
     Raises:
         Untraceable: a TypeError; if the model's operations depend on the values of the input, its outputs are not repeatable, or a
             hook is on the model itself.
-        TypeError: if the model cannot be copied, or the example is of another type.
+        TypeError: if the model cannot be copied, or the example is of another type, or names what the model does not take.
     """
-    inputs, names = inputs_of(example), names_of(example)
+    inputs, form = inputs_of(example), form_of(example)
     model, leaves = copied(model), tuple(leaves)
     hooked = user_hooks(model)
     if "" in hooked:
         raise Untraceable(f"a {hooked['']} is on the model ({type(model).__name__}) itself, which a graph would lose")
     with torch.no_grad():
-        expected = call(model, example)
+        expected = called(model, example)
         try:
-            module = _symbolic(model, inputs, names, leaves)
+            module = _symbolic(model, form, leaves)
         except Untraceable as refusal:
             if hooked:
                 raise Untraceable(f"{refusal}. torch.export would lose the hooks on {', '.join(hooked)}") from refusal
-            module = _exported(model, inputs, names, leaves, refusal)
+            module = _exported(model, inputs, form, leaves, refusal)
         else:
             if not leaves and not hooked and whole_with_layers(module):
                 with suppress(TypeError):  # then they are kept whole, and whoever asks is told
-                    module = exported(model, inputs, names)
+                    module = exported(model, inputs, form)
         spell(module)
         if not same(expected, module(*inputs)):
             raise Untraceable(
@@ -92,9 +92,30 @@ def copied(model: nn.Module) -> nn.Module:
     return copied
 
 
-def call(model: nn.Module, example: Example) -> Any:
-    """What the model gives for an example."""
-    return model(**example) if isinstance(example, Mapping) else model(*inputs_of(example))
+def called(model: nn.Module, example: Example) -> Any:
+    """What the model gives for an example.
+
+    Raises:
+        TypeError: if it does not take the names of one that is by name.
+    """
+    try:
+        return call(model, example)
+    except TypeError as error:
+        if isinstance(example, Mapping) and not _takes(model, example):
+            names = ", ".join(example)
+            raise TypeError(
+                f"{type(model).__name__} does not take the arguments {names} by name ({error}); if it takes one dict of them, pass the "
+                "example as a tuple that holds the dict: (example,)"
+            ) from error
+        raise
+
+
+def _takes(model: nn.Module, names: Iterable[str]) -> bool:
+    try:
+        inspect.signature(model.forward).bind(**dict.fromkeys(names))
+    except TypeError:
+        return False
+    return True
 
 
 def whole_with_layers(module: fx.GraphModule, kinds: tuple[type[nn.Module], ...] = LAYERS) -> dict[str, nn.Module]:
@@ -103,9 +124,9 @@ def whole_with_layers(module: fx.GraphModule, kinds: tuple[type[nn.Module], ...]
     return {name: one for name, one in called.items() if type(one) not in LAYERS and any(isinstance(part, kinds) for part in one.modules())}
 
 
-def _symbolic(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
-    tracer = _Tracer(len(inputs), names, leaves)
-    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") and not names else model
+def _symbolic(model: nn.Module, form: Form, leaves: tuple[type[nn.Module], ...]) -> fx.GraphModule:
+    tracer = _Tracer(form, leaves)
+    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") and not form.names else model
     try:
         graph = tracer.trace(root)
     except Exception as error:  # of any kind: the model's own code runs
@@ -114,12 +135,12 @@ def _symbolic(model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ..
 
 
 def _exported(
-    model: nn.Module, inputs: tuple[Tensor, ...], names: tuple[str, ...], leaves: tuple[type[nn.Module], ...], refusal: Untraceable
+    model: nn.Module, inputs: tuple[Tensor, ...], form: Form, leaves: tuple[type[nn.Module], ...], refusal: Untraceable
 ) -> fx.GraphModule:
     if leaves:
         raise refusal
     try:
-        return exported(model, inputs, names)
+        return exported(model, inputs, form)
     except TypeError as error:
         raise refusal from error
 
@@ -129,24 +150,6 @@ def with_shapes(module: fx.GraphModule, example: Example) -> fx.GraphModule:
     with torch.no_grad():
         ShapeProp(module).propagate(*inputs_of(example))
     return module
-
-
-def inputs_of(example: Example) -> tuple[Tensor, ...]:
-    """An example as a tuple of tensors.
-
-    Raises:
-        TypeError: if it is anything else than a tensor, a tuple of tensors, or tensors by name.
-    """
-    inputs = tuple(example.values()) if isinstance(example, Mapping) else example if isinstance(example, tuple) else (example,)
-    if not all(isinstance(one, Tensor) for one in inputs):
-        kinds = ", ".join(type(one).__name__ for one in inputs)
-        raise TypeError(f"an example is a tensor or a tuple of tensors, got {kinds}; arguments by name are a dict of tensors")
-    return inputs
-
-
-def names_of(example: Example) -> tuple[str, ...]:
-    """The arguments that an example is for; none if it is positional."""
-    return tuple(example) if isinstance(example, Mapping) else ()
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...] | None:
@@ -174,9 +177,9 @@ def replaced(module: fx.GraphModule, modules: Mapping[str, nn.Module] | None = N
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, inputs: int, names: tuple[str, ...], leaves: tuple[type[nn.Module], ...]) -> None:
+    def __init__(self, form: Form, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
-        self.inputs, self.names, self.leaves = inputs, names, (TopologyLayer, *leaves)
+        self.form, self.leaves = form, (TopologyLayer, *leaves)
         self.entered: list[nn.Module] = []  # not left again when an error comes: it tells where
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -191,12 +194,13 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         # As many inputs as the example has: as placeholders, arguments left to their defaults would no longer be None.
-        if self.names:
-            named = {name: self.create_proxy("placeholder", name, (), {}) for name in self.names}
-            return lambda root: root_fn(root, **named), [self.root]
-        known = [name for name, one in inspect.signature(root_fn).parameters.items() if one.kind == one.POSITIONAL_OR_KEYWORD][1:]
-        names = [*known, *(f"input_{number}" for number in range(self.inputs))][: self.inputs]
-        return root_fn, [self.root, *(self.create_proxy("placeholder", name, (), {}) for name in names)]
+        names = self.form.names
+        if not names:
+            known = [name for name, one in inspect.signature(root_fn).parameters.items() if one.kind == one.POSITIONAL_OR_KEYWORD][1:]
+            outer = [*known, *(f"input_{number}" for number in range(len(self.form.keys)))]
+            names = [name for own, one in zip(self.form.keys, outer, strict=False) for name in ([one] if own is None else own)]
+        args, named = self.form.arguments([self.create_proxy("placeholder", name, (), {}) for name in names])
+        return lambda root: root_fn(root, *args, **named), [self.root]
 
     def refusal(self, error: Exception) -> str:
         where, remedy = f"the model ({type(self.root).__name__})", ""

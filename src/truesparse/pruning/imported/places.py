@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from .source import Source, listed
+from ...common.shown import listed
+from .source import Source
 
 
 def placed(model: nn.Module, source: Source, names: Mapping[str, str]) -> dict[Tensor, Tensor]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-
-NAMES_SAID = 6
 
 
 @dataclass(frozen=True)
@@ -36,10 +34,3 @@ class Source:
                 layer, _, leaf = name.rpartition(".")
                 found.setdefault(layer, {})[leaf] = tensor
         return found
-
-
-def listed(names: Collection[str]) -> str:
-    """Some names, for a message."""
-    first = [name for name, _ in zip(names, range(NAMES_SAID), strict=False)]
-    said = ", ".join(map(repr, first)) or "none"
-    return said if len(names) <= NAMES_SAID else f"{said} and {len(names) - NAMES_SAID} more"
