@@ -205,6 +205,10 @@ void bind_windows(nb::module_& m, const char* suffix) {
           },
           "rows"_a, "columns"_a, "bits"_a, "shown"_a, "order"_a, "starts"_a, "first"_a, "places"_a, "values"_a, "scales"_a)
       .def(
+          "unpack",
+          [](const Windows<V>& self, Address dense, int64_t threads) { unpack_windows(self, at<float>(dense), threads); },
+          nb::call_guard<nb::gil_scoped_release>(), "dense"_a, "threads"_a)
+      .def(
           "spmv",
           [](const Windows<V>& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
             windows_spmv(self, at<const float>(bias), relu, at<const float>(x), at<float>(y), batch, threads);

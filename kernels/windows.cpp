@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 #include "isa.h"
@@ -79,6 +80,33 @@ void fill_windows(int64_t rows, int64_t columns, const int32_t* indptr, const in
 }
 
 template <class V>
+void unpack_windows(const Windows<V>& w, float* dense, int64_t threads) {
+  const int64_t words = words_of_places(w.bits), room = 32 * words / window_steps, steps = window_steps / w.shown, share = rows_of_lane(w.bits);
+  const auto number = [](V value) {
+    if constexpr (std::is_same_v<V, Bfloat16>) {
+      const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
+      float wide;
+      std::memcpy(&wide, &bits, sizeof wide);
+      return wide;
+    } else {
+      return static_cast<float>(value);
+    }
+  };
+  parallel_for(w.blocks(), threads, [&](int64_t, int64_t block) {
+    for (int64_t stop = w.starts[block]; stop < w.starts[block + 1]; ++stop)
+      for (int64_t step = 0; step < window_steps; ++step)
+        for (int64_t lane = 0; lane < window_lanes; ++lane) {
+          const float value = number(w.values[(stop * window_steps + step) * window_lanes + lane]);
+          if (value == 0) continue;  // a lane with nothing to do
+          const uint32_t place = w.places[(stop * words + step * room / 32) * window_lanes + lane] >> (step * room % 32) & ((1u << w.bits) - 1);
+          const int64_t row = share == 1 ? 0 : place >> (w.bits - 1), to = (block * share + row) * window_lanes + lane;
+          const int64_t column = w.first[stop * w.shown + step / steps] + (share == 1 ? place : place & ((1u << (w.bits - 1)) - 1));
+          dense[w.order[to] * w.columns + column] = w.scales ? value * w.scales[to] : value;
+        }
+  });
+}
+
+template <class V>
 void windows_spmv(const Windows<V>& windows, const float* bias, bool relu, const float* x, float* y, int64_t batch, int64_t threads) {
   const auto kernel = window_kernel<V>(current_isa());
   const int64_t blocks = windows.blocks(), parts = threads > 1 ? std::min(blocks, 2 * threads) : 1;
@@ -103,6 +131,9 @@ void windows_spmv(const Windows<V>& windows, const float* bias, bool relu, const
   run(padded, width);
 }
 
+template void unpack_windows<float>(const Windows<float>&, float*, int64_t);
+template void unpack_windows<Bfloat16>(const Windows<Bfloat16>&, float*, int64_t);
+template void unpack_windows<int8_t>(const Windows<int8_t>&, float*, int64_t);
 template void windows_spmv<float>(const Windows<float>&, const float*, bool, const float*, float*, int64_t, int64_t);
 template void windows_spmv<Bfloat16>(const Windows<Bfloat16>&, const float*, bool, const float*, float*, int64_t, int64_t);
 template void windows_spmv<int8_t>(const Windows<int8_t>&, const float*, bool, const float*, float*, int64_t, int64_t);

@@ -49,6 +49,10 @@ void count_stops(int64_t rows, int64_t columns, const int32_t* indptr, const int
 void fill_windows(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const float* values, const int32_t* order,
                   int64_t bits, int64_t shown, int32_t* first, uint32_t* places, float* own);
 
+// dense [rows, columns], zero before, becomes W.
+template <class V>
+void unpack_windows(const Windows<V>& windows, float* dense, int64_t threads);
+
 // y [batch, rows] = x [batch, columns] W^T + bias; negative ones become 0 if `relu`. bias is in the order of the lanes, or null.
 template <class V>
 void windows_spmv(const Windows<V>& windows, const float* bias, bool relu, const float* x, float* y, int64_t batch, int64_t threads);

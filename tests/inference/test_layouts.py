@@ -164,6 +164,29 @@ def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, kind):
     assert layout.nbytes < Windows(weights, False, kind).nbytes
 
 
+@pytest.mark.parametrize("values", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("kind", WINDOWS, ids=str)
+def test_of_many_samples_windows_are_unpacked(values, kind):
+    for rows, columns, count in ((50, 300, 7500), (7, 5, 18), (20, 16, 0), (33, 3, 99), (16, 64, 1024)):
+        weights = weights_of(Unstructured().random((rows, columns), count, torch.Generator().manual_seed(rows)))
+        layout, x = Windows(weights, rows % 2 == 0, kind, values), torch.randn(9, columns)
+        layout.dense_from = windows.NEVER
+        y = layout(x)
+        layout.dense_from = 9
+        torch.testing.assert_close(layout(x), y, rtol=1e-5, atol=1e-4)
+
+
+def test_windows_tell_from_how_many_samples_on_they_are_unpacked(isa):
+    half = Windows(
+        weights_of(Unstructured().random((160, 400), 32000, torch.Generator().manual_seed(0))), False, WINDOWS[2 if isa == "avx512" else 1]
+    )
+    assert 2 < half.dense_from < 1000
+    assert str(half).endswith(f", dense from {half.dense_from} samples on")
+    rare = Windows(weights_of(Unstructured().random((160, 400), 320, torch.Generator().manual_seed(0))), False, WINDOWS[-1])
+    assert rare.dense_from == windows.NEVER
+    assert "dense" not in str(rare)
+
+
 def test_layouts_can_be_copied_and_pickled():
     weights = weights_of(Unstructured().random((30, 60), 300, torch.Generator().manual_seed(0)))
     x = torch.randn(2, 60)

@@ -74,6 +74,11 @@ void hold(Random& random, const Shape& shape, int64_t bits, int64_t shown, int64
     CAPTURE(shown);
     CAPTURE(batch);
     CHECK(difference(y, expected) == "");
+    std::vector<float> dense(t.rows * t.columns), wanted(t.rows * t.columns);
+    unpack_windows(windows, dense.data(), threads);
+    for (int64_t row = 0; row < t.rows; ++row)
+      for (int32_t p = t.indptr[row]; p < t.indptr[row + 1]; ++p) wanted[row * t.columns + t.indices[p]] = values[p] * (scales.empty() ? 1 : 2);
+    CHECK(dense == wanted);
   }
 }
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _core
@@ -15,6 +16,7 @@ from ...topology.geometry import Matrix
 from ...topology.merge import threads_for
 from ..graph.layers import Weights
 from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages, reading
+from .dense import COPY, FEW_SAMPLES, MULTIPLY_ADD
 
 LANES = 16  # of a vector, each of them a row or two
 STEPS = 4  # connections of a lane at each stop of the window, at most
@@ -23,6 +25,8 @@ ROWS = {4: 1, 5: 1, 7: 2, 8: 2, 16: 1}  # of a lane
 MOST_DENSITY = 0.9  # beyond, places and padding are more than what is left out, and narrow values gain less than dense ones of torch
 LARGEST_BATCH = 64  # beyond, pairs reuse what they load for more samples than windows ever could
 SHARING = 4  # samples that share what is read
+UNPACKED, CLEARED = 1.0, 0.15  # nanoseconds of a place that is unpacked, of a weight that is zero before
+NEVER = 1 << 62  # samples
 WORK_OF_A_THREAD = 100_000  # connections times samples, some 20 microseconds: less is not worth another thread
 
 # Kinds for vectors of sixteen lanes, and for shorter ones: bits of a place, windows of a stop. Nanoseconds of a step of each, alone and
@@ -60,8 +64,12 @@ class WindowsCandidate(Candidate):
         positions = conditions.positions(weights.geometry)
         steps = int(_starts(weights.topology, _order(weights.topology, self.bits), self)[-1]) * STEPS
         held = steps * LANES * (VALUES[conditions.values].itemsize + math.ceil(self.bits / 8))
-        alone, shared = ({**SHORT, **LONG} if _core.isa() == LONG_VECTORS else {**LONG, **SHORT})[self.bits, self.shown]
-        return max(steps * positions * (alone if positions < SHARING else shared), reading(held))
+        return max(steps * positions * self.nanoseconds(shared=positions >= SHARING), reading(held))
+
+    def nanoseconds(self, shared: bool) -> float:
+        """Of a step, about: of a sample by itself, or of one of several that share what is read."""
+        known = {**SHORT, **LONG} if _core.isa() == LONG_VECTORS else {**LONG, **SHORT}
+        return known[self.bits, self.shown][shared]
 
     def __str__(self) -> str:
         return f"{Windows.name}:{self.bits}{f':{self.shown}' if self.shown > 1 else ''}"
@@ -95,14 +103,25 @@ class Windows(Layout):
         self.arrays = tuple(on_large_pages(array) for array in (order, starts, first, places, _held_as(own, values)))
         self.scales = None if scales is None else _in_lanes(scales, order)
         self.bias = None if weights.bias is None else _in_lanes(weights.bias, order)
+        self.dense_from = _dense_from(topology.size, stops * STEPS, kind)
         self._kernel: Any = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        batch, y = x.shape[0], x.new_empty(x.shape[0], self.rows)
-        kernel, bias = self._kernel or self._made(), self.bias
+        batch, kernel, bias = x.shape[0], self._kernel or self._made(), self.bias
+        if batch >= self.dense_from:
+            return self._by_dense(kernel, x)
+        y = x.new_empty(batch, self.rows)
         threads = threads_for(batch * self.connections, WORK_OF_A_THREAD)
         kernel.spmv(0 if bias is None else bias.data_ptr(), self.relu, x.data_ptr(), y.data_ptr(), batch, threads)
         return y
+
+    def _by_dense(self, kernel: Any, x: Tensor) -> Tensor:
+        """Unpacked for the call: of many samples torch's product takes less time, that of unpacking included."""
+        weight = torch.zeros(self.rows, self.columns)
+        kernel.unpack(weight.data_ptr(), threads_for(self.connections, WORK_OF_A_THREAD))
+        bias = None if self.bias is None else _of_rows(self.bias, self.arrays[0], self.rows)
+        y = F.linear(x, weight, bias)
+        return y.relu_() if self.relu else y
 
     def _made(self) -> Any:
         addresses = (array.data_ptr() for array in self.arrays)
@@ -124,7 +143,8 @@ class Windows(Layout):
     def __str__(self) -> str:
         bits = self.kind.bits
         seen = "gathered" if bits == 16 else f"{COLUMNS[bits]} columns{', 2 rows a lane' if ROWS[bits] == 2 else ''}"
-        return f"{self.name} ({seen}{'' if self.values_as == 'float32' else f', {self.values_as}'})"
+        unpacked = f", dense from {self.dense_from} samples on" if self.dense_from < NEVER else ""
+        return f"{self.name} ({seen}{'' if self.values_as == 'float32' else f', {self.values_as}'}){unpacked}"
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
@@ -164,6 +184,20 @@ def _scales(topology: Topology, values: Tensor) -> Tensor:
 
 def _held_as(values: Tensor, kind: str) -> Tensor:
     return values.round().to(torch.int8) if kind == "int8" else values.to(VALUES[kind])
+
+
+def _of_rows(in_lanes: Tensor, order: Tensor, rows: int) -> Tensor:
+    """The other way: [rows]."""
+    there = order.flatten() >= 0
+    return torch.zeros(rows).index_copy_(0, order.flatten()[there].long(), in_lanes.flatten()[there])
+
+
+def _dense_from(size: int, steps: int, kind: WindowsCandidate) -> int:
+    """Samples from which unpacking the weight and torch's product take less time than windows do."""
+    of_a_sample = steps * kind.nanoseconds(shared=True) - size * MULTIPLY_ADD
+    if of_a_sample <= 0:
+        return NEVER
+    return max(math.ceil((size * (COPY + CLEARED) + steps * LANES * UNPACKED) / of_a_sample), FEW_SAMPLES + 1)
 
 
 def _in_lanes(of_rows: Tensor, order: Tensor) -> Tensor:
