@@ -103,7 +103,11 @@ def recover(options: argparse.Namespace) -> None:
     dense, tokenizer, found = opened.model, opened.tokenizer, windows(BROWN, opened.tokenizer)
     calibration = [{"input_ids": tokens} for tokens in found.calibration]
     model: nn.Module
-    if options.sparsity:
+    recovered = options.work / f"recovered-{options.criterion}-{options.sparsity}-{options.budget}.pt"
+    if options.again:
+        model = torch.load(recovered, weights_only=False)
+        torch.manual_seed(1)  # other windows
+    elif options.sparsity:
         model = torch.load(options.work / f"{options.criterion}-{options.sparsity}-{options.budget}.pt", weights_only=False)
     else:
         model = copy.deepcopy(dense)
@@ -113,6 +117,7 @@ def recover(options: argparse.Namespace) -> None:
         "budget": options.budget,
         "rate": options.rate,
         "window": options.window,
+        "again": options.again,
     }
     before = generated(model, tokenizer, PROMPT)
     if options.epochs and options.sparsity:
@@ -128,7 +133,7 @@ def recover(options: argparse.Namespace) -> None:
             seconds = round(process_time() - start - scoring)
             texts = {"text_before": before, "text": generated(model, tokenizer, PROMPT)}
             note(options, **said, epochs=options.epochs, step=step, perplexity=score, cpu_seconds=seconds, **texts)
-    torch.save(model, options.work / f"recovered-{options.criterion}-{options.sparsity}-{options.budget}.pt")
+    torch.save(model, recovered)
 
 
 def fine_tuned(model: nn.Module, teacher: nn.Module, windows: Iterable[Tensor], steps: int, rate: float) -> Iterator[int]:
@@ -206,6 +211,7 @@ def main() -> None:
     parser.add_argument("--budget", default="even", choices=sorted(BUDGETS))
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--epochs", type=int, default=0, help="of reconstruction, 0: none")
+    parser.add_argument("--again", action="store_true", help="go on with the model that the last recover of this kind has left")
     parser.add_argument("--steps", type=int, default=150, help="of fine-tuning, a window each")
     parser.add_argument("--window", type=int, default=LENGTH, help="tokens of a window")
     parser.add_argument("--rate", type=float, default=2e-4)
