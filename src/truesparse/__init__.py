@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from . import loggers as loggers
     from . import plot as plot
     from . import pruning as pruning
+    from . import quantization as quantization
     from . import regularizers as regularizers
     from . import rewiring as rewiring
     from . import topology as topology
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
+    from .quantization import dequantize, quantize
     from .pruning import OWL, Depth, criteria, distill, drop_blocks, from_pruned, prune, prune_blocks, reconstruct
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
@@ -95,6 +97,7 @@ __all__ = [
     "algorithms",
     "criteria",
     "densify",
+    "dequantize",
     "distill",
     "drop_blocks",
     "export_onnx",
@@ -107,6 +110,8 @@ __all__ = [
     "prune",
     "prune_blocks",
     "pruning",
+    "quantization",
+    "quantize",
     "reconstruct",
     "regularizers",
     "rewire",
@@ -142,12 +147,13 @@ _PARTS: dict[str, tuple[str, ...]] = {
     ),
     "nn.summary": ("summary",),
     "pruning": ("OWL", "Depth", "criteria", "distill", "drop_blocks", "from_pruned", "prune", "prune_blocks", "reconstruct"),
+    "quantization": ("dequantize", "quantize"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),
     "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
-_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "regularizers", "rewiring", "stability", "topology")
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "quantization", "regularizers", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 

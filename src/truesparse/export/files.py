@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import MaskedLayer, SparseLayer, TopologyLayer
+from ..nn.quantized import QuantizedLayer
 from ..nn.wrapped import plain_name, unwrapped
 from ..topology import Topology
 from .coding import POSITIONS, decode, encode
@@ -170,7 +171,8 @@ def _put_layer(state: dict[str, Tensor], name: str, layer: TopologyLayer, values
     own = ("weight", "mask") if isinstance(layer, MaskedLayer) else ("values", "indptr", "indices")
     for part in own:
         if state.pop(tensor_name(name, part), None) is None:
-            raise TypeError(f"layer {name!r} has no {part!r} in its state_dict: it is parametrized; make that permanent first")
+            remedy = "ts.compress writes it" if isinstance(layer, QuantizedLayer) else "make that permanent first"
+            raise TypeError(f"layer {name!r} has no {part!r} in its state_dict: it is quantised or parametrized; {remedy}")
     state.pop(tensor_name(name, "fingerprint"), None)  # the digest of the file sees more
     module, arguments = described(layer)
     if not module:
