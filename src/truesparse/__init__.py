@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from . import rewiring as rewiring
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
-    from .export import export_onnx, load, save
+    from .export import compress, export_onnx, load, save
     from .inference import pack, shrink
     from .nn import (
         MaskedConv1d,
@@ -95,6 +95,7 @@ __all__ = [
     "Uniform",
     "Unstructured",
     "algorithms",
+    "compress",
     "criteria",
     "densify",
     "dequantize",
@@ -134,7 +135,7 @@ observers.append(_marked_for_transformers)
 # Imported when they are first used: a program that serves waits for nothing that trains, and none for what it never calls.
 _PARTS: dict[str, tuple[str, ...]] = {
     "algorithms": ("CHT", "CHTs", "DSR", "DeepR", "GMP", "GSE", "GraNet", "MEST", "RigL", "SET", "SNFS", "SRigL", "Static", "TopKAST"),
-    "export": ("export_onnx", "load", "save"),
+    "export": ("compress", "export_onnx", "load", "save"),
     "inference": ("pack", "shrink"),
     "nn": (
         *(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from ..nn.quantized import QuantizedLayer
 from ..nn.wrapped import plain_name, unwrapped
+from ..topology import Topology
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,16 @@ class QuantizedWeights:
     table: Tensor
     inputs: Affine | None = None
     outputs: Affine | None = None
+
+    def values(self, topology: Topology) -> Tensor:
+        """[nnz], as the layer computes with them."""
+        if self.by == "codebook":
+            return self.table.index_select(0, self.numbers.to(torch.int32))
+        return self.numbers.to(self.table.dtype) * self.table.index_select(0, topology.rows)
+
+    def to(self, device: torch.device | str) -> QuantizedWeights:
+        """The same on a device."""
+        return replace(self, numbers=self.numbers.to(device), table=self.table.to(device))
 
 
 def quantized_layers(model: nn.Module) -> dict[str, QuantizedWeights]:
