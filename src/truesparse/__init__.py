@@ -45,8 +45,8 @@ if TYPE_CHECKING:
         sparsify,
     )
     from .nn.summary import summary
-    from .quantization import dequantize, quantize
     from .pruning import OWL, Depth, criteria, distill, drop_blocks, from_pruned, prune, prune_blocks, reconstruct
+    from .quantization import dequantize, quantize
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform

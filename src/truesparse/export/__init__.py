@@ -1,4 +1,4 @@
-"""How does a network leave this program? As one file that anyone can read: docs/guide/files.md describes it byte by byte. Or in few bytes, or as ONNX."""
+"""How does a network leave this program? As one file that anyone can read, as one of few bytes (docs/guide/files.md), or as ONNX."""
 
 from .compressed import CompressedLayer, CompressionReport, compress
 from .contents import FileContents, LayerContents, TensorContents, contents

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from ..nn import MaskedLayer, SparseLayer, TopologyLayer
 from ..nn.quantized import QuantizedLayer
 from ..nn.wrapped import plain_name, unwrapped
-from .compressed.read import is_compressed, read_compressed
 from .coding import POSITIONS, decode, encode
+from .compressed.read import is_compressed, read_compressed
 from .errors import FileError
 from .header import (
     ENTRY,

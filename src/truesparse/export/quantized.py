@@ -1,12 +1,15 @@
-"""How do the numbers of a file come into a layer that is quantised? As they are, where the layer is quantised in the same way."""
+"""How do the numbers of a file come into a layer that is quantised, and floats of a file become numbers?"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..nn.quantized import QuantizedLayer
-from .snapshot import SavedLayer
+from ..quantization.numbers import By, check_bits, check_values, numbers_of
+from .snapshot import SavedLayer, SavedModel
 
 
 def quantized_parts(module: QuantizedLayer, name: str, layer: SavedLayer) -> dict[str, Tensor]:
@@ -34,6 +37,21 @@ def quantized_parts(module: QuantizedLayer, name: str, layer: SavedLayer) -> dic
             parts[f"input_rounding.{prefix}scale"] = torch.tensor(one.scale, dtype=torch.float32)
             parts[f"input_rounding.{prefix}zero_point"] = torch.tensor(one.zero_point, dtype=torch.int32)
     return parts
+
+
+def quantized_values(saved: SavedModel, bits: int, by: By) -> SavedModel:
+    """The same with the values of all layers as numbers; nothing is trained, and inputs stay as they are.
+
+    Raises:
+        ValueError: if bits are out of range, or no such numbers stand for the values of a layer.
+    """
+    check_bits(bits, by)
+    layers: dict[str, SavedLayer] = {}
+    for name, layer in saved.layers.items():
+        check_values(name, layer.values, bits, by)
+        weights = numbers_of(layer.topology, layer.values, bits, by)
+        layers[name] = replace(layer, values=weights.values(layer.topology), weights=weights)
+    return SavedModel(layers, saved.tensors)
 
 
 def _inputs(rounded: bool) -> str:

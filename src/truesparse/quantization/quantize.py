@@ -5,25 +5,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..nn import MaskedLayer, SparseLayer
 from ..nn.quantized import KINDS, QuantizedLayer, become_plain, become_quantized
-from ..nn.rounded import MOST_BITS, FromCodebook, RoundedByRow, RoundedInput
+from ..nn.rounded import FromCodebook, RoundedByRow, RoundedInput
 from ..nn.selection import Excluded, excluded_from
 from ..nn.wrapped import unwrapped
 from ..pruning.evidence import held
 from ..pruning.probe import Batch, Forward, called
-from .kmeans import kmeans
 from .norms import fold, foldable
+from .numbers import By, check_bits, check_values, numbers_of
 from .ranges import ranges_of
 
 Model = TypeVar("Model", bound=nn.Module)
-By = Literal["row", "codebook"]
-LEAST_BITS: Mapping[str, int] = {"row": 2, "codebook": 1}
 
 
 def quantize(
@@ -70,8 +67,6 @@ def quantize(
     Warns:
         UserWarning: if there are batch norms and the model cannot be traced, so that they stay.
     """
-    if by not in get_args(By):
-        raise ValueError(f"by is one of {', '.join(map(repr, get_args(By)))}, got {by!r}")
     if not 50.0 < percentile <= 100.0:
         raise ValueError(f"percentile lies above 50 and up to 100, got {percentile}")
     inside = unwrapped(model)
@@ -89,7 +84,7 @@ def quantize(
         fold(work, norms)
     folded = {name: work.get_submodule(name) for name in layers}
     for name, layer in folded.items():
-        _check(name, layer, wanted[name], by)  # type: ignore[arg-type]
+        check_values(name, layer.values, wanted[name], by)  # type: ignore[arg-type]
     ranges = {} if data is None else ranges_of(work, folded, batches, forward, percentile)
     fold(inside, norms)
     for name, layer in layers.items():
@@ -135,45 +130,20 @@ def _layers(model: nn.Module, excluded: Collection[nn.Module]) -> dict[str, Spar
 
 def _bits_of(names: Collection[str], bits: int | Mapping[str, int], by: By) -> dict[str, int]:
     stated = bits if isinstance(bits, Mapping) else {"*": bits}
-    least = LEAST_BITS[by]
     for glob, count in stated.items():
-        if type(count) is not int or not least <= count <= MOST_BITS:
-            raise ValueError(f"by {by} a number has {least} to {MOST_BITS} bits, got {count!r}")
+        check_bits(count, by)
         if not any(fnmatchcase(name, glob) for name in names):
             raise ValueError(f"bits names {glob!r}, which matches no sparse layer; there are: {', '.join(names)}")
     first = {name: next((glob for glob in stated if fnmatchcase(name, glob)), None) for name in names}
     return {name: stated[glob] for name, glob in first.items() if glob is not None}
 
 
-def _check(name: str, layer: SparseLayer, bits: int, by: By) -> None:
-    values, count = layer.values.detach(), layer.topology.nnz
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"layer {name!r} has weights that are NaN or infinite: no scale holds them")
-    if by == "codebook" and 0 < count < 2**bits:
-        raise ValueError(
-            f"layer {name!r} has {count} connections, fewer than the {2**bits} entries of a codebook of {bits} bits: give it fewer, "
-            f"bits={{{name!r}: {max(count.bit_length() - 1, 1)}, '*': {bits}}}, or exclude it"
-        )
-
-
 def _rounding(layer: SparseLayer, bits: int, by: By) -> RoundedByRow | FromCodebook:
-    values: Tensor = layer._parameters["values"]  # type: ignore[assignment]
+    values: nn.Parameter = layer.values
+    weights = numbers_of(layer.topology, values, bits, by)
     if by == "row":
-        return RoundedByRow(values, row_scales(layer, values.detach(), bits), bits)  # type: ignore[arg-type]
-    if not values.numel():
-        codebook, codes = values.detach().clone(), torch.zeros(0, dtype=torch.int64, device=values.device)
-    else:
-        codebook, codes = kmeans(values.detach(), 2**bits)
-    return FromCodebook(nn.Parameter(codebook.to(values), requires_grad=values.requires_grad), codes.to(torch.uint8), bits)
-
-
-def row_scales(layer: SparseLayer, values: Tensor, bits: int) -> Tensor:
-    """[rows], so that the largest magnitude of each row is the largest number; 1 where a row has none."""
-    rows, topology = layer.topology.shape[0], layer.topology
-    largest = torch.zeros(rows, dtype=values.dtype, device=values.device)
-    largest.scatter_reduce_(0, topology.rows.to(torch.int64), values.abs(), "amax")
-    scale = largest / (2 ** (bits - 1) - 1)
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
+        return RoundedByRow(values, weights.table, bits)
+    return FromCodebook(nn.Parameter(weights.table, requires_grad=values.requires_grad), weights.numbers, bits)
 
 
 def _example(batch: Batch) -> Batch:

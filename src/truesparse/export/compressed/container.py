@@ -1,11 +1,11 @@
 """What is the outside of a compressed file? A mark, a digest, a description, and streams one after the other.
 
-    4 bytes    TSZ1
-    32 bytes   SHA-256 of all that follows
-    4 bytes    length of the description in the file, lowest byte first
-    4 bytes    length of the description
-    ...        the description: JSON, compressed by zlib
-    ...        pieces, in the order in which the description says their lengths
+4 bytes    TSZ1
+32 bytes   SHA-256 of all that follows
+4 bytes    length of the description in the file, lowest byte first
+4 bytes    length of the description
+...        the description: JSON, compressed by zlib
+...        pieces, in the order in which the description says their lengths
 """
 
 from __future__ import annotations

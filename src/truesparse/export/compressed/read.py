@@ -23,8 +23,18 @@ from .tensors import decode_tensor, fields
 __all__ = ["is_compressed", "read_compressed"]
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-LAYER: dict[str, type] = dict(module=str, arguments=dict, pattern=str, connections=int, low=int, gaps=list, by=str, bits=int)
-LAYER |= dict(activations=list, arrays=list)
+LAYER: dict[str, type] = {
+    "module": str,
+    "arguments": dict,
+    "pattern": str,
+    "connections": int,
+    "low": int,
+    "gaps": list,
+    "by": str,
+    "bits": int,
+    "activations": list,
+    "arrays": list,
+}
 
 
 def read_compressed(path: Path) -> SavedModel:
@@ -44,7 +54,9 @@ def read_compressed(path: Path) -> SavedModel:
 
 def _read(description: dict[str, Any], pieces: Pieces) -> SavedModel:
     if description.get("version") != VERSION or type(description["version"]) is not int:
-        raise ValueError(f"it has version {description.get('version')!r:.20} of the format, this program reads {VERSION}; update truesparse")
+        raise ValueError(
+            f"it has version {description.get('version')!r:.20} of the format, this program reads {VERSION}; update truesparse"
+        )
     _, layers, tensors = fields(description, version=int, layers=dict, tensors=dict)
     found: dict[str, SavedLayer] = {}
     for name, said in layers.items():
@@ -115,7 +127,9 @@ def _affine(said: Any) -> Affine:
 def _check_names(name: str, layer: SavedLayer, others: dict[str, Tensor]) -> None:
     bias = others.get(tensor_name(name, "bias"))
     if layer.arguments["bias"] != (bias is not None):
-        raise ValueError(f"layer {name!r:.100}: bias={layer.arguments['bias']}, and the file has {'no' if bias is None else 'a'} tensor for it")
+        raise ValueError(
+            f"layer {name!r:.100}: bias={layer.arguments['bias']}, and the file has {'no' if bias is None else 'a'} tensor for it"
+        )
     length = bias_length(layer.module, layer.arguments)
     if bias is not None and bias.shape != (length,):
         raise ValueError(f"layer {name!r:.100}: expected a bias of shape ({length},), got {tuple(bias.shape)}")
