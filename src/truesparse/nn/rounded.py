@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,25 +9,14 @@ LEAST_INPUT, MOST_INPUT = -128, 127
 MOST_BITS = 8
 
 
-class StraightThrough(torch.autograd.Function):
-    """The nearest whole number within bounds, ties to even; its gradient is that of the identity (Bengio et al. 2013, arXiv:1308.3432).
+def straight_through(numbers: Tensor, most: float = torch.inf) -> Tensor:
+    """The nearest whole number within -most and most, ties to even; its gradient is that of the identity.
 
-    Also outside the bounds: a value that training has carried past them can come back.
+    Also outside the bounds: a value that training has carried past them can come back. Bengio et al. 2013,
+    https://arxiv.org/abs/1308.3432
     """
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(numbers: Tensor, most: float) -> Tensor:
-        return numbers.round().clamp(-most, most)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
+    held = numbers.detach()
+    return held.round().clamp(-most, most) + (numbers - held)  # which is 0, so that the sum is exact
 
 
 class RoundedByRow(nn.Module):
@@ -71,7 +58,7 @@ class RoundedByRow(nn.Module):
         return self.scale.repeat_interleave(indptr.diff(), output_size=self.trained.shape[0])
 
     def _rounded(self, scale: Tensor) -> Tensor:
-        return StraightThrough.apply(self.trained / scale, 2 ** (self.bits - 1) - 1)  # type: ignore[return-value]
+        return straight_through(self.trained / scale, 2 ** (self.bits - 1) - 1)
 
 
 class FromCodebook(nn.Module):
@@ -132,5 +119,4 @@ class RoundedInput(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.scale.to(x.dtype)
-        rounded: Tensor = StraightThrough.apply(x / scale, torch.inf)  # type: ignore[assignment]
-        return ((rounded + self.zero_point).clamp(LEAST_INPUT, MOST_INPUT) - self.zero_point) * scale
+        return ((straight_through(x / scale) + self.zero_point).clamp(LEAST_INPUT, MOST_INPUT) - self.zero_point) * scale

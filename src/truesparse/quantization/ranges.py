@@ -29,7 +29,7 @@ class Range:
         flat = x.detach().flatten().float()
         if not flat.numel():
             return
-        left_out = int((1 - self.percentile / 100) * flat.numel())
+        left_out = int((100 - self.percentile) * flat.numel() / 100)
         self.lows.append(float(flat.kthvalue(1 + left_out)[0] if left_out else flat.min()))
         self.highs.append(float(flat.kthvalue(flat.numel() - left_out)[0] if left_out else flat.max()))
 

@@ -53,10 +53,9 @@ def read_compressed(path: Path) -> SavedModel:
 
 
 def _read(description: dict[str, Any], pieces: Pieces) -> SavedModel:
-    if description.get("version") != VERSION or type(description["version"]) is not int:
-        raise ValueError(
-            f"it has version {description.get('version')!r:.20} of the format, this program reads {VERSION}; update truesparse"
-        )
+    version = description.get("version")
+    if type(version) is not int or version != VERSION:
+        raise ValueError(f"it has version {version!r:.20} of the format, this program reads version {VERSION}; update truesparse")
     _, layers, tensors = fields(description, version=int, layers=dict, tensors=dict)
     found: dict[str, SavedLayer] = {}
     for name, said in layers.items():
@@ -125,11 +124,9 @@ def _affine(said: Any) -> Affine:
 
 
 def _check_names(name: str, layer: SavedLayer, others: dict[str, Tensor]) -> None:
-    bias = others.get(tensor_name(name, "bias"))
-    if layer.arguments["bias"] != (bias is not None):
-        raise ValueError(
-            f"layer {name!r:.100}: bias={layer.arguments['bias']}, and the file has {'no' if bias is None else 'a'} tensor for it"
-        )
+    bias, said = others.get(tensor_name(name, "bias")), layer.arguments["bias"]
+    if said != (bias is not None):
+        raise ValueError(f"layer {name!r:.100}: bias={said}, but the file has {'no' if said else 'a'} tensor for it")
     length = bias_length(layer.module, layer.arguments)
     if bias is not None and bias.shape != (length,):
         raise ValueError(f"layer {name!r:.100}: expected a bias of shape ({length},), got {tuple(bias.shape)}")
