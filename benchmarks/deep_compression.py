@@ -116,9 +116,8 @@ def deep_compression(name: str, bits: int, rounds: int, seed: int, folder: Path)
 def coder(folder: Path) -> None:
     """How fast: CPU seconds of writing and reading, each the least of three, by what they stand for."""
     generator = torch.Generator().manual_seed(0)
-    print(
-        "| layer | connections | bytes | over entropy | MB/s dense float32, written and read | MB/s values and columns, written and read |"
-    )
+    print("MB/s of CPU time, written and read: of what the dense float32 weight takes, and of what values and columns of 32 bits take")
+    print("| layer | connections | bytes | over entropy | MB/s, dense float32 | MB/s, values and columns |")
     print("|---|---|---|---|---|---|")
     for name, (rows, columns, density) in ALEXNET.items():
         layer = ts.SparseLinear(columns, rows, bias=False, sparsity=1 - density, generator=generator)

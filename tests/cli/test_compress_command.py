@@ -45,7 +45,7 @@ def test_quantised_and_written(saved, capsys):
 
 
 def test_a_run(tmp_path, capsys):
-    assert run(["train", "digits-mlp", "--epochs", "1", "--variants", "sparse", "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    assert run(["train", "digits-mlp", "--epochs", "1", "--out", str(tmp_path / "run")]) == 0
     capsys.readouterr()
     assert run(["compress", str(tmp_path / "run"), "--bits", "4", "--out", str(tmp_path / "net.tsz")]) == 0
     assert (tmp_path / "net.tsz").stat().st_size < (tmp_path / "run" / "sparse" / "network.safetensors").stat().st_size / 3

@@ -136,15 +136,23 @@ def test_positions_that_are_none():
         ("bytes are not", {"lowest": coded.lowest[:-1]}),
         (r"its gaps lead to position 1100; positions lie in \[0, 900\)", {"shape": (3, 300)}),
         ("bytes cannot hold 1000000 entries", {"shape": (10**6, 400)}),
-        ("must end in a connection and have 1, got 2", {"connections": 1, "low": 0, "lowest": b"", "content": encode(_array(3, 4)).content, "count": 2}),
-        ("must end in a connection and have 1, got 1", {"connections": 1, "low": 0, "lowest": b"", "content": encode(_array(3, 63)).content, "count": 2}),
+        (
+            "must end in a connection and have 1, got 2",
+            _two(3, 4),
+        ),
+        (
+            "must end in a connection and have 1, got 1",
+            _two(3, 63),
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             decoded(**change)
 
 
-def _array(*numbers):
-    return np.array(numbers, dtype=np.uint8)
+def _two(*symbols):
+    """Two symbols where one connection is said to be."""
+    content = encode(np.array(symbols, dtype=np.uint8)).content
+    return {"connections": 1, "low": 0, "lowest": b"", "content": content, "count": 2}
 
 
 @pytest.mark.parametrize("name", DTYPES)

@@ -67,7 +67,7 @@ def test_states_that_do_not_fit(x):
     damaged = {**state, "3.rounding.codes": state["3.rounding.codes"] + 200}
     with pytest.raises(RuntimeError, match="3: its codes go beyond a codebook of 8 entries"):
         model.load_state_dict(damaged)
-    with pytest.raises(RuntimeError, match="3: expected .* values, one for each connection"):
+    with pytest.raises(RuntimeError, match=r"3: expected .* values, one for each connection"):
         model.load_state_dict({**state, "3.rounding.codes": state["3.rounding.codes"][:-1]})
     averaged = {**state, "3.indices": state["5.indices"]}
     with pytest.raises(RuntimeError, match="3: "):

@@ -68,21 +68,25 @@ def decode_positions(shape: tuple[int, int], connections: int, low: int, lowest:
         raise ValueError(f"its gaps must end in a connection and have {connections}, got {np.count_nonzero(ends)}")
     steps = np.diff(np.cumsum(found, dtype=np.int64)[ends], prepend=0) << low
     if low:
-        bits = np.unpackbits(np.frombuffer(lowest, dtype=np.uint8), count=low * connections, bitorder="little")
-        steps += bits.reshape(connections, low).astype(np.int64) @ (1 << np.arange(low, dtype=np.int64))
+        bits = np.unpackbits(np.frombuffer(lowest, dtype=np.uint8), count=low * connections, bitorder="little").reshape(connections, low)
+        for place in range(low):
+            steps += bits[:, place].astype(np.int64) << place
     keys = np.cumsum(steps + 1) - 1
     rows, columns = shape
     if keys.size and not 0 <= int(keys[-1]) < rows * columns:
         raise ValueError(f"its gaps lead to position {int(keys[-1])}; positions lie in [0, {rows * columns})")
-    fan_in = np.bincount(keys // max(columns, 1), minlength=rows)
-    indptr = np.concatenate([[0], np.cumsum(fan_in)]).astype(np.int32)
-    return Topology(shape, torch.from_numpy(indptr), torch.from_numpy((keys % max(columns, 1)).astype(np.int32)))
+    starts = np.arange(rows + 1, dtype=np.int64) * columns
+    indptr = np.searchsorted(keys, starts) if columns else np.zeros(rows + 1)
+    indices = keys - np.repeat(starts[:-1], np.diff(indptr)) if columns else keys
+    return Topology(shape, torch.from_numpy(indptr.astype(np.int32)), torch.from_numpy(indices.astype(np.int32)))
 
 
 def _symbols(numbers: Array) -> NDArray[np.uint8]:
-    ends = np.cumsum(numbers // ESCAPE + 1)
-    written = np.full(int(ends[-1]) if ends.size else 0, ESCAPE, dtype=np.uint8)
-    written[ends - 1] = numbers % ESCAPE
+    large = np.flatnonzero(numbers >= ESCAPE)  # few: division takes longer than all the rest
+    escapes = np.zeros(numbers.size, dtype=np.int64)
+    escapes[large] = numbers[large] // ESCAPE
+    written = np.full(numbers.size + int(escapes.sum()), ESCAPE, dtype=np.uint8)
+    written[np.arange(numbers.size) + np.cumsum(escapes)] = numbers - ESCAPE * escapes
     return written
 
 

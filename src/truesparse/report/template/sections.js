@@ -60,9 +60,9 @@ function summary() {
     for (const row of run.table) rows.push(summaryRow(run, number, row, dense));
   });
   const samples = [...new Set(content.runs.map((run) => run.samples).filter(Boolean))].join(" or ");
-  const heads = ["", "test accuracy", "test loss", "weights", "bytes in training", "operations a sample", "energy a sample, estimated", "seconds an epoch", samples ? `inference, ${samples} samples` : "inference"];
+  const heads = ["", "test accuracy", "test loss", "weights", "bytes in training", "operations", "energy, estimated", "seconds an epoch", samples ? `inference, ${samples} samples` : "inference"];
   const table = element("table", {}, element("thead", {}, element("tr", {}, heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, rows));
-  const what = "After the last epoch. Bytes are those of weights, gradients, optimizer state and topology together; operations and energy are those of a forward pass. Energy is an estimate by operations and bytes moved at the figures of Horowitz 2014 for 45 nm, no measurement. Seconds an epoch are the median, without evaluation. Times hold for this machine only: a ratio needs a dense network in the same run.";
+  const what = "After the last epoch. Bytes are those of weights, gradients, optimizer state and topology together; operations and energy are those of a forward pass, one sample. Energy is an estimate by operations and bytes moved at the figures of Horowitz 2014 for 45 nm, no measurement. Seconds an epoch are the median, without evaluation. Times hold for this machine only: a ratio needs a dense network in the same run.";
   return section("summary", "Summary", what, element("div", { class: "scroll" }, table));
 }
 
