@@ -142,9 +142,7 @@ def test_without_the_library(path, monkeypatch):
     ts.compress(model, path)
     monkeypatch.setitem(sys.modules, "constriction", None)
     for call in (lambda: ts.compress(model, path), lambda: ts.load(path)):
-        with pytest.raises(
-            ImportError, match=r"the coder of .* needs constriction, .*pip install 'truesparse\[compress\]'"
-        ):
+        with pytest.raises(ImportError, match=r"the coder of .* needs constriction, .*pip install 'truesparse\[compress\]'"):
             call()
 
 
