@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +35,12 @@ class QuantizedLayer(SparseLayer):
     rounding: RoundedByRow | FromCodebook
     input_rounding: RoundedInput | None
 
-    @property
-    def values(self) -> Tensor:  # type: ignore[override]
-        """[nnz], as the layer computes with them. Differentiable."""
-        return self.rounding(self._array("indptr"))
+    if not TYPE_CHECKING:  # who reads types takes them for the parameter that they stand for
+
+        @property
+        def values(self) -> Tensor:
+            """[nnz], as the layer computes with them. Differentiable."""
+            return self.rounding(self._array("indptr"))
 
     def forward(self, input: Tensor, *others: Any, **named: Any) -> Tensor:
         """As that of the sparse layer, of the rounded input."""
@@ -50,10 +52,10 @@ class QuantizedLayer(SparseLayer):
     def initialise(self, fill: Callable[[Tensor], Any]) -> None:
         raise TypeError(READ_ONLY)
 
-    def dense_module(self) -> nn.Module:
+    def _fill(self, dense: nn.Module) -> None:
         if self.input_rounding is not None:
             raise TypeError(NO_DENSE.format(kind=type(self).__name__))
-        return super().dense_module()
+        super()._fill(dense)
 
     def _recognise_values(self) -> None:
         if self.rounding.by == "row":
@@ -159,7 +161,7 @@ def become_quantized(layer: SparseLayer, rounding: RoundedByRow | FromCodebook, 
     layer._recognise_values()
 
 
-def become_plain(layer: QuantizedLayer) -> None:
+def become_plain(layer: Any) -> None:
     """In place: a sparse layer with the rounded values; a parameter that has one number a connection stays the same object."""
     values, trained, rounded_by = layer.values.detach().clone(), layer.rounding.trained, layer.rounding.by
     del layer._modules["rounding"], layer._modules["input_rounding"]
