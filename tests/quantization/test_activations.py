@@ -171,7 +171,7 @@ def test_ranges_are_those_of_the_folded_network():
     float_model = copy.deepcopy(model).eval()
     ts.quantize(model, 8, data=[x[:8], x[8:]])
     found = quantized_layers(model)
-    outputs = float_model[1](float_model[0](x))  # with its norm
+    outputs = float_model[1](float_model[0](x)).detach()  # with its norm
     inputs = float_model[2](outputs)
     assert found["0"].inputs.scale == pytest.approx(float(x.max() - x.min()) / 255, rel=1e-5)
     assert found["0"].outputs.scale == pytest.approx(float(outputs.max() - outputs.min()) / 255, rel=1e-4)

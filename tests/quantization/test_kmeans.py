@@ -82,3 +82,9 @@ def test_one_value_many_times():
     codebook, codes = kmeans(torch.full((7,), 2.5), 16)
     assert codebook.tolist() == [2.5]
     assert codes.tolist() == [0] * 7
+
+
+def test_a_value_between_two_is_the_lower_ones():
+    codebook, codes = kmeans(torch.tensor([2.0, 1.0, 0.0]), 2)
+    assert codebook.tolist() == [0.5, 2.0]
+    assert codes.tolist() == [1, 0, 0]

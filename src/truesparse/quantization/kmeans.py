@@ -13,7 +13,7 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Lloyd's algorithm from centroids evenly between the least and the largest value, until nothing changes.
 
     The linear initialisation of Han, Mao and Dally 2016 (https://arxiv.org/abs/1510.00149, section 3.2), which has centroids where the
-    few large weights are. In float64.
+    few large weights are. A value as near to two centroids is the lower one's. In float64.
 
     Args:
         values: [n], finite, at least one.
