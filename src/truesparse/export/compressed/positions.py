@@ -49,7 +49,8 @@ def encode_positions(topology: Topology) -> Positions:
     keys = topology.keys.numpy()
     gaps = np.diff(keys, prepend=-1) - 1
     some = gaps[:: max(1, gaps.size // SAMPLE)]
-    low = min(range(MOST_LOW + 1), key=lambda bits: _nbits(some, bits))
+    most = min(MOST_LOW, int(some.mean()).bit_length() + 1) if some.size else 0  # more would leave nothing to tell gaps by
+    low = min(range(most + 1), key=lambda bits: _nbits(some, bits))
     lowest = (gaps[:, None] >> np.arange(low)) & 1 if low else np.zeros(0)
     return Positions(low, np.packbits(lowest.astype(bool), bitorder="little").tobytes(), encode(_symbols(gaps >> low), topology.shape[0]))
 
