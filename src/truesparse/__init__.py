@@ -19,11 +19,12 @@ if TYPE_CHECKING:
     from . import loggers as loggers
     from . import plot as plot
     from . import pruning as pruning
+    from . import quantization as quantization
     from . import regularizers as regularizers
     from . import rewiring as rewiring
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
-    from .export import export_onnx, load, save
+    from .export import compress, export_onnx, load, save
     from .inference import pack, pack_layers, shrink
     from .nn import (
         MaskedConv1d,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from .nn.summary import summary
     from .pruning import OWL, Depth, criteria, distill, drop_blocks, from_pruned, prune, prune_blocks, reconstruct
+    from .quantization import dequantize, quantize
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
@@ -93,8 +95,10 @@ __all__ = [
     "Uniform",
     "Unstructured",
     "algorithms",
+    "compress",
     "criteria",
     "densify",
+    "dequantize",
     "distill",
     "drop_blocks",
     "export_onnx",
@@ -108,6 +112,8 @@ __all__ = [
     "prune",
     "prune_blocks",
     "pruning",
+    "quantization",
+    "quantize",
     "reconstruct",
     "regularizers",
     "rewire",
@@ -130,7 +136,7 @@ observers.append(_marked_for_transformers)
 # Imported when they are first used: a program that serves waits for nothing that trains, and none for what it never calls.
 _PARTS: dict[str, tuple[str, ...]] = {
     "algorithms": ("CHT", "CHTs", "DSR", "DeepR", "GMP", "GSE", "GraNet", "MEST", "RigL", "SET", "SNFS", "SRigL", "Static", "TopKAST"),
-    "export": ("export_onnx", "load", "save"),
+    "export": ("compress", "export_onnx", "load", "save"),
     "inference": ("pack", "pack_layers", "shrink"),
     "nn": (
         *(
@@ -143,12 +149,13 @@ _PARTS: dict[str, tuple[str, ...]] = {
     ),
     "nn.summary": ("summary",),
     "pruning": ("OWL", "Depth", "criteria", "distill", "drop_blocks", "from_pruned", "prune", "prune_blocks", "reconstruct"),
+    "quantization": ("dequantize", "quantize"),
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),
     "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
 }
-_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "regularizers", "rewiring", "stability", "topology")
+_ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "quantization", "regularizers", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}
 
 

@@ -192,6 +192,10 @@ def test_summary_and_heat_map(browser, one, digits):
         assert f"{100 * line['test_accuracy']:.2f}\u00a0%" in text
         assert f"{line['connections']:,}" in text
         assert f"{line['test_loss']:.4f}" in text
+        measured = [json.loads(one) for one in (digits / "metrics.jsonl").read_text().splitlines()]
+        last = [one for one in measured if one["variant"] == variant][-1]
+        assert f"{last['flops']['inference'] / 1e3:.3g} k" in text
+        assert f"{last['energy']['inference'] / 1e6:.3g} µJ" in text or f"{last['energy']['inference'] / 1e3:.3g} nJ" in text
     last = masks(digits, "sparse", "1", 64)[-1][1]
     to(browser, 10)
     assert browser.value("Number(document.getElementById('unseen').dataset.unseen)") == 64 - len({key % 64 for key in last})

@@ -14,6 +14,7 @@ import typer
 from .algorithms import algorithms
 from .bench import bench
 from .compare import compare, compare_page
+from .compress import compress
 from .doctor import doctor
 from .export import export
 from .inspect import inspect
@@ -43,6 +44,7 @@ app.command()(prune)
 app.command()(lottery)
 app.command()(inspect)
 app.command()(pack)
+app.command()(compress)
 app.command()(export)
 app.command()(report)
 app.command()(tour)

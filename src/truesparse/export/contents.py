@@ -8,6 +8,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from .compressed.container import is_compressed
+from .errors import FileError
 from .header import Stored, check_version, entry, layers_of, opened, stored, tensor_name
 
 FLOAT32 = 4  # bytes
@@ -93,6 +95,8 @@ def contents(path: str | Path) -> FileContents:
         FileError: if it cannot be read, is no safetensors file, or says of itself what cannot be.
     """
     path = Path(path)
+    if is_compressed(path):
+        raise FileError(f"{path} is a compressed network: `truesparse compress {path}` shows its layers, ts.load reads them")
     with opened(path) as file:
         description, tensors = entry(file), stored(file)
         if description is not None and "version" in description:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from ..nn import MaskedLayer, SparseLayer, TopologyLayer
+from ..nn.quantized import QuantizedLayer
 from ..nn.wrapped import plain_name, unwrapped
-from ..topology import Topology
 from .coding import POSITIONS, decode, encode
+from .compressed.read import is_compressed, read_compressed
 from .errors import FileError
 from .header import (
     ENTRY,
@@ -33,57 +33,13 @@ from .header import (
 )
 from .layers import check_pattern, described
 from .opening import closed_state, opened_for, opened_modules, opened_state
+from .quantized import quantized_parts
+from .snapshot import SavedLayer, SavedModel, snapshot
 from .written import write_file
 
 Model = TypeVar("Model", bound=nn.Module)
+OF_ANY_LENGTH = ("values", "indices", "rounding.trained", "rounding.codes")
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, eq=False)
-class SavedLayer:
-    """A sparse layer of a file.
-
-    Attributes:
-        module: what it stands for: "Linear" or "Conv2d" of `torch.nn`.
-        arguments: those of that module, `bias` included; `ts.SparseLinear(**arguments)` has the same shape.
-        pattern: the text of its pattern, as `str(pattern)` writes it.
-        topology: which connections exist, over [rows, columns] of the flattened weight.
-        values: [nnz], in the dtype of the file.
-        acting: [nnz] bool, which connections act: the others have been trained, but the layer computes without them. None, as
-            nearly always: all of them.
-    """
-
-    module: str
-    arguments: Mapping[str, Any]
-    pattern: str
-    topology: Topology
-    values: Tensor
-    acting: Tensor | None = None
-
-    def parts(self) -> dict[str, Tensor]:
-        """As a sparse layer's `state_dict` has them."""
-        parts = {"values": self.values, "indptr": self.topology.indptr, "indices": self.topology.indices}
-        return parts if self.acting is None else parts | {"acting": self.acting}
-
-
-@dataclass(frozen=True, eq=False)
-class SavedModel:
-    """What a file holds.
-
-    Attributes:
-        layers: the sparse layers, by name.
-        tensors: every other tensor of the `state_dict`, by its name there: biases, norms, dense layers.
-    """
-
-    layers: Mapping[str, SavedLayer]
-    tensors: Mapping[str, Tensor]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The `state_dict` of the sparse model."""
-        state = dict(self.tensors)
-        for name, layer in self.layers.items():
-            state |= {tensor_name(name, part): tensor for part, tensor in layer.parts().items()}
-        return state
 
 
 def save(model: nn.Module, path: str | Path, *, values: Literal["float32", "bfloat16"] | None = None) -> None:
@@ -106,13 +62,9 @@ def save(model: nn.Module, path: str | Path, *, values: Literal["float32", "bflo
     """
     if values is not None and values not in VALUES:
         raise ValueError(f"values must be None, {' or '.join(map(repr, VALUES))}, got {values!r}")
-    model = unwrapped(model)
-    # Each tensor apart from all others: safetensors refuses those that share memory.
-    state = {plain_name(model, name): _copied(name, tensor) for name, tensor in model.state_dict().items()}
-    descriptions: dict[str, dict[str, Any]] = {}
-    for name, layer in opened_modules(model, {}).items():
-        if isinstance(layer, TopologyLayer):
-            descriptions[name] = _put_layer(state, name, layer, values)
+    saved = snapshot(model)
+    state = dict(saved.tensors)
+    descriptions = {name: _put_layer(state, name, layer, values) for name, layer in saved.layers.items()}
     try:
         content = safetensors.torch.save(state, metadata={ENTRY: written(descriptions)})
     except (KeyError, ValueError, RuntimeError) as error:
@@ -129,13 +81,14 @@ def load(path: str | Path, model: Model) -> Model: ...
 
 
 def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
-    """Read a file that `save` wrote. Every byte is verified before anything is made of it.
+    """Read a file that `save` or `compress` wrote. Every byte is verified before anything is made of it.
 
     Args:
         path: of the file.
         model: what to fill, in place: a model of the same architecture. Its layers may be sparse with any topology, masked
             or dense, attention opened or as torch has it; values take the dtype and device that they have there. Of a wrapped
-            one, as `save` takes it, the network inside is filled. None fills nothing.
+            one, as `save` takes it, the network inside is filled. Quantised layers take the numbers of a file whose layers are
+            quantised likewise; all others take the rounded values, and do not round their inputs. None fills nothing.
 
     Returns:
         `model`, or, without one, what the file holds.
@@ -144,7 +97,7 @@ def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
         FileError: if the file cannot be read, is damaged, or does not fit the model exactly; the model is unchanged.
     """
     path = Path(path)
-    saved = _read(path)
+    saved = read_compressed(path) if is_compressed(path) else _read(path)
     if model is None:
         return saved
     inside = unwrapped(model)
@@ -158,35 +111,20 @@ def load(path: str | Path, model: Model | None = None) -> SavedModel | Model:
     return model
 
 
-def _copied(name: str, tensor: Any) -> Tensor:
-    if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.layout != torch.strided:
-        what = type(tensor).__name__ if not isinstance(tensor, Tensor) else f"a tensor on {tensor.device} of layout {tensor.layout}"
-        raise TypeError(f"a file holds dense tensors with values, but {name!r} of the state_dict is {what}; take it out of the model")
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-
-
-def _put_layer(state: dict[str, Tensor], name: str, layer: TopologyLayer, values: str | None) -> dict[str, Any]:
-    """The description of a layer, whose tensors in `state` make way for those of the file."""
-    own = ("weight", "mask") if isinstance(layer, MaskedLayer) else ("values", "indptr", "indices")
-    for part in own:
-        if state.pop(tensor_name(name, part), None) is None:
-            raise TypeError(f"layer {name!r} has no {part!r} in its state_dict: it is parametrized; make that permanent first")
-    state.pop(tensor_name(name, "fingerprint"), None)  # the digest of the file sees more
-    module, arguments = described(layer)
-    if not module:
-        raise TypeError(f"layer {name!r} ({type(layer).__name__}) stands for no layer of torch that a file can name")
-    coding, arrays = encode(layer.topology.to("cpu"))
-    kept = layer.of_connections(layer.parameter).detach().cpu()
+def _put_layer(state: dict[str, Tensor], name: str, layer: SavedLayer, values: str | None) -> dict[str, Any]:
+    """The description of a layer, whose tensors come into `state`."""
+    if layer.weights is not None:
+        raise TypeError(f"layer {name!r} is quantised, and this file would have its values in floats: write it with ts.compress")
+    coding, arrays = encode(layer.topology)
     parts = {part: torch.from_numpy(array) for part, array in arrays.items()}
     if layer.acting is not None:
-        parts["acting"] = layer.of_connections(layer.acting).cpu().clone()
-    parts["values"] = (kept if values is None else kept.to(VALUES[values])).clone()
+        parts["acting"] = layer.acting
+    parts["values"] = layer.values if values is None else layer.values.to(VALUES[values])
     for part in PARTS:
         if tensor_name(name, part) in state:
             raise ValueError(f"the name {tensor_name(name, part)!r} is taken: layer {name!r} has a tensor {part!r} of its own; rename it")
     state |= {tensor_name(name, part): tensor for part, tensor in parts.items()}
-    bias = tensor_name(name, "bias") in state
-    return {"module": module, "arguments": {**arguments, "bias": bias}, "pattern": str(layer.pattern), "coding": coding}
+    return {"module": layer.module, "arguments": layer.arguments, "pattern": layer.pattern, "coding": coding}
 
 
 def _read(path: Path) -> SavedModel:
@@ -239,7 +177,7 @@ def _state_for(model: nn.Module, saved: SavedModel) -> dict[str, Tensor]:
             raise ValueError(f"it has no layer {name!r}")
         parts = _as_held_by(modules[name], name, layer)
         state |= {tensor_name(name, part): tensor for part, tensor in parts.items()}
-        of_any_length |= {tensor_name(name, part) for part in parts if part in ("values", "indices")}
+        of_any_length |= {tensor_name(name, part) for part in parts if part in OF_ANY_LENGTH}
     for what, names in (("the model has", own.keys() - state.keys() - may_lack), ("the file has", state.keys() - own.keys() - may_lack)):
         if names:
             other = "the file" if what == "the model has" else "the model"
@@ -280,6 +218,8 @@ def _as_held_by(module: nn.Module, name: str, layer: SavedLayer) -> dict[str, Te
     topology, values = layer.topology, layer.values
     if isinstance(module, TopologyLayer):
         module.pattern.check(topology)
+    if isinstance(module, QuantizedLayer):
+        return quantized_parts(module, name, layer)
     if isinstance(module, SparseLayer):
         return layer.parts()
     weight: Tensor = module.weight  # type: ignore[assignment]

@@ -112,7 +112,7 @@ def entry(file: Any) -> dict[str, Any] | None:
     text = (file.metadata() or {}).get(ENTRY)
     if text is None:
         return None
-    found = json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
+    found = json.loads(text, object_pairs_hook=once, parse_constant=refused)
     return _of_type(dict, found, "the description")
 
 
@@ -241,7 +241,7 @@ def _of_type(kind: type, value: Any, what: str) -> Any:
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -250,5 +250,5 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _refused(constant: str) -> None:
+def refused(constant: str) -> None:
     raise ValueError(f"its description has {constant}, which is no JSON")

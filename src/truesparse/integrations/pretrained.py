@@ -17,11 +17,13 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..common.optional import library
+from ..export.coding import POSITIONS, decode, encode
 from ..export.header import tensor_name
 from ..nn import MaskedLayer, SparseLayer, topology_layers
 from .sparse_like import PARTS, sparse_like, sparse_names
 
-METHOD = "truesparse"
+METHOD, CODINGS = "truesparse", "truesparse.codings"
+CODED = ("row_lengths", "gaps", "bits")
 WHAT = "truesparse.integrations.transformers"
 
 quantizers: Any = library("transformers.quantizers.auto", "transformers", WHAT)
@@ -69,8 +71,17 @@ class SparseWeights(base.HfQuantizer):
                 f"layers {', '.join(map(repr, masked[:3]))} are masked twins, which no folder of transformers can hold: save with ts.save, "
                 "or train truly sparse layers"
             )
-        patterns = {name: str(layer.pattern) for name, layer in topology_layers(model).items()}
-        return {**model.state_dict(), **{name: torch.empty(0) for name in _guards(model)}}, {METHOD: json.dumps(patterns)}
+        layers, state = topology_layers(model), model.state_dict()
+        patterns = {name: str(layer.pattern) for name, layer in layers.items()}
+        codings: dict[str, tuple[str, int, int]] = {}
+        for name, layer in layers.items():
+            coding, arrays = encode(layer.topology.to("cpu"))
+            codings[name] = coding, *layer.topology.shape
+            for part in ("indptr", "indices"):
+                del state[tensor_name(name, part)]
+            state |= {tensor_name(name, part): torch.from_numpy(array) for part, array in arrays.items()}
+        guards = {name: torch.empty(0) for name in _guards(model)}
+        return {**state, **guards}, {METHOD: json.dumps(patterns), CODINGS: json.dumps(codings)}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, dtype: torch.dtype | None = None, **_: Any
@@ -102,7 +113,10 @@ class SparseWeights(base.HfQuantizer):
             for above in (name.rpartition(".")[0], ".".join(name.split(".")[:-2])):
                 model.get_submodule(above)._is_hf_initialized = True
         empty = {re.escape(name) for name in _dense_names({*names, *layers})}
-        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *(f"^{name}$" for name in empty)}
+        read = {*(f"^{name}$" for name in empty), *(rf"^(.*\.)?{part}$" for part in CODED)}
+        model._keys_to_ignore_on_load_unexpected = {*(model._keys_to_ignore_on_load_unexpected or ()), *read}
+        made = {rf"^(.*\.)?{part}$" for part in ("indptr", "indices")}
+        model._keys_to_ignore_on_load_missing = {*(model._keys_to_ignore_on_load_missing or ()), *made}
 
     def _process_model_after_weight_loading(self, model: Any, **_: Any) -> None:
         for name, layer in topology_layers(model).items():  # whatever happened to them since
@@ -148,13 +162,29 @@ def _stored(files: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors of sparse layers, the patterns) in safetensors files."""
     state: dict[str, Tensor] = {}
     patterns: dict[str, str] = {}
+    codings: dict[str, tuple[str, int, int]] = {}
     for path in files:
         if not str(path).endswith(".safetensors"):
             raise RuntimeError(f"sparse models are read from safetensors files, got {path}: save it with save_pretrained")
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            state |= {name: file.get_tensor(name) for name in names if name.split(".")[-1] in PARTS}
-            patterns |= json.loads((file.metadata() or {}).get(METHOD, "{}"))
+            state |= {name: file.get_tensor(name) for name in names if name.split(".")[-1] in (*PARTS, *CODED)}
+            known = file.metadata() or {}
+            patterns |= json.loads(known.get(METHOD, "{}"))
+            codings |= json.loads(known.get(CODINGS, "{}"))
+    for name, (coding, rows, columns) in codings.items():
+        lengths = state.pop(tensor_name(name, "row_lengths"), None)
+        if lengths is None:
+            raise RuntimeError(f"layer {name!r} has no row lengths in {', '.join(files)}: a part of the saved model is missing")
+        found = [state.pop(tensor_name(name, part), None) for part in ("gaps", "bits")]
+        positions = next((one.numpy() for one in found if one is not None), None)
+        try:
+            if (positions is None) != (POSITIONS[coding] is None):
+                raise ValueError("the positions of its connections are missing")
+            topology = decode((rows, columns), coding, lengths.numpy(), positions, int(lengths.sum(dtype=torch.int64)))
+        except (KeyError, ValueError) as error:
+            raise RuntimeError(f"the connections of layer {name!r} cannot be read: {error}") from error
+        state |= {tensor_name(name, "indptr"): topology.indptr, tensor_name(name, "indices"): topology.indices}
     return state, patterns
 
 

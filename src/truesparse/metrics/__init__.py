@@ -1,5 +1,6 @@
 """Measures of sparse training: pure functions of topologies and values, and a `Tracker` that follows a `Rewirer`."""
 
+from .energy import Energy, EnergyEstimate, energy
 from .flops import Flops, layer_flops, output_positions
 from .history import Explored, Lineage
 from .memory import connections, live_bytes
@@ -9,6 +10,8 @@ from .tracker import Tracker, gradient_norms
 __all__ = [
     "Change",
     "Distribution",
+    "Energy",
+    "EnergyEstimate",
     "Explored",
     "Flops",
     "Lineage",
@@ -17,6 +20,7 @@ __all__ = [
     "connections",
     "dead_neurons",
     "distribution",
+    "energy",
     "fan_in",
     "fan_out",
     "gradient_norms",

@@ -109,12 +109,12 @@ def layer_flops(model: nn.Module, positions: Mapping[str, int]) -> dict[str, Flo
 
 
 def _flops(layer: nn.Module, positions: int) -> Flops:
-    dense = prod(_shape(layer))
+    dense = prod(shape_of(layer))
     acting, trained = (layer.connections, layer.topology.nnz) if isinstance(layer, TopologyLayer) else (dense, dense)
     return Flops(2 * acting * positions, 2 * dense * positions, 2 * trained * positions)
 
 
-def _shape(layer: nn.Module) -> tuple[int, ...]:
+def shape_of(layer: nn.Module) -> tuple[int, ...]:
     """Of the dense weight."""
     if isinstance(layer, TopologyLayer):
         return layer.geometry.weight_shape
@@ -123,7 +123,7 @@ def _shape(layer: nn.Module) -> tuple[int, ...]:
 
 
 def _counter(counted: dict[str, int], name: str, layer: nn.Module) -> Callable[[nn.Module, Any, Any, Tensor], None]:
-    rows, transposed = _shape(layer)[0], isinstance(layer, (_ConvTransposeNd, TransposedInterface))
+    rows, transposed = shape_of(layer)[0], isinstance(layer, (_ConvTransposeNd, TransposedInterface))
 
     def count(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
         # The rows of a transposed convolution are the channels of its input.

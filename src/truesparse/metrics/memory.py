@@ -40,7 +40,7 @@ def live_bytes(model: nn.Module, optimizer: Optimizer) -> dict[str, int]:
 def connections(model: nn.Module) -> int:
     """Weights that exist: connections of sparse layers, and all entries of other parameters of two or more dimensions."""
     layers = topology_layers(model).values()
-    inside = {id(parameter) for layer in layers for parameter in layer.parameters(recurse=False)}
+    inside = {id(parameter) for layer in layers for parameter in layer.parameters()}
     dense = sum(parameter.numel() for parameter in model.parameters() if parameter.ndim > 1 and id(parameter) not in inside)
     return sum(layer.topology.nnz for layer in layers) + dense
 

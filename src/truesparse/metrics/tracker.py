@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..nn import TopologyLayer, topology_layers
 from ..rewiring import Rewirer
 from ..topology import Move, Topology
+from .energy import energy_at
 from .flops import Flops, layer_flops, output_positions, weight_layers
 from .history import Explored, Lineage
 from .topologies import change_of, dead_neurons, distribution, fan_in, fan_out, grown_keys, quantiles
@@ -121,6 +122,8 @@ class Tracker:
                 "training": self.flops,
                 "dense_training": self.dense_flops,
             }
+            estimate = energy_at(self.model, self.positions)
+            report["energy"] = {"inference": _rounded(estimate.sparse.total), "dense_inference": _rounded(estimate.dense.total)}
         self.seconds += time.perf_counter() - began
         return report
 

@@ -103,6 +103,7 @@ def select(model: nn.Module, exclude: Iterable[Excluded], include: Iterable[Excl
             layers[name] = module  # type: ignore[assignment]
         elif isinstance(module, TopologyLayer):
             sparse[name] = module
+            met.update(module.modules())  # what is inside of it is its own
         elif not isinstance(module, (*NO_PRODUCT, Opened)):
             left.extend(_matrices(name, module, exclude))
     if refused:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..nn import TopologyLayer
 from ..nn.convert import replaced, sparse_in_place_of
 from ..nn.kinds import kind_of
+from ..nn.quantized import refuse_quantized
 from ..nn.selection import Selection
 from ..rewiring import rewire
 from ..rewiring.optimizers import following, optimizers_in
@@ -79,7 +80,12 @@ def candidate_of(layer: Any, pattern: Pattern) -> Candidate:
 
 
 def candidates_of(selection: Selection, pattern: Pattern) -> dict[str, Candidate]:
-    """All layers that were selected, dense and sparse."""
+    """All layers that were selected, dense and sparse.
+
+    Raises:
+        TypeError: if one is quantised.
+    """
+    refuse_quantized(selection.sparse)
     return {name: candidate_of(layer, pattern) for name, layer in (*selection.layers.items(), *selection.sparse.items())}
 
 

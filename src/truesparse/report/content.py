@@ -80,6 +80,8 @@ def _row(run: Run, variant: str) -> dict[str, Any]:
         "loss": last["test_loss"],
         "weights": last["connections"],
         "bytes": last["bytes"],
+        "flops": last.get("flops", {}).get("inference"),  # not known of every network
+        "energy": last.get("energy", {}).get("inference"),
         "seconds": closing.get("seconds_per_epoch", seconds[len(seconds) // 2]),
         "inference": closing.get("inference_seconds"),
     }

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ..algorithms import Algorithm, AnyAlgorithm, NetworkAlgorithm
 from ..nn import TopologyLayer
+from ..nn.quantized import refuse_quantized
 from ..topology.patterns import Pattern
 from ..topology.schedules import Periodic
 
@@ -62,6 +63,7 @@ def check_held(layers: Mapping[str, TopologyLayer], optimizer: Optimizer) -> Non
     """
     if not layers:
         raise ValueError("the model has no sparse layer: call truesparse.sparsify(model) first")
+    refuse_quantized(layers)
     held = held_layers(layers, optimizer)
     if not held:
         raise ValueError(

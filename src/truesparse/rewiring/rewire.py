@@ -9,6 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from ..nn import TopologyLayer
+from ..nn.quantized import refuse_quantized
 from ..topology import Move, Topology
 from .optimizers import StateEntry, following
 
@@ -44,6 +45,7 @@ def move_of(layer: TopologyLayer, new: Topology | Move) -> Move:
 
 
 def check_move(layer: TopologyLayer, move: Move) -> None:
+    refuse_quantized({type(layer).__name__: layer})
     if move.old is not layer.topology and not move.old.equal(layer.topology):
         raise ValueError("the move does not start at the layer's present topology: make it with Move.between(layer.topology, new)")
     if move.new.shape != layer.topology.shape:

@@ -43,6 +43,7 @@ function scaled(value, units, factor, digits = 3) {
 }
 
 const bytes = (value) => scaled(value, ["B", "kB", "MB", "GB", "TB"], 1000);
+const picojoules = (value) => scaled(value, ["pJ", "nJ", "µJ", "mJ", "J"], 1000);
 const operations = (value) => scaled(value, ["", "k", "M", "G", "T", "P", "E"], 1000);
 
 function duration(seconds) {

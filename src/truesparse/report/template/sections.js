@@ -55,14 +55,14 @@ function lede(run) {
 function summary() {
   const rows = [];
   content.runs.forEach((run, number) => {
-    if (!alone()) rows.push(element("tr", { class: "run" }, element("td", { colspan: 7 }, run.name)));
+    if (!alone()) rows.push(element("tr", { class: "run" }, element("td", { colspan: 9 }, run.name)));
     const dense = run.table.find((row) => row.variant === "dense");
     for (const row of run.table) rows.push(summaryRow(run, number, row, dense));
   });
   const samples = [...new Set(content.runs.map((run) => run.samples).filter(Boolean))].join(" or ");
-  const heads = ["", "test accuracy", "test loss", "weights", "bytes in training", "seconds an epoch", samples ? `inference, ${samples} samples` : "inference"];
+  const heads = ["", "test accuracy", "test loss", "weights", "bytes in training", "operations", "energy, estimated", "seconds an epoch", samples ? `inference, ${samples} samples` : "inference"];
   const table = element("table", {}, element("thead", {}, element("tr", {}, heads.map((head) => element("th", { scope: "col" }, head)))), element("tbody", {}, rows));
-  const what = "After the last epoch. Bytes are those of weights, gradients, optimizer state and topology together; seconds an epoch are the median, without evaluation. Times hold for this machine only: a ratio needs a dense network in the same run.";
+  const what = "After the last epoch. Bytes are those of weights, gradients, optimizer state and topology together; operations and energy are those of a forward pass, one sample. Energy is an estimate by operations and bytes moved at the figures of Horowitz 2014 for 45 nm, no measurement. Seconds an epoch are the median, without evaluation. Times hold for this machine only: a ratio needs a dense network in the same run.";
   return section("summary", "Summary", what, element("div", { class: "scroll" }, table));
 }
 
@@ -73,6 +73,8 @@ function summaryRow(run, number, row, dense) {
     element("td", {}, row.loss.toFixed(4)),
     element("td", {}, count(row.weights), over(dense && `${shareLabel(row.weights / dense.weights)} of dense`)),
     element("td", {}, bytes(row.bytes.total), over(dense && `${shareLabel(row.bytes.total / dense.bytes.total)} of dense`)),
+    ...[["flops", operations], ["energy", picojoules]].map(([name, said]) =>
+      element("td", {}, row[name] ? said(row[name]) : "–", over(dense?.[name] && row[name] && `${shareLabel(row[name] / dense[name])} of dense`))),
     element("td", {}, significant(row.seconds), over(dense && `${ratio(dense.seconds / row.seconds)} as fast`)),
     element("td", {}, row.inference ? duration(row.inference) : "–", over(dense?.inference && row.inference && `${ratio(dense.inference / row.inference)} as fast`)));
 }
