@@ -1,0 +1,64 @@
+"""How are names and numbers written in C?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH = 120
+_RESERVED = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
+TYPES = {"float32": "float", "int8": "int8_t", "uint8": "uint8_t", "uint16": "uint16_t", "int32": "int32_t", "uint32": "uint32_t"}
+
+
+def is_identifier(name: str) -> bool:
+    """Whether C and C++ take it as the first part of names."""
+    return bool(_RESERVED.match(name)) and "__" not in name
+
+
+def identifiers(names: Sequence[str]) -> list[str]:
+    """For each name one that C takes after a prefix, all different."""
+    made: list[str] = []
+    for name in names:
+        one = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9]", "_", name)).strip("_") or "layer"
+        while one in made:
+            one += "_2"
+        made.append(one)
+    return made
+
+
+def array(name: str, values: NDArray[Any], said: str = "") -> str:
+    """A table of constants, wrapped; `said` stands above it."""
+    head = f"static const {TYPES[values.dtype.name]} {name}[{max(values.size, 1)}] = {{"
+    text = "\n".join(wrapped(map(literal, values.ravel())) if values.size else ["    0"])
+    return f"{f'/* {said} */' if said else ''}\n{head}\n{text}\n}};".lstrip("\n")
+
+
+def wrapped(words: Iterable[str], indent: str = "    ") -> list[str]:
+    """Lines of words with commas between them, none wider than `WIDTH`."""
+    lines, line = [], indent
+    for word in words:
+        if len(line) + len(word) + 2 > WIDTH:
+            lines.append(line.rstrip())
+            line = indent
+        line += f"{word}, "
+    return [*lines, line.rstrip().rstrip(",")]
+
+
+def literal(value: Any) -> str:
+    """A number as C writes it; floats as short as they are read back the same."""
+    if isinstance(value, (int, np.integer)):
+        return "INT32_MIN" if int(value) == -(2**31) else str(int(value))
+    single = np.float32(value)
+    if np.isinf(single):
+        return "INFINITY" if single > 0 else "-INFINITY"
+    said = repr(float(str(single)))
+    return f"{said}f"
+
+
+def comment(lines: Sequence[str]) -> str:
+    """A block of lines as one comment."""
+    return "\n".join(["/* " + lines[0], *(f"   {line}".rstrip() for line in lines[1:])]) + " */"
