@@ -37,7 +37,7 @@ def written(network: Network, dialect: Dialect, path: Path, name: str, values: s
         facts: about them, for the comment at the top.
     """
     planned = plan(network, dialect.item, dialect.scratch)
-    labels = [f"NAME_{one}" for one in identifiers([step.name for step in network.steps])]
+    labels = [f"NAME_{one}" for one in identifiers([step.name for step in network.steps], _taken(dialect))]
     declared = [dialect.declared(step, label) for step, label in zip(network.steps, labels, strict=True)]
     rows = tuple(
         Row(
@@ -78,20 +78,26 @@ def written(network: Network, dialect: Dialect, path: Path, name: str, values: s
 NEEDS = "typedef char NAME_needs_int_of_32_bits[sizeof(int) >= 4 ? 1 : -1];"
 
 
+def _taken(dialect: Dialect) -> frozenset[str]:
+    """What functions, types and parameters of kernels are called."""
+    texts = [path.read_text() for path in (KERNELS / dialect.folder).glob("*.h")]
+    return frozenset({"predict", "needs", *(name for text in texts for name in re.findall(r"NAME_(\w+)", text))})
+
+
 def _named(text: str, name: str) -> str:
     """Macros are in capitals: NAME_MEMORY; everything else begins with the name as it is."""
     text = re.sub(r"\bNAME_(?=[A-Z][A-Z0-9_]*\b)", f"{name.upper()}_", text)
-    return text.replace("NAME_", f"{name}_").replace("NAME:", f"{name}:")
+    return re.sub(r"\bNAME(?=_|:)", name, text)
 
 
 def _top(network: Network, dialect: Dialect, exported: Exported, links_math: bool, facts: str) -> str:
     shape = " x ".join(map(str, network.input.shape))
-    plural = f"{dialect.number}s" if dialect.number == "float" else f"{dialect.number} numbers"
+    plural = f"numbers of {dialect.number}"
     stored = f"{exported.flash:,} bytes of constants (flash), {exported.memory:,} bytes of memory for a call"
     lines = [
         f"NAME: a neural network with {sum(row.connections for row in exported.rows):,} connections, written by truesparse {__version__}",
         "",
-        f"int NAME_predict{'_int8' if dialect.item == 1 else ''}(const {dialect.number} *x, {dialect.number} *y)",
+        f"int NAME_predict{dialect.suffix}(const {dialect.number} *x, {dialect.number} *y)",
         f"    x        {network.input.size} {plural}: {shape}, the last dimension beside one another",
         f"    y        {network.output.size} {plural}; x and y must not overlap",
         "    returns  0, or -1 if a pointer is NULL",
@@ -99,7 +105,7 @@ def _top(network: Network, dialect: Dialect, exported: Exported, links_math: boo
         "",
         f"Takes {stored}; nothing is allocated and no variable outside the call is written.",
         "The memory is on the stack; #define NAME_STORAGE static before the #include makes it a fixed place (then only one call at a time);",
-        f"NAME_predict{'_int8' if dialect.item == 1 else ''}_in(x, y, memory) takes yours, of NAME_MEMORY bytes.",
+        f"NAME_predict{dialect.suffix}_in(x, y, memory) takes yours, of NAME_MEMORY bytes.",
         *(["Link with -lm."] if links_math else []),
         "",
         *exported.lines(),
@@ -122,30 +128,30 @@ def _memory(planned: Plan, dialect: Dialect) -> str:
 
 
 def _predict(network: Network, dialect: Dialect, planned: Plan, labels: Sequence[str], rows: Sequence[Row]) -> str:
-    kind = "_int8" if dialect.item == 1 else ""
-    number = dialect.number
-    lines = [
-        f"static inline int NAME_predict{kind}_in(const {number} *x, {number} *y, {dialect.memory} *memory)",
-        "{",
-        f"    {number} *at = ({number} *)memory;" if number != dialect.memory else "",
-        "    if (x == NULL || y == NULL || memory == NULL)",
-        "        return -1;",
-    ]
-    base = "memory" if number == dialect.memory else "at"
+    kind, number, base = dialect.suffix, dialect.number, "memory" if dialect.number == dialect.memory else "at"
+    steps: list[str] = []
     for step, label, scratch, row in zip(network.steps, labels, planned.scratch, rows, strict=True):
         pointers = tuple(_pointer(place, dialect, planned, base) for place in sources_of(step))
         own = "" if scratch is None else _plus("memory", scratch // 4)
         call = Call(label, pointers, _pointer(step.target, dialect, planned, base), own)
-        lines += [f"    /* {row.layer}: {row.operation} */", *(f"    {line}" for line in dialect.called(step, call))]
-    lines += ["    return 0;", "}", ""]
-    lines += [
+        steps += [f"    /* {row.layer}: {row.operation} */", *(f"    {line}" for line in dialect.called(step, call))]
+    lines = [
+        f"static inline int NAME_predict{kind}_in(const {number} *x, {number} *y, {dialect.memory} *memory)",
+        "{",
+        *([f"    {number} *at = ({number} *)memory;"] if any(re.search(rf"\b{base}\b", line) for line in steps) and base == "at" else []),
+        "    if (x == NULL || y == NULL || memory == NULL)",
+        "        return -1;",
+        *steps,
+        "    return 0;",
+        "}",
+        "",
         f"static inline int NAME_predict{kind}(const {number} *x, {number} *y)",
         "{",
         f"    NAME_STORAGE {dialect.memory} memory[NAME_MEMORY / sizeof({dialect.memory})];",
         f"    return NAME_predict{kind}_in(x, y, memory);",
         "}",
     ]
-    return "\n".join(line for line in lines if line != "" or line is lines[-1])
+    return "\n".join(lines)
 
 
 def _pointer(place: Place, dialect: Dialect, planned: Plan, base: str) -> str:

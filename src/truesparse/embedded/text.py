@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 WIDTH = 120
 _RESERVED = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
+ENDS = {"counts", "gaps", "values", "bias", "mantissas", "shifts", "taps", "table", "powers", "input", "state", "layer", "in"}
 TYPES = {"float32": "float", "int8": "int8_t", "uint8": "uint8_t", "uint16": "uint16_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 
@@ -19,13 +20,21 @@ def is_identifier(name: str) -> bool:
     return bool(_RESERVED.match(name)) and "__" not in name
 
 
-def identifiers(names: Sequence[str]) -> list[str]:
-    """For each name one that C takes after a prefix, all different."""
+def identifiers(names: Sequence[str], taken: Collection[str] = ()) -> list[str]:
+    """For each name one in small letters that C takes after a prefix: all different, also with the ends that tables of it have.
+
+    Args:
+        taken: what stands after the prefix already.
+    """
     made: list[str] = []
     for name in names:
-        one = re.sub(r"_+", "_", re.sub(r"[^A-Za-z0-9]", "_", name)).strip("_") or "layer"
+        one = re.sub(r"_+", "_", re.sub(r"[^a-z0-9]", "_", name.lower())).strip("_") or "layer"
+        if one in taken or one.rpartition("_")[2] in ENDS:
+            one += "_layer"
+        number = 2
         while one in made:
-            one += "_2"
+            one = f"{one.removesuffix(f'_{number - 1}')}_{number}"
+            number += 1
         made.append(one)
     return made
 
