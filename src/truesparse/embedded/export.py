@@ -69,7 +69,9 @@ def export_c(
     if values not in VALUES:
         raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
     if (calibration is not None) != (values == "int8"):
-        raise ValueError(f"calibration=batches is for values='int8', which needs it; got values={values!r} and {type(calibration).__name__}")
+        raise ValueError(
+            f"calibration=batches is for values='int8', which needs it; got values={values!r} and {type(calibration).__name__}"
+        )
     network = read(model, example)
     _check_reading(network, model, example)
     if calibration is None:

@@ -26,7 +26,9 @@ class Written:
     exported: Exported
 
 
-def written(network: Network, dialect: Dialect, path: Path, name: str, values: str, entries: Sequence[str] = (), facts: str = "") -> Written:
+def written(
+    network: Network, dialect: Dialect, path: Path, name: str, values: str, entries: Sequence[str] = (), facts: str = ""
+) -> Written:
     """The header of a network.
 
     Args:
@@ -37,7 +39,8 @@ def written(network: Network, dialect: Dialect, path: Path, name: str, values: s
         facts: about them, for the comment at the top.
     """
     planned = plan(network, dialect.item, dialect.scratch)
-    labels = [f"NAME_{one}" for one in identifiers([step.name for step in network.steps], _taken(dialect))]
+    own = tuple(identifiers([step.name for step in network.steps], _taken(dialect)))
+    labels = [f"NAME_{one}" for one in own]
     declared = [dialect.declared(step, label) for step, label in zip(network.steps, labels, strict=True)]
     rows = tuple(
         Row(
@@ -53,7 +56,7 @@ def written(network: Network, dialect: Dialect, path: Path, name: str, values: s
         for step, constants, memory in zip(network.steps, declared, planned.needed, strict=True)
     )
     item = dialect.item
-    exported = Exported(path, name, values, rows, planned.size, item * network.input.size, item * network.output.size)
+    exported = Exported(path, name, values, rows, own, planned.size, item * network.input.size, item * network.output.size)
     kernels = list(dict.fromkeys(file for step in network.steps for file in dialect.kernels(step)))
     constants = [
         "\n\n".join((f"/* {row.layer}: {row.operation} */", *one.text)) for row, one in zip(rows, declared, strict=True) if one.text

@@ -1,7 +1,6 @@
 """What is the integer arithmetic of an int8 network? Written down exactly: the C gives the same bits.
 
-Activations: x is about `scale * (q - zero)` with q an int8, one scale a tensor. Weights: int8, -127 to 127, one scale a row, without a zero.
-A sum of products is int32, and begins with the bias as an int32 of scale (input scale * weight scale). It becomes the int8 of the output
+Activations: x is about `scale * (q - zero)` with q an int8, one scale a tensor. Weights: int8, -127 to 127, one scale a row, no zero. A sum of products is int32, and begins with the bias as an int32 of scale (input scale * weight scale). It becomes the int8 of the output
 by one rule: times an integer mantissa in [2^30, 2^31), divided by 2^shift, rounded to the nearest with halves away from zero, plus the
 output's zero, clamped. Jacob et al. 2018, https://arxiv.org/abs/1712.05877, has the idea; the rounding rule is the one said here.
 """
@@ -11,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import frexp, inf
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,6 @@ BIAS_LIMIT = 2**30
 MANTISSA_BITS = 31
 SMALLEST_SCALE = 2.0**-60  # of what is always zero
 ADD_BITS = 20  # of the larger of two mantissas of an addition: both products and their sum are of 31 bits
-TABLE_START = -128
 
 
 @dataclass(frozen=True)
@@ -211,6 +210,6 @@ def added(x: Bytes, other: Bytes, one: Scale, two: Scale, target: Scale) -> Byte
     return narrowed(total, 1, shift, target.zero)
 
 
-def _rounded(x: NDArray[np.floating]) -> NDArray[np.float64]:
+def _rounded(x: NDArray[Any]) -> NDArray[np.float64]:
     """To the nearest, halves away from zero."""
     return np.sign(x) * np.floor(np.abs(x).astype(np.float64) + 0.5)

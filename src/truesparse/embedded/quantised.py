@@ -52,7 +52,9 @@ def ranges(network: Network, batches: Iterable[Tensor]) -> dict[int, tuple[float
     for number, batch in enumerate(batches):
         if not isinstance(batch, Tensor) or tuple(batch.shape[1:]) != network.input.shape or not len(batch):
             came = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-            raise ValueError(f"calibration: expected batches [batch, {', '.join(map(str, network.input.shape))}], got {came} as batch {number}")
+            raise ValueError(
+                f"calibration: expected batches [batch, {', '.join(map(str, network.input.shape))}], got {came} as batch {number}"
+            )
         with torch.no_grad():
             for buffer, y in run(network, batch.float()).items():
                 low, high = float(y.min()), float(y.max())

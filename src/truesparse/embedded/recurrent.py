@@ -9,6 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from ..nn.opened.recurrent import OpenedRecurrent
+from .errors import NoC
 from .network import Place, Recurrent
 from .weights import linear_of
 
@@ -56,15 +57,6 @@ def reads_sequence(node: fx.Node) -> bool:
     return bool(others) or not all(user.target is operator.getitem and takes_last_step(user.args[1]) for user in readers)
 
 
-def refusal(module: nn.RNNBase | OpenedRecurrent) -> str:
-    """Why there is no C for such a layer, or nothing."""
-    if not module.batch_first:
-        return "samples must come first: batch_first=True"
-    if module.bidirectional:
-        return "only in one direction: bidirectional=False"
-    return "without proj_size" if module.proj_size else ""
-
-
 def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, every: bool, buffers: int) -> list[Recurrent]:
     """A step for each layer.
 
@@ -73,7 +65,14 @@ def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, ev
         source: [steps, inputs].
         every: whether the states of all steps are kept of the last layer.
         buffers: how many there are already.
+
+    Raises:
+        NoC: if samples do not come first, or it has two directions or a projection.
     """
+    if not module.batch_first:
+        raise NoC("samples must come first: batch_first=True")
+    if module.bidirectional or module.proj_size:
+        raise NoC("only in one direction and without a projection: bidirectional=False, proj_size=0")
     opened = module if isinstance(module, OpenedRecurrent) else OpenedRecurrent.opening(module)
     made: list[Recurrent] = []
     for number in range(opened.num_layers):
@@ -88,7 +87,5 @@ def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, ev
 
 def given_by(layers: list[Recurrent], every: bool) -> Given:
     """What these layers give together."""
-    last = tuple(
-        Place(one.target.buffer, (one.hidden,), (one.steps - 1) * one.hidden) if one.every else one.target for one in layers
-    )
+    last = tuple(Place(one.target.buffer, (one.hidden,), (one.steps - 1) * one.hidden) if one.every else one.target for one in layers)
     return Given("all", last, layers[-1].target if every else None, layers[0].mode == "LSTM")

@@ -41,6 +41,7 @@ class Exported:
         name: with which all its names begin.
         values: "float32" or "int8".
         rows: a row a step.
+        labels: of each step, what its constants are called after the name of all.
         memory: bytes of the block that a call needs, besides input and output.
         input_bytes, output_bytes: of what the caller holds.
     """
@@ -49,6 +50,7 @@ class Exported:
     name: str
     values: str
     rows: tuple[Row, ...]
+    labels: tuple[str, ...]
     memory: int
     input_bytes: int
     output_bytes: int

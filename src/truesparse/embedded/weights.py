@@ -12,6 +12,7 @@ from ..inference.graph.fold import scale_and_shift
 from ..inference.graph.layers import Weights, weights_of
 from ..nn.conv import padding_of
 from ..topology import Topology, geometry
+from .errors import NoC
 from .network import Floats, Matrix, Place, Window
 
 Pair = tuple[int, int]
@@ -45,14 +46,14 @@ def convolution_of(layer: nn.Module, source: Place, output: tuple[int, ...]) -> 
         output: shape of its output.
 
     Raises:
-        ValueError: if it pads with something else than zeros.
+        NoC: if it pads with something else than zeros.
     """
     weights = weights_of(layer)
     g = weights.geometry
     assert isinstance(g, geometry.Convolution)
     own, before = padding_of(layer)
     if any(before) and layer.padding_mode != "zeros":
-        raise ValueError(f"it pads with {layer.padding_mode}, and here there are only zeros: padding_mode='zeros'")
+        raise NoC(f"it pads with {layer.padding_mode}, and here there are only zeros: padding_mode='zeros'")
     first = before[0::2][::-1]  # F.pad begins with the last dimension, and each has (before, after)
     low = tuple(one + more for one, more in zip(own, first, strict=True))
     window = window_of(source.shape, output, g.kernel, g.stride, low, g.dilation, g.groups)
