@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .network import Matrix
+from .network import Matrix, Network, matrices_of
 
 FURTHEST = 255  # columns that one byte bridges
-MOST_IN_A_ROW = 65_535  # counts are of 16 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,12 +18,12 @@ class Encoded:
     """The connections of a matrix.
 
     Args:
-        counts: of each row, uint16; None: every column is connected.
+        counts: of each row; None: every column is connected.
         gaps: uint8, from column 0 to the first connection of a row and from each to the next; None likewise.
         values: of each connection; where a way is longer than 255, values of 0 stand in between.
     """
 
-    counts: NDArray[np.uint16] | None
+    counts: NDArray[Any] | None
     gaps: NDArray[np.uint8] | None
     values: NDArray[Any]
 
@@ -33,24 +32,35 @@ class Encoded:
         return self.values.nbytes + sum(one.nbytes for one in (self.counts, self.gaps) if one is not None)
 
 
-def encoded(matrix: Matrix, values: NDArray[Any]) -> Encoded:
+def count_type(network: Network) -> type[np.unsignedinteger[Any]]:
+    """The smallest type that counts the connections of every row, and the values of 0 between them.
+
+    Raises:
+        TypeError: if a row has more than 65,535.
+    """
+    most = 0
+    for step in network.steps:
+        for matrix in matrices_of(step):
+            most = max(most, int(_sparse(matrix, matrix.values)[0].max(initial=0)))
+            if most > np.iinfo(np.uint16).max:
+                raise TypeError(f"layer {step.name!r} has no C here: a row of {most:,} connections; at most 65,535 are counted")
+    return np.uint8 if most <= np.iinfo(np.uint8).max else np.uint16
+
+
+def encoded(matrix: Matrix, values: NDArray[Any], counted: type[np.unsignedinteger[Any]]) -> Encoded:
     """In whichever form takes fewer bytes: connections, or all weights.
 
     Args:
         values: of its connections, [nnz], in the type that they are to have.
-
-    Raises:
-        ValueError: if a row has more connections than are counted.
+        counted: the type of the counts.
     """
     counts, gaps, with_bridges = _sparse(matrix, values)
     dense = np.zeros((matrix.rows, matrix.columns), values.dtype)
-    sparse_bytes = gaps.nbytes + with_bridges.nbytes + 2 * matrix.rows
+    sparse_bytes = gaps.nbytes + with_bridges.nbytes + counted().nbytes * matrix.rows
     if dense.nbytes <= sparse_bytes:
         dense[matrix.row_of_each, matrix.indices] = values
         return Encoded(None, None, dense.ravel())
-    if counts.size and counts.max() > MOST_IN_A_ROW:
-        raise ValueError(f"a row of {counts.max():,} connections; the C counts at most {MOST_IN_A_ROW:,}. Make the layer smaller")
-    return Encoded(counts.astype(np.uint16), gaps, with_bridges)
+    return Encoded(counts.astype(counted), gaps, with_bridges)
 
 
 def _sparse(matrix: Matrix, values: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[Any]]:

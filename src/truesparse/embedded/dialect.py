@@ -9,13 +9,13 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
-from .connections import encoded
-from .network import Convolution, Copy, Linear, Matrix, Pair, Pool, Recurrent, Softmax, Step, Transpose
+from .connections import count_type, encoded
+from .network import Convolution, Copy, Linear, Matrix, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose
 from .network import Function as FunctionStep
 from .shapes_in_c import convolution_fields, pool_fields, taps
-from .text import array, wrapped
+from .text import TYPES, array, wrapped
 
-TAP_BYTES = 12
+TAP_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,14 @@ class Dialect(ABC):
     memory: ClassVar[str]
     suffix: ClassVar[str]
     needed: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    def __init__(self, network: Network) -> None:
+        self.counted = count_type(network)
+
+    @property
+    def count_type(self) -> str:
+        """C's type of how many connections a row has."""
+        return TYPES[self.counted.__name__]
 
     def kernels(self, step: Step) -> tuple[str, ...]:
         """Files of the functions that it calls, in the order in which they need each other."""
@@ -130,17 +138,16 @@ class Dialect(ABC):
         """What stands last in its structure."""
         return []
 
+    def tables(self, matrix: Matrix, values: NDArray[Any], others: Mapping[str, NDArray[Any]], name: str) -> tuple[list[str], str, int]:
+        """(tables of connections, of their values and of others; the first fields of their structure; bytes).
 
-def tables_of(matrix: Matrix, values: NDArray[Any], others: Mapping[str, NDArray[Any]], name: str) -> tuple[list[str], str, int]:
-    """(tables of connections, of their values and of others; the first fields of their structure; bytes).
-
-    Args:
-        values: of the connections, in the type that they are to have.
-        others: one number a row each, by the end of their name.
-    """
-    held = encoded(matrix, values)
-    both = {"counts": held.counts, "gaps": held.gaps} if held.gaps is not None else {}
-    tables = {**both, "values": held.values, **others}
-    places = [f"{name}_counts, {name}_gaps" if both else "NULL, NULL", *(f"{name}_{what}" for what in ("values", *others))]
-    text = [array(f"{name}_{what}", one) for what, one in tables.items() if one is not None]
-    return text, ", ".join((f"{matrix.rows}, {matrix.columns}", *places)), held.nbytes + sum(one.nbytes for one in others.values())
+        Args:
+            values: of the connections, in the type that they are to have.
+            others: one number a row each, by the end of their name.
+        """
+        held = encoded(matrix, values, self.counted)
+        both = {"counts": held.counts, "gaps": held.gaps} if held.gaps is not None else {}
+        tables = {**both, "values": held.values, **others}
+        places = [f"{name}_counts, {name}_gaps" if both else "NULL, NULL", *(f"{name}_{what}" for what in ("values", *others))]
+        text = [array(f"{name}_{what}", one) for what, one in tables.items() if one is not None]
+        return text, ", ".join((f"{matrix.rows}, {matrix.columns}", *places)), held.nbytes + sum(one.nbytes for one in others.values())

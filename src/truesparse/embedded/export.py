@@ -69,13 +69,12 @@ def export_c(
     if values not in VALUES:
         raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
     if (calibration is not None) != (values == "int8"):
-        raise ValueError(
-            f"calibration=batches is for values='int8', which needs it; got values={values!r} and {type(calibration).__name__}"
-        )
+        given = "none" if calibration is None else "some"
+        raise ValueError(f"calibration=batches is for values='int8', which needs it; got values={values!r} with {given}")
     network = read(model, example)
     _check_reading(network, model, example)
     if calibration is None:
-        made = written(network, FloatC(), path, name, values)
+        made = written(network, FloatC(network), path, name, values)
     else:
         made = written_integers(quantised(network, ranges(network, calibration)), path, name)
     check_fits(made.exported, flash, ram)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .dialect import Declared, Dialect, tables_of
+from .dialect import Declared, Dialect
 from .network import Convolution, Function, Linear, Matrix, Recurrent, Step
 from .text import literal
 
@@ -37,7 +37,7 @@ class FloatC(Dialect):
             return super().declared(step, name)
         text, nbytes = [], 0
         for part, matrix in (("input", step.inputs), ("state", step.state)):
-            tables, fields, size = _matrix(matrix, f"{name}_{part}")
+            tables, fields, size = self._matrix(matrix, f"{name}_{part}")
             text += [*tables, f"static const NAME_matrix {name}_{part} = {{{fields}}};"]
             nbytes += size
         whole = f"static const NAME_recurrent {name} = {{&{name}_input, &{name}_state, {step.steps}, {int(step.every)}}};"
@@ -49,12 +49,11 @@ class FloatC(Dialect):
         return self.item * step.hidden * (2 * GATES[step.mode] + (2 if step.mode == "LSTM" else 1))
 
     def matrix(self, step: Linear | Convolution, name: str) -> tuple[list[str], str, int]:
-        return _matrix(step.matrix, name)
+        return self._matrix(step.matrix, name)
 
     def settings(self, step: Step, name: str) -> list[str]:
         return [literal(one) for one in step.settings] if isinstance(step, Function) else []
 
-
-def _matrix(matrix: Matrix, name: str) -> tuple[list[str], str, int]:
-    tables, fields, nbytes = tables_of(matrix, matrix.values, {"bias": matrix.bias}, name)
-    return tables, f"{fields}, {literal(matrix.low)}, {literal(matrix.high)}", nbytes
+    def _matrix(self, matrix: Matrix, name: str) -> tuple[list[str], str, int]:
+        tables, fields, nbytes = self.tables(matrix, matrix.values, {"bias": matrix.bias}, name)
+        return tables, f"{fields}, {literal(matrix.low)}, {literal(matrix.high)}", nbytes

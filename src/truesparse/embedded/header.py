@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from .dialect import Call, Dialect
+from .dialect import Call, Declared, Dialect
+from .errors import NoC
 from .memory import Plan, plan
-from .network import Network, Place, dense_multiply_adds, matrices_of, multiply_adds, sources_of
+from .network import Network, Place, Step, dense_multiply_adds, matrices_of, multiply_adds, sources_of
 from .report import Exported, Row
 from .shapes_in_c import said
 from .text import comment, identifiers
@@ -41,7 +42,7 @@ def written(
     planned = plan(network, dialect.item, dialect.scratch)
     own = tuple(identifiers([step.name for step in network.steps], _taken(dialect)))
     labels = [f"NAME_{one}" for one in own]
-    declared = [dialect.declared(step, label) for step, label in zip(network.steps, labels, strict=True)]
+    declared = [_declared(dialect, step, label) for step, label in zip(network.steps, labels, strict=True)]
     rows = tuple(
         Row(
             step.name,
@@ -62,7 +63,7 @@ def written(
         "\n\n".join((f"/* {row.layer}: {row.operation} */", *one.text)) for row, one in zip(rows, declared, strict=True) if one.text
     ]
     parts = [
-        *((KERNELS / dialect.folder / f"{file}.h").read_text().rstrip() for file in kernels),
+        *((KERNELS / dialect.folder / f"{file}.h").read_text().rstrip().replace("COUNT_TYPE", dialect.count_type) for file in kernels),
         *constants,
         _memory(planned, dialect),
         _predict(network, dialect, planned, labels, rows),
@@ -81,6 +82,13 @@ def written(
 NEEDS = "typedef char NAME_needs_int_of_32_bits[sizeof(int) >= 4 ? 1 : -1];"
 
 
+def _declared(dialect: Dialect, step: Step, label: str) -> Declared:
+    try:
+        return dialect.declared(step, label)
+    except NoC as error:
+        raise TypeError(f"layer {step.name!r} has no C here: {error}") from error
+
+
 def _taken(dialect: Dialect) -> frozenset[str]:
     """What functions, types and parameters of kernels are called."""
     texts = [path.read_text() for path in (KERNELS / dialect.folder).glob("*.h")]
@@ -96,7 +104,6 @@ def _named(text: str, name: str) -> str:
 def _top(network: Network, dialect: Dialect, exported: Exported, links_math: bool, facts: str) -> str:
     shape = " x ".join(map(str, network.input.shape))
     plural = f"numbers of {dialect.number}"
-    stored = f"{exported.flash:,} bytes of constants (flash), {exported.memory:,} bytes of memory for a call"
     lines = [
         f"NAME: a neural network with {sum(row.connections for row in exported.rows):,} connections, written by truesparse {__version__}",
         "",
@@ -106,8 +113,9 @@ def _top(network: Network, dialect: Dialect, exported: Exported, links_math: boo
         "    returns  0, or -1 if a pointer is NULL",
         *facts.splitlines(),
         "",
-        f"Takes {stored}; nothing is allocated and no variable outside the call is written.",
-        "The memory is on the stack; #define NAME_STORAGE static before the #include makes it a fixed place (then only one call at a time);",
+        f"Takes {exported.flash:,} bytes of constants (flash), and {exported.memory:,} bytes of memory for a call (RAM).",
+        "Nothing is allocated, and no variable outside the call is written. The memory is on the stack;",
+        "#define NAME_STORAGE static before the #include gives it a fixed place (then one call at a time);",
         f"NAME_predict{dialect.suffix}_in(x, y, memory) takes yours, of NAME_MEMORY bytes.",
         *(["Link with -lm."] if links_math else []),
         "",

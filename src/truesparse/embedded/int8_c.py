@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .dialect import Declared, Dialect, tables_of
+from .dialect import Declared, Dialect
 from .integer import Factor, Scale, add_factors, powers, table
 from .network import Convolution, Copy, Function, Linear, Pair, Pool, Softmax, Step
 from .quantised import Quantised, function_of
@@ -33,6 +33,7 @@ class Int8C(Dialect):
     }
 
     def __init__(self, model: Quantised) -> None:
+        super().__init__(model.network)
         self.model = model
 
     def kernel(self, step: Step) -> str:
@@ -52,9 +53,8 @@ class Int8C(Dialect):
 
     def matrix(self, step: Linear | Convolution, name: str) -> tuple[list[str], str, int]:
         m = self.model.matrices[step.target.buffer]
-        others = {"bias": m.folded, "mantissas": m.mantissas, "shifts": m.shifts}
-        tables, fields, nbytes = tables_of(m.matrix, m.values, others, name)
-        return tables, f"{fields}, {m.target.zero}, {m.low}, {m.high}", nbytes
+        tables, fields, nbytes = self.tables(m.matrix, m.values, {"bias": m.folded, "mantissas": m.mantissas}, name)
+        return tables, f"{fields}, {m.shift}, {m.target.zero}, {m.low}, {m.high}", nbytes
 
     def own_fields(self, step: Convolution | Pool) -> list[str]:
         return [str(self._scale(step).zero)]

@@ -1,8 +1,10 @@
 """What is the integer arithmetic of an int8 network? Written down exactly: the C gives the same bits.
 
-Activations: x is about `scale * (q - zero)` with q an int8, one scale a tensor. Weights: int8, -127 to 127, one scale a row, no zero. A sum of products is int32, and begins with the bias as an int32 of scale (input scale * weight scale). It becomes the int8 of the output
-by one rule: times an integer mantissa in [2^30, 2^31), divided by 2^shift, rounded to the nearest with halves away from zero, plus the
-output's zero, clamped. Jacob et al. 2018, https://arxiv.org/abs/1712.05877, has the idea; the rounding rule is the one said here.
+Activations: x is about `scale * (q - zero)` with q an int8, one scale a tensor. Weights: int8, -127 to 127, one scale a row, no zero.
+A sum of products is int32, and begins with the bias as an int32 of scale (input scale * weight scale). It becomes the int8 of the
+output by one rule: times an integer mantissa of its row, below 2^31, divided by 2^shift of its layer, rounded to the nearest with
+halves away from zero, plus the output's zero, clamped. Jacob et al. 2018, https://arxiv.org/abs/1712.05877, has the idea; the rounding
+is as said here.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ LARGEST_WEIGHT = 127
 SUM_LIMIT = 2**31 - 1
 BIAS_LIMIT = 2**30
 MANTISSA_BITS = 31
+SMALLEST_FACTOR = 2.0**-16  # from a sum to an output: finer would be of no use
 SMALLEST_SCALE = 2.0**-60  # of what is always zero
 ADD_BITS = 20  # of the larger of two mantissas of an addition: both products and their sum are of 31 bits
 
@@ -104,7 +107,8 @@ class IntegerMatrix:
         values: int8, [nnz].
         bias: int32 at scale (input scale * weight scale of the row), [rows].
         folded: the same minus input zero * sum of the row's weights: with it, sums begin that take the inputs as they are, [rows].
-        mantissas, shifts: of the factor of each row, [rows].
+        mantissas: of the factor of each row, [rows].
+        shift: of them all.
         low, high: that the output is clamped to.
         source, target: scales of input and output.
     """
@@ -114,7 +118,7 @@ class IntegerMatrix:
     bias: NDArray[np.int32]
     folded: NDArray[np.int32]
     mantissas: NDArray[np.int32]
-    shifts: NDArray[np.uint8]
+    shift: int
     low: int
     high: int
     source: Scale
@@ -136,7 +140,7 @@ def integer_matrix(matrix: Matrix, source: Scale, target: Scale, weight_scales: 
         np.maximum.at(weight_scales, row, np.abs(matrix.values.astype(np.float64)) / LARGEST_WEIGHT)
     bias = matrix.bias.astype(np.float64)
     # A row of small weights, or of none, must leave its bias inside 30 bits, and its factor a factor.
-    least = np.maximum(np.abs(bias) / (source.scale * BIAS_LIMIT), target.scale / source.scale * 2.0**-24)
+    least = np.maximum(np.abs(bias) / (source.scale * BIAS_LIMIT), target.scale / source.scale * SMALLEST_FACTOR)
     scales = np.maximum(weight_scales, least)
     values = _rounded(matrix.values / scales[row])
     kept = values != 0
@@ -147,15 +151,16 @@ def integer_matrix(matrix: Matrix, source: Scale, target: Scale, weight_scales: 
     most = np.abs(whole_bias) + np.bincount(row[kept], np.abs(q.astype(np.int64)), matrix.rows) * (MOST - LEAST)
     if most.size and most.max() > SUM_LIMIT:
         raise ValueError(f"the sum of row {int(most.argmax())} could leave 32 bits: it has {fan_in[most.argmax()]:,} connections")
-    factors = [Factor.of(source.scale * scale / target.scale) for scale in scales]
+    factors = source.scale * scales / target.scale
+    shift = Factor.of(float(factors.max(initial=SMALLEST_FACTOR))).shift
     real = (q.astype(np.float64) * scales[row[kept]]).astype(np.float32)
     return IntegerMatrix(
         Matrix(matrix.rows, matrix.columns, fan_in, matrix.indices[kept], real, matrix.bias, matrix.low, matrix.high),
         q,
         whole_bias.astype(np.int32),
         (whole_bias - source.zero * sums).astype(np.int32),
-        np.array([one.mantissa for one in factors], np.int32),
-        np.array([one.shift for one in factors], np.uint8),
+        np.minimum(_rounded(factors * 2.0**shift), SUM_LIMIT).astype(np.int32),
+        shift,
         target.bound(matrix.low),
         target.bound(matrix.high),
         source,
@@ -163,13 +168,10 @@ def integer_matrix(matrix: Matrix, source: Scale, target: Scale, weight_scales: 
     )
 
 
-def narrowed(
-    sums: Sums, mantissa: NDArray[np.int64] | int, shift: NDArray[np.int64] | int, zero: int, low: int = LEAST, high: int = MOST
-) -> Bytes:
+def narrowed(sums: Sums, mantissa: NDArray[np.int64] | int, shift: int, zero: int, low: int = LEAST, high: int = MOST) -> Bytes:
     """The int8 of sums: times mantissa, divided by 2^shift, rounded with halves away from zero, plus zero, clamped."""
     product = sums.astype(np.int64) * mantissa
-    half = np.int64(1) << (np.asarray(shift, np.int64) - 1)
-    rounded = np.sign(product) * ((np.abs(product) + half) >> np.asarray(shift, np.int64))
+    rounded = np.sign(product) * ((np.abs(product) + (1 << (shift - 1))) >> shift)
     return np.clip(rounded + zero, low, high).astype(np.int8)
 
 
@@ -180,7 +182,7 @@ def divided(sums: Sums, count: NDArray[np.int64] | int) -> Sums:
 
 def table(source: Scale, target: Scale, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Bytes:
     """What a function of one number gives for each of the 256 inputs, from -128 on."""
-    x = (np.arange(LEAST, MOST + 1) - source.zero) * source.scale
+    x = (np.arange(LEAST, MOST + 1, dtype=np.float64) - source.zero) * source.scale
     return np.clip(_rounded(function(x) / target.scale) + target.zero, LEAST, MOST).astype(np.int8)
 
 

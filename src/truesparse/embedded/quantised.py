@@ -52,9 +52,8 @@ def ranges(network: Network, batches: Iterable[Tensor]) -> dict[int, tuple[float
     for number, batch in enumerate(batches):
         if not isinstance(batch, Tensor) or tuple(batch.shape[1:]) != network.input.shape or not len(batch):
             came = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
-            raise ValueError(
-                f"calibration: expected batches [batch, {', '.join(map(str, network.input.shape))}], got {came} as batch {number}"
-            )
+            expected = ", ".join(("batch", *map(str, network.input.shape)))
+            raise ValueError(f"calibration: expected batches of shape [{expected}], got {came} as batch {number}")
         with torch.no_grad():
             for buffer, y in run(network, batch.float()).items():
                 low, high = float(y.min()), float(y.max())
@@ -128,8 +127,8 @@ def _computed(step: Step, weights: IntegerMatrix | None, sources: list[Bytes], s
         assert weights is not None
         sums = _sums(step, weights, x)
         shape = (-1, *(1,) * (sums.ndim - 2)) if isinstance(step, Convolution) else (-1,)
-        mantissas, shifts = (one.astype(np.int64).reshape(shape) for one in (weights.mantissas, weights.shifts))
-        return integer.narrowed(sums, mantissas, shifts, target.zero, weights.low, weights.high)
+        mantissas = weights.mantissas.astype(np.int64).reshape(shape)
+        return integer.narrowed(sums, mantissas, weights.shift, target.zero, weights.low, weights.high)
     if isinstance(step, Pool):
         return _pooled(step, x, scale)
     if isinstance(step, Function):

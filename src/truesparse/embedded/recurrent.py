@@ -19,8 +19,8 @@ class Given:
     """What a recurrent layer gives, or a part of it, as torch structures it.
 
     Args:
-        part: "all" (the sequence, the last states), "sequence" (only its last step is read), "last" (of an LSTM with the cells), or "hidden"
-            (the last state of each layer).
+        part: "all" (the sequence, the last states), "sequence" (only its last step is read), "last" (of an LSTM with the cells), or
+            "hidden" (the last state of each layer).
         last: the last state of each layer.
         sequence: the states of all steps, if they are kept.
         has_cells: whether it is an LSTM.

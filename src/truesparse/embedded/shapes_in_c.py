@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from math import prod
+
+from .errors import NoC
 from .network import Convolution, Copy, Function, Linear, Pair, Place, Pool, Recurrent, Softmax, Step, Transpose, Window
 
-HEADS = {"clamp": "clamp", "leaky": "LeakyReLU", "silu": "SiLU"}
+MOST_POSITIONS = 65_535
 
 
 def said(step: Step) -> str:
@@ -24,7 +27,13 @@ def said(step: Step) -> str:
 
 
 def taps(window: Window) -> list[str]:
-    """A line for each position of the kernel: which outputs see the image there, and the first number that they read."""
+    """A line for each position of the kernel: which outputs see the image there, and the first number that they read.
+
+    Raises:
+        NoC: if the image is larger than 16 bits count.
+    """
+    if max(prod(window.size), prod(window.output)) > MOST_POSITIONS:
+        raise NoC(f"images of {window.size[0]} x {window.size[1]}: at most {MOST_POSITIONS:,} positions are counted")
     lines = []
     for y in range(window.kernel[0]):
         for x in range(window.kernel[1]):

@@ -15,7 +15,7 @@ from .text import ENDS
 
 OF_A_LAYER = f"(_(input|state))?(_({'|'.join(sorted(ENDS))}))?"
 KINDS = {"t": "text", "r": "rodata", "b": "bss", "d": "data"}
-FLAGS = ("-std=c99", "-fno-inline", "-ffunction-sections", "-fdata-sections", "-fno-asynchronous-unwind-tables")
+FLAGS = ("-std=c99", "-fno-inline", "-ffunction-sections", "-fdata-sections", "-fno-asynchronous-unwind-tables", "-fno-pie")
 
 
 class CompilerError(RuntimeError):

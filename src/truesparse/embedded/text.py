@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 WIDTH = 120
 _RESERVED = re.compile(r"^[A-Za-z][A-Za-z0-9_]*$")
-ENDS = {"counts", "gaps", "values", "bias", "mantissas", "shifts", "taps", "table", "powers", "input", "state", "layer", "in"}
+ENDS = {"counts", "gaps", "values", "bias", "mantissas", "taps", "table", "powers", "input", "state", "layer", "in"}
 TYPES = {"float32": "float", "int8": "int8_t", "uint8": "uint8_t", "uint16": "uint16_t", "int32": "int32_t", "uint32": "uint32_t"}
 
 

@@ -1,7 +1,7 @@
 /* The outputs whose input at one position of the kernel is inside the image, and where the first of these inputs is. */
 typedef struct {
     uint16_t top, bottom, left, right; /* the second of each pair is one past the end */
-    uint32_t start;
+    uint16_t start;
 } NAME_tap;
 
 typedef struct {

@@ -2,7 +2,7 @@
    A way of more than 255 columns has a connection of value 0 in between. Without gaps, all columns are connected. */
 typedef struct {
     int rows, columns;
-    const uint16_t *counts;
+    const COUNT_TYPE *counts;
     const uint8_t *gaps;
     const float *values;
     const float *bias;

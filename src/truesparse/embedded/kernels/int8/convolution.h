@@ -1,7 +1,7 @@
 /* The outputs whose input at one position of the kernel is inside the image, and where the first of these inputs is. */
 typedef struct {
     uint16_t top, bottom, left, right; /* the second of each pair is one past the end */
-    uint32_t start;
+    uint16_t start;
 } NAME_tap;
 
 typedef struct {
@@ -51,6 +51,6 @@ static inline void NAME_convolve(const NAME_convolution *c, const int8_t *x, int
             }
         }
         for (int i = 0; i < c->out_plane; ++i)
-            y[i] = NAME_narrowed(sums[i], m->mantissas[row], m->shifts[row], m->zero, m->low, m->high);
+            y[i] = NAME_narrowed(sums[i], m->mantissas[row], m->shift, m->zero, m->low, m->high);
     }
 }

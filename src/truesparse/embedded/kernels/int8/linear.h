@@ -14,6 +14,6 @@ static inline void NAME_linear(const NAME_matrix *m, const int8_t *x, int8_t *y)
         else
             for (int left = m->columns; left > 0; --left)
                 sum += *value++ * *at++;
-        y[row] = NAME_narrowed(sum, m->mantissas[row], m->shifts[row], m->zero, m->low, m->high);
+        y[row] = NAME_narrowed(sum, m->mantissas[row], m->shift, m->zero, m->low, m->high);
     }
 }

@@ -2,11 +2,11 @@
    A way of more than 255 columns has a connection of value 0 in between. Without gaps, all columns are connected. */
 typedef struct {
     int rows, columns;
-    const uint16_t *counts;
+    const COUNT_TYPE *counts;
     const uint8_t *gaps;
     const int8_t *values;
     const int32_t *bias;      /* less the zero of the input times the weights of the row */
-    const int32_t *mantissas; /* of the factor from a sum to an output */
-    const uint8_t *shifts;
+    const int32_t *mantissas; /* from a sum to an output: times mantissa / 2^shift */
+    int shift;
     int zero, low, high;      /* of the output */
 } NAME_matrix;
