@@ -5,7 +5,8 @@
 One linear layer and one convolution, as `ts.export_c` writes them, dense and at several sparsities, in floats and in int8, compiled with
 -O2 and run under qemu. Instructions, not cycles: qemu knows no pipeline, no waiting for flash, no cache.
 
-apt-get install gcc-arm-none-eabi picolibc-arm-none-eabi qemu-system-arm gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf qemu-system-misc
+apt-get install gcc-arm-none-eabi picolibc-arm-none-eabi qemu-system-arm qemu-system-misc \
+        gcc-riscv64-unknown-elf picolibc-riscv64-unknown-elf
 """
 
 from __future__ import annotations

@@ -14,6 +14,23 @@ typedef struct {
     int group_rows, group_channels;
 } NAME_convolution;
 
+/* sums += weight * the image, shifted by one position of the kernel. Apart, so that its loop has all registers. */
+#ifdef __GNUC__
+__attribute__((noinline))
+#endif
+static void NAME_add_image(const NAME_convolution *c, const NAME_tap *t, const float *image, float weight, float *sums)
+{
+    const int width = t->right - t->left, step = c->step_x;
+    const float *line = image + t->start;
+    float *sum_line = sums + t->top * c->out_width + t->left;
+    for (int lines = t->bottom - t->top; lines > 0; --lines, line += c->step_y, sum_line += c->out_width) {
+        const float *from = line;
+        float *sum = sum_line;
+        for (int i = width; i > 0; --i, from += step)
+            *sum++ += weight * *from;
+    }
+}
+
 /* Each connection adds a shifted image, times its value, to the image of its output channel. */
 static inline void NAME_convolve(const NAME_convolution *c, const float *x, float *y)
 {
@@ -25,18 +42,13 @@ static inline void NAME_convolve(const NAME_convolution *c, const float *x, floa
         int tap = gap != NULL ? 0 : -1;
         for (int i = 0; i < c->out_plane; ++i)
             y[i] = m->bias[row];
-        for (int left = gap != NULL ? m->counts[row] : m->columns; left > 0; --left, ++value) {
+        for (int left = gap != NULL ? m->counts[row] : m->columns; left > 0; --left) {
+            const float weight = *value++;
             tap += gap != NULL ? *gap++ : 1;
             for (; tap >= c->kernel; tap -= c->kernel)
                 image += c->plane;
-            if (*value < 0.0f || *value > 0.0f) { /* not one of those in between */
-                const NAME_tap *t = &c->taps[tap];
-                const float *in = image + t->start;
-                float *to = y + t->top * c->out_width;
-                for (int lines = t->bottom - t->top; lines > 0; --lines, in += c->step_y, to += c->out_width)
-                    for (int i = t->left, from = 0; i < t->right; ++i, from += c->step_x)
-                        to[i] += *value * in[from];
-            }
+            if (weight < 0.0f || weight > 0.0f) /* not one of those in between */
+                NAME_add_image(c, &c->taps[tap], image, weight, y);
         }
         for (int i = 0; i < c->out_plane; ++i)
             y[i] = NAME_clamped(y[i], m->low, m->high);

@@ -15,14 +15,36 @@ typedef struct {
     int outside;           /* what stands for 0 around the image */
 } NAME_convolution;
 
-/* Where a position of the kernel sees no image, the sums get what stands for 0. */
-static inline void NAME_add_outside(const NAME_convolution *c, const NAME_tap *t, int32_t *sums, int32_t term)
+/* sums += weight * the image, shifted by one position of the kernel. Apart, so that its loop has all registers. */
+#ifdef __GNUC__
+__attribute__((noinline))
+#endif
+static void NAME_add_image(const NAME_convolution *c, const NAME_tap *t, const int8_t *image, int weight, int32_t *sums)
 {
-    const int all = c->out_plane == (t->bottom - t->top) * (t->right - t->left);
-    for (int y = 0, i = 0; !all && i < c->out_plane; ++y)
-        for (int x = 0; x < c->out_width; ++x, ++i)
-            if (y < t->top || y >= t->bottom || x < t->left || x >= t->right)
-                sums[i] += term;
+    const int width = t->right - t->left, step = c->step_x;
+    const int8_t *line = image + t->start;
+    int32_t *sum_line = sums + t->top * c->out_width + t->left;
+    for (int lines = t->bottom - t->top; lines > 0; --lines, line += c->step_y, sum_line += c->out_width) {
+        const int8_t *from = line;
+        int32_t *sum = sum_line;
+        for (int i = width; i > 0; --i, from += step)
+            *sum++ += weight * *from;
+    }
+}
+
+/* Where that position sees no image, the sums get what stands for 0: above, below, left and right of it. */
+static inline void NAME_add_outside(const NAME_convolution *c, const NAME_tap *t, int32_t term, int32_t *sums)
+{
+    const int height = c->out_plane / c->out_width, top = t->top, bottom = t->bottom, left = t->left, right = t->right;
+    if (term == 0 || (bottom - top) * (right - left) == c->out_plane)
+        return;
+    for (int y = 0; y < height; ++y, sums += c->out_width) {
+        const int inside = y >= top && y < bottom;
+        for (int x = 0; x < (inside ? left : c->out_width); ++x)
+            sums[x] += term;
+        for (int x = inside ? right : c->out_width; x < c->out_width; ++x)
+            sums[x] += term;
+    }
 }
 
 /* Each connection adds a shifted image, times its value, to the sums of its output channel. */
@@ -36,18 +58,14 @@ static inline void NAME_convolve(const NAME_convolution *c, const int8_t *x, int
         int tap = gap != NULL ? 0 : -1;
         for (int i = 0; i < c->out_plane; ++i)
             sums[i] = m->bias[row];
-        for (int left = gap != NULL ? m->counts[row] : m->columns; left > 0; --left, ++value) {
+        for (int left = gap != NULL ? m->counts[row] : m->columns; left > 0; --left) {
+            const int weight = *value++;
             tap += gap != NULL ? *gap++ : 1;
             for (; tap >= c->kernel; tap -= c->kernel)
                 image += c->plane;
-            if (*value != 0) { /* not one of those in between */
-                const NAME_tap *t = &c->taps[tap];
-                const int8_t *in = image + t->start;
-                int32_t *to = sums + t->top * c->out_width;
-                for (int lines = t->bottom - t->top; lines > 0; --lines, in += c->step_y, to += c->out_width)
-                    for (int i = t->left, from = 0; i < t->right; ++i, from += c->step_x)
-                        to[i] += *value * in[from];
-                NAME_add_outside(c, t, sums, *value * c->outside);
+            if (weight != 0) { /* not one of those in between */
+                NAME_add_image(c, &c->taps[tap], image, weight, sums);
+                NAME_add_outside(c, &c->taps[tap], weight * c->outside, sums);
             }
         }
         for (int i = 0; i < c->out_plane; ++i)
