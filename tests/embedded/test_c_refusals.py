@@ -97,7 +97,7 @@ def test_models_and_examples_that_cannot_be(tmp_path):
 
 def test_what_is_written_in_place_and_read_again(tmp_path):
     model = Of(lambda m, x: m.act(x) + x, act=nn.ReLU(inplace=True)).eval()
-    with pytest.raises(TypeError, match="another output than the model, off by .*: it writes in place"):
+    with pytest.raises(TypeError, match=r"another output than the model, off by .*: it writes in place"):
         ts.export_c(model, torch.randn(5, 4), tmp_path / "net.h")
     ts.export_c(Of(lambda m, x: m.act(x) + 1, act=nn.ReLU(inplace=True)).eval(), torch.randn(5, 4), tmp_path / "net.h")
 

@@ -9,7 +9,7 @@ from truesparse.embedded import size
 
 def test_constants_and_memory_are_as_counted(tmp_path):
     needs("gcc")
-    model = sparse(NETWORKS["residual"](), 0.7)
+    model = sparse(NETWORKS["wrist"](), 0.7)
     x = torch.randn(9, *model.shape)
     for values in ("float32", "int8"):
         exported = ts.export_c(model, x, tmp_path / "net.h", values=values, calibration=[x] if values == "int8" else None)
