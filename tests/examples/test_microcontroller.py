@@ -1,4 +1,4 @@
-"""The example for microcontrollers: what it trains and writes answers as it does in PyTorch, compiled here, and under qemu where there is one."""
+"""The example for microcontrollers: what it trains and writes answers as in PyTorch, compiled here, and under qemu where that is."""
 
 import importlib.util
 import re

@@ -32,8 +32,11 @@ class Encoded:
         return self.values.nbytes + sum(one.nbytes for one in (self.counts, self.gaps) if one is not None)
 
 
-def count_type(network: Network) -> type[np.unsignedinteger[Any]]:
+def count_type(network: Network, item: int) -> type[np.unsignedinteger[Any]]:
     """The smallest type that counts the connections of every row, and the values of 0 between them.
+
+    Args:
+        item: bytes of a value; matrices that take fewer bytes dense are not counted.
 
     Raises:
         TypeError: if a row has more than 65,535.
@@ -41,7 +44,9 @@ def count_type(network: Network) -> type[np.unsignedinteger[Any]]:
     most = 0
     for step in network.steps:
         for matrix in matrices_of(step):
-            most = max(most, int(_sparse(matrix, matrix.values)[0].max(initial=0)))
+            counts, gaps, _ = _sparse(matrix, matrix.values)
+            if matrix.rows * matrix.columns * item > gaps.nbytes * (1 + item) + matrix.rows:
+                most = max(most, int(counts.max(initial=0)))
             if most > np.iinfo(np.uint16).max:
                 raise TypeError(f"layer {step.name!r} has no C here: a row of {most:,} connections; at most 65,535 are counted")
     return np.uint8 if most <= np.iinfo(np.uint8).max else np.uint16

@@ -13,7 +13,7 @@ from .connections import count_type, encoded
 from .network import Convolution, Copy, Linear, Matrix, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose
 from .network import Function as FunctionStep
 from .shapes_in_c import convolution_fields, pool_fields, taps
-from .text import TYPES, array, wrapped
+from .text import TYPES, array, structure, wrapped
 
 TAP_BYTES = 10
 
@@ -68,7 +68,7 @@ class Dialect(ABC):
     needed: ClassVar[Mapping[str, tuple[str, ...]]]
 
     def __init__(self, network: Network) -> None:
-        self.counted = count_type(network)
+        self.counted = count_type(network, self.item)
 
     @property
     def count_type(self) -> str:
@@ -94,16 +94,16 @@ class Dialect(ABC):
         """Its constants, whose names begin with `name`."""
         if isinstance(step, Linear):
             tables, fields, nbytes = self.matrix(step, name)
-            return Declared((*tables, f"static const NAME_matrix {name} = {{{fields}}};"), nbytes)
+            return Declared((*tables, structure("NAME_matrix", name, fields)), nbytes)
         if isinstance(step, Convolution):
             tables, fields, nbytes = self.matrix(step, name)
             positions = taps(step.window)
             tap = "\n".join((f"static const NAME_tap {name}_taps[{len(positions)}] = {{", *wrapped(positions), "};"))
-            rest = ", ".join((*convolution_fields(step), *self.own_fields(step)))
-            whole = f"static const NAME_convolution {name} = {{\n    {{{fields}}},\n    {name}_taps, {rest}}};"
+            rest = (*convolution_fields(step), *self.own_fields(step))
+            whole = structure("NAME_convolution", name, f"{{{fields}}}", f"{name}_taps", *rest)
             return Declared((*tables, tap, whole), nbytes + TAP_BYTES * len(positions))
         if isinstance(step, Pool):
-            return Declared((f"static const NAME_pool {name} = {{{', '.join((*pool_fields(step), *self.own_fields(step)))}}};",))
+            return Declared((structure("NAME_pool", name, *pool_fields(step), *self.own_fields(step)),))
         return Declared()
 
     def called(self, step: Step, call: Call) -> list[str]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from .dialect import Declared, Dialect
 from .network import Convolution, Function, Linear, Matrix, Recurrent, Step
-from .text import literal
+from .text import literal, structure
 
 GATES = {"GRU": 3, "LSTM": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 
@@ -38,9 +38,9 @@ class FloatC(Dialect):
         text, nbytes = [], 0
         for part, matrix in (("input", step.inputs), ("state", step.state)):
             tables, fields, size = self._matrix(matrix, f"{name}_{part}")
-            text += [*tables, f"static const NAME_matrix {name}_{part} = {{{fields}}};"]
+            text += [*tables, structure("NAME_matrix", f"{name}_{part}", fields)]
             nbytes += size
-        whole = f"static const NAME_recurrent {name} = {{&{name}_input, &{name}_state, {step.steps}, {int(step.every)}}};"
+        whole = structure("NAME_recurrent", name, f"&{name}_input", f"&{name}_state", str(step.steps), str(int(step.every)))
         return Declared((*text, whole), nbytes)
 
     def scratch(self, step: Step) -> int:

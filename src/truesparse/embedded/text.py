@@ -57,6 +57,13 @@ def wrapped(words: Iterable[str], indent: str = "    ") -> list[str]:
     return [*lines, line.rstrip().rstrip(",")]
 
 
+def structure(kind: str, name: str, *parts: str) -> str:
+    """A constant structure with these fields, wrapped where it is long."""
+    whole = ", ".join(parts)
+    line = f"static const {kind} {name} = {{{whole}}};"
+    return line if len(line) <= WIDTH else "\n".join((f"static const {kind} {name} = {{", *wrapped(whole.split(", ")), "};"))
+
+
 def literal(value: Any) -> str:
     """A number as C writes it; floats as short as they are read back the same."""
     if isinstance(value, (int, np.integer)):
