@@ -14,7 +14,7 @@ from .memory import Plan, plan
 from .network import Network, Place, Step, dense_multiply_adds, matrices_of, multiply_adds, sources_of
 from .report import Exported, Row
 from .shapes_in_c import said
-from .text import comment, identifiers
+from .text import comment, identifiers, in_comment
 
 KERNELS = Path(__file__).parent / "kernels"
 
@@ -45,7 +45,7 @@ def written(
     declared = [_declared(dialect, step, label) for step, label in zip(network.steps, labels, strict=True)]
     rows = tuple(
         Row(
-            step.name,
+            in_comment(step.name),
             said(step),
             sum(one.nnz for one in matrices_of(step)),
             sum(one.rows * one.columns for one in matrices_of(step)),

@@ -221,7 +221,6 @@ class Recurrent:
 
 
 Step = Linear | Convolution | Pool | Function | Pair | Softmax | Transpose | Copy | Recurrent
-Layer = Linear | Convolution | Recurrent  # those with weights
 
 
 @dataclass(frozen=True)

@@ -75,6 +75,11 @@ def literal(value: Any) -> str:
     return f"{said}f"
 
 
+def in_comment(name: str) -> str:
+    """A name on one line that ends no comment and begins none."""
+    return " ".join(name.split()).replace("*/", "* /").replace("/*", "/ *")
+
+
 def comment(lines: Sequence[str]) -> str:
     """A block of lines as one comment."""
     return "\n".join(["/* " + lines[0], *(f"   {line}".rstrip() for line in lines[1:])]) + " */"
