@@ -105,10 +105,10 @@ class Named(nn.Module):
         self.static_values, self.MEMORY = nn.Linear(4, 4), nn.Linear(4, 3)
         self.predict = nn.ModuleDict({"IN": nn.Linear(3, 3)})
         self.predict_in = nn.Linear(3, 2)
-        self.add_module("ends */ this \n /* and begins", nn.Linear(2, 2))
+        self.add_module("ends */ this /* and begins", nn.Linear(2, 2))
 
     def forward(self, x):
-        return getattr(self, "ends */ this \n /* and begins")(self.named(x).sigmoid())
+        return getattr(self, "ends */ this /* and begins")(self.named(x).sigmoid())
 
     def named(self, x):
         x = self.static(self.matrix(self.linear(x).sigmoid())).tanh()
