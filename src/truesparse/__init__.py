@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from . import rewiring as rewiring
     from . import topology as topology
     from .algorithms import CHT, DSR, GMP, GSE, MEST, SET, SNFS, CHTs, DeepR, GraNet, RigL, SRigL, Static, TopKAST  # type: ignore[attr-defined]
+    from .embedded import export_c
     from .export import compress, export_onnx, load, save
     from .inference import pack, pack_layers, shrink
     from .nn import (
@@ -101,6 +102,7 @@ __all__ = [
     "dequantize",
     "distill",
     "drop_blocks",
+    "export_c",
     "export_onnx",
     "from_pruned",
     "load",
@@ -136,6 +138,7 @@ observers.append(_marked_for_transformers)
 # Imported when they are first used: a program that serves waits for nothing that trains, and none for what it never calls.
 _PARTS: dict[str, tuple[str, ...]] = {
     "algorithms": ("CHT", "CHTs", "DSR", "DeepR", "GMP", "GSE", "GraNet", "MEST", "RigL", "SET", "SNFS", "SRigL", "Static", "TopKAST"),
+    "embedded": ("export_c",),
     "export": ("compress", "export_onnx", "load", "save"),
     "inference": ("pack", "pack_layers", "shrink"),
     "nn": (

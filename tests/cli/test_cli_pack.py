@@ -207,7 +207,7 @@ def test_a_model_that_is_one_layer(tmp_path):
         (["pack", "net.safetensors", "--recipe", "mnist-mlp"], 1, "net.safetensors does not fit the model: layer '1' is Linear(in_f"),
         (["pack", "net.safetensors", "--recipe", "digits-mlp", "--variant", "sparse"], 2, "--variant: net.safetensors is a file and holds"),
         (["pack", "run/sparse/model.safetensors", "--recipe", "mine.py"], 1, "cannot read run/sparse/model.safetensors: it is a file of a"),
-        (["export", "run"], 2, "Invalid value for --onnx: say what to write: --onnx FILE, --safetensors FILE, or both"),
+        (["export", "run"], 2, "Invalid value for --onnx: say what to write: --onnx FILE, --safetensors FILE, --c FILE, or several"),
         (["export", "run", "--safetensors", "x", "--sparse"], 2, "Invalid value for --sparse: it is about the ONNX file: say which with"),
         (["export", "run", "--safetensors", "x", "--opset", "20"], 2, "Invalid value for --opset: it is about the ONNX file"),
         (["export", "net.safetensors", "--safetensors", "x"], 2, "Invalid value for --safetensors: it is for runs; a file of"),

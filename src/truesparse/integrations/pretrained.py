@@ -17,12 +17,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ..common.optional import library
-from ..export.coding import POSITIONS, decode, encode
+from ..export.coding import decode, encode
 from ..export.header import tensor_name
 from ..nn import MaskedLayer, SparseLayer, topology_layers
 from .sparse_like import PARTS, sparse_like, sparse_names
 
-METHOD, CODINGS = "truesparse", "truesparse.codings"
+METHOD, SHAPES = "truesparse", "truesparse.shapes"
 CODED = ("row_lengths", "gaps", "bits")
 WHAT = "truesparse.integrations.transformers"
 
@@ -73,15 +73,14 @@ class SparseWeights(base.HfQuantizer):
             )
         layers, state = topology_layers(model), model.state_dict()
         patterns = {name: str(layer.pattern) for name, layer in layers.items()}
-        codings: dict[str, tuple[str, int, int]] = {}
+        shapes = {name: layer.topology.shape for name, layer in layers.items()}
         for name, layer in layers.items():
-            coding, arrays = encode(layer.topology.to("cpu"))
-            codings[name] = coding, *layer.topology.shape
+            _, arrays = encode(layer.topology.to("cpu"))
             for part in ("indptr", "indices"):
                 del state[tensor_name(name, part)]
             state |= {tensor_name(name, part): torch.from_numpy(array) for part, array in arrays.items()}
         guards = {name: torch.empty(0) for name in _guards(model)}
-        return {**state, **guards}, {METHOD: json.dumps(patterns), CODINGS: json.dumps(codings)}
+        return {**state, **guards}, {METHOD: json.dumps(patterns), SHAPES: json.dumps(shapes)}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, dtype: torch.dtype | None = None, **_: Any
@@ -138,7 +137,7 @@ def mark(model: nn.Module) -> None:
             module.config.quantization_config = SparseMark()
             module.hf_quantizer = SparseWeights(module.config.quantization_config)
             if held is None:
-                module.register_load_state_dict_pre_hook(_without_guards)
+                module.register_load_state_dict_pre_hook(_as_layers_hold_it)
         elif held is not None:
             held.remove_quantization_config(module)
 
@@ -153,16 +152,37 @@ def _dense_names(layers: Iterable[str]) -> list[str]:
     return [tensor_name(module, "weight") for name in layers for module in (name, name.rpartition(".")[0]) if module]
 
 
-def _without_guards(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+def _as_layers_hold_it(model: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """A state as a folder has it, in place, becomes one that the layers can load."""
     for name in _guards(model):
         state.pop(prefix + name, None)
+    for name, layer in topology_layers(model).items():
+        if prefix + tensor_name(name, "row_lengths") in state:
+            _decode(state, prefix, name, layer.topology.shape)
+
+
+def _decode(state: dict[str, Tensor], prefix: str, name: str, shape: tuple[int, int]) -> None:
+    """`indptr` and `indices` of a layer in the place of their coding.
+
+    Raises:
+        RuntimeError: if it is no coding of connections of this shape.
+    """
+    lengths = state.pop(prefix + tensor_name(name, "row_lengths"))
+    gaps, bits = (state.pop(prefix + tensor_name(name, part), None) for part in ("gaps", "bits"))
+    positions = bits if gaps is None else gaps
+    coding = "full" if positions is None else "bits" if gaps is None else "gaps8" if gaps.dtype == torch.uint8 else "gaps16"
+    try:
+        found = decode(shape, coding, lengths.numpy(), None if positions is None else positions.numpy(), int(lengths.long().sum()))
+    except ValueError as error:
+        raise RuntimeError(f"the connections of layer {name!r} cannot be read: {error}") from error
+    state[prefix + tensor_name(name, "indptr")], state[prefix + tensor_name(name, "indices")] = found.indptr, found.indices
 
 
 def _stored(files: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors of sparse layers, the patterns) in safetensors files."""
     state: dict[str, Tensor] = {}
     patterns: dict[str, str] = {}
-    codings: dict[str, tuple[str, int, int]] = {}
+    shapes: dict[str, tuple[int, int]] = {}
     for path in files:
         if not str(path).endswith(".safetensors"):
             raise RuntimeError(f"sparse models are read from safetensors files, got {path}: save it with save_pretrained")
@@ -171,20 +191,11 @@ def _stored(files: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
             state |= {name: file.get_tensor(name) for name in names if name.split(".")[-1] in (*PARTS, *CODED)}
             known = file.metadata() or {}
             patterns |= json.loads(known.get(METHOD, "{}"))
-            codings |= json.loads(known.get(CODINGS, "{}"))
-    for name, (coding, rows, columns) in codings.items():
-        lengths = state.pop(tensor_name(name, "row_lengths"), None)
-        if lengths is None:
+            shapes |= json.loads(known.get(SHAPES, "{}"))
+    for name, (rows, columns) in shapes.items():
+        if tensor_name(name, "row_lengths") not in state:
             raise RuntimeError(f"layer {name!r} has no row lengths in {', '.join(files)}: a part of the saved model is missing")
-        found = [state.pop(tensor_name(name, part), None) for part in ("gaps", "bits")]
-        positions = next((one.numpy() for one in found if one is not None), None)
-        try:
-            if (positions is None) != (POSITIONS[coding] is None):
-                raise ValueError("the positions of its connections are missing")
-            topology = decode((rows, columns), coding, lengths.numpy(), positions, int(lengths.sum(dtype=torch.int64)))
-        except (KeyError, ValueError) as error:
-            raise RuntimeError(f"the connections of layer {name!r} cannot be read: {error}") from error
-        state |= {tensor_name(name, "indptr"): topology.indptr, tensor_name(name, "indices"): topology.indices}
+        _decode(state, "", name, (rows, columns))
     return state, patterns
 
 

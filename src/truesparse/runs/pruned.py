@@ -159,7 +159,7 @@ def sensitivity(network: Trained, exclude: Sequence[str] = ()) -> dict[str, list
 
     On the first `MOST_SAMPLES` of the test data.
     """
-    few = Trained(network.name, network.said, network.model, lambda: network.test.only(MOST_SAMPLES))
+    few = Trained(network.name, network.said, network.model, lambda: network.test.only(MOST_SAMPLES), network.read_training)
     ready = with_all_connections(deepcopy(network.model), exclude)
     found: dict[str, list[tuple[float, float]]] = {}
     for name, layer in topology_layers(ready).items():

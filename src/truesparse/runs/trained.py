@@ -35,12 +35,14 @@ class Trained:
         said: where the network is from, for people.
         model: in eval mode.
         read_test: reads what the network was tested on.
+        read_training: reads what it was trained on.
     """
 
     name: str
     said: str
     model: nn.Module
     read_test: Callable[[], Batches]
+    read_training: Callable[[], Batches]
 
     @cached_property
     def test(self) -> Batches:
@@ -100,7 +102,9 @@ def trained_network(path: Path, variant: str | None = None) -> Trained:
     except (OSError, safetensors.SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"{file} is not the network of this run: {' '.join(str(error).split()):.300}") from error
     said = f"{path}: {name}{', averaged weights' if file.name == AVERAGE else ''}"
-    return Trained(recipe.name, said, model.eval(), lambda: Batches(data_of(config, recipe)[1], config.batch_size * EVALUATION_BATCH))
+    size = config.batch_size * EVALUATION_BATCH
+    read_test, read_training = (lambda part=part: Batches(data_of(config, recipe)[part], size) for part in (1, 0))
+    return Trained(recipe.name, said, model.eval(), read_test, read_training)
 
 
 def saved_network(path: Path, task: str) -> Trained:
@@ -121,12 +125,12 @@ def saved_network(path: Path, task: str) -> Trained:
             model = _with_sparse_layers(model, saved)
         except (TypeError, ValueError) as error:
             raise FileError(f"{path} does not fit the model of {recipe.name}: {error}") from error
-    return Trained(recipe.name, str(path), load(path, model).eval(), lambda: _test_data(recipe))
+    return Trained(recipe.name, str(path), load(path, model).eval(), lambda: _data(recipe, 1), lambda: _data(recipe, 0))
 
 
-def _test_data(recipe: Recipe) -> Batches:
+def _data(recipe: Recipe, part: int) -> Batches:
     with torch.random.fork_rng(devices=[]):
-        return Batches(recipe.make_data()[1], BATCH_OF_A_FILE)
+        return Batches(recipe.make_data()[part], BATCH_OF_A_FILE)
 
 
 def _with_sparse_layers(model: nn.Module, saved: SavedModel) -> nn.Module:

@@ -1,0 +1,5 @@
+static inline void NAME_copy(const float *x, float *y, int n)
+{
+    for (int i = 0; i < n; ++i)
+        y[i] = x[i];
+}

@@ -1,0 +1,19 @@
+static inline void NAME_pool_mean(const NAME_pool *p, const float *x, float *y)
+{
+    for (int channel = 0; channel < p->channels; ++channel, x += p->height * p->width)
+        for (int oy = 0; oy < p->out_height; ++oy)
+            for (int ox = 0; ox < p->out_width; ++ox) {
+                float sum = 0.0f;
+                int inside = 0;
+                for (int ky = 0; ky < p->kernel_y; ++ky)
+                    for (int kx = 0; kx < p->kernel_x; ++kx) {
+                        const int iy = oy * p->stride_y + ky - p->top;
+                        const int ix = ox * p->stride_x + kx - p->left;
+                        if (iy >= 0 && iy < p->height && ix >= 0 && ix < p->width) {
+                            sum += x[iy * p->width + ix];
+                            ++inside;
+                        }
+                    }
+                *y++ = sum / (float)(p->divisor != 0 ? p->divisor : inside);
+            }
+}

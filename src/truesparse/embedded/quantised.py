@@ -1,0 +1,172 @@
+"""How does a network of floats become one of int8, and what does that give? Scales from what values came; then only integers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from math import inf
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from . import integer
+from .floats import FUNCTIONS, counts, padded, put, run, take
+from .integer import PROBABILITIES, SIGNED, Bytes, Factor, IntegerMatrix, Scale, integer_matrix
+from .network import Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose, sources_of
+
+FIXED = {"sigmoid": PROBABILITIES, "hardsigmoid": PROBABILITIES, "tanh": SIGNED}
+
+
+@dataclass(frozen=True, eq=False)
+class Quantised:
+    """A network in int8.
+
+    Args:
+        network: its steps; layers with the values that their integers stand for.
+        scales: of each buffer.
+        matrices: of each layer, by the buffer that it writes.
+    """
+
+    network: Network
+    scales: Mapping[int, Scale]
+    matrices: Mapping[int, IntegerMatrix]
+
+    @property
+    def input_scale(self) -> Scale:
+        return self.scales[self.network.input.buffer]
+
+    @property
+    def output_scale(self) -> Scale:
+        return self.scales[self.network.output.buffer]
+
+
+def ranges(network: Network, batches: Iterable[Tensor]) -> dict[int, tuple[float, float]]:
+    """The smallest and the largest number that each buffer had.
+
+    Raises:
+        ValueError: if there is no batch, one of another shape, or one with NaN or infinity.
+    """
+    found: dict[int, tuple[float, float]] = {}
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, Tensor) or tuple(batch.shape[1:]) != network.input.shape or not len(batch):
+            came = tuple(batch.shape) if isinstance(batch, Tensor) else type(batch).__name__
+            expected = ", ".join(("batch", *map(str, network.input.shape)))
+            raise ValueError(f"calibration: expected batches of shape [{expected}], got {came} as batch {number}")
+        with torch.no_grad():
+            for buffer, y in run(network, batch.float()).items():
+                low, high = float(y.min()), float(y.max())
+                if not (-inf < low <= high < inf):
+                    raise ValueError(f"calibration: batch {number} leads to NaN or infinity; leave out what is no number")
+                before = found.get(buffer, (inf, -inf))
+                found[buffer] = min(before[0], low), max(before[1], high)
+    if not found:
+        raise ValueError("int8 needs calibration=batches, inputs like those to come, at least one: ranges of activations come from them")
+    return found
+
+
+def quantised(network: Network, found: Mapping[int, tuple[float, float]]) -> Quantised:
+    """The network in int8.
+
+    Args:
+        found: the range of each buffer.
+
+    Raises:
+        TypeError: if a step has no int8 here.
+        ValueError: if a sum could leave 32 bits.
+    """
+    scales = {0: Scale.of_range(*found[0])}
+    matrices: dict[int, IntegerMatrix] = {}
+    steps: list[Step] = []
+    for step in network.steps:
+        source, buffer = scales[step.source.buffer], step.target.buffer
+        if isinstance(step, Recurrent):
+            raise TypeError(f"layer {step.name!r} ({step.mode}) has no int8 here; use values='float32', where recurrent layers are")
+        if isinstance(step, (Pool, Transpose)):
+            scales[buffer] = source
+        elif isinstance(step, Softmax):
+            scales[buffer] = PROBABILITIES
+        elif isinstance(step, Function) and step.kind in FIXED:
+            scales[buffer] = FIXED[step.kind]
+        else:
+            scales.setdefault(buffer, Scale.of_range(*found[buffer]))
+        if isinstance(step, (Linear, Convolution)):
+            try:
+                matrices[buffer] = integer_matrix(step.matrix, source, scales[buffer])
+            except ValueError as error:
+                raise ValueError(f"layer {step.name!r}: {error}") from error
+            step = replace(step, matrix=matrices[buffer].matrix)
+        steps.append(step)
+    return Quantised(replace(network, steps=tuple(steps)), scales, matrices)
+
+
+def run_integers(model: Quantised, x: Bytes) -> Bytes:
+    """What the C gives, bit by bit.
+
+    Args:
+        x: [batch, ...] int8.
+    """
+    buffers: dict[int, Tensor] = {0: torch.from_numpy(x).flatten(1)}
+    for step in model.network.steps:
+        sources = [take(buffers, place).numpy() for place in sources_of(step)]
+        scales = [model.scales[place.buffer] for place in sources_of(step)]
+        y = _computed(step, model.matrices.get(step.target.buffer), sources, scales, model.scales[step.target.buffer])
+        put(buffers, step.target, torch.from_numpy(np.ascontiguousarray(y)).reshape(len(x), *step.target.shape))
+    return take(buffers, model.network.output).numpy()
+
+
+def function_of(step: Function) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """Of numbers, in float64."""
+    return lambda x: FUNCTIONS[step.kind](torch.from_numpy(x), *step.settings).numpy()
+
+
+def _computed(step: Step, weights: IntegerMatrix | None, sources: list[Bytes], scales: list[Scale], target: Scale) -> Bytes:
+    x, scale = sources[0], scales[0]
+    if isinstance(step, (Linear, Convolution)):
+        assert weights is not None
+        sums = _sums(step, weights, x)
+        shape = (-1, *(1,) * (sums.ndim - 2)) if isinstance(step, Convolution) else (-1,)
+        mantissas = weights.mantissas.astype(np.int64).reshape(shape)
+        return integer.narrowed(sums, mantissas, weights.shift, target.zero, weights.low, weights.high)
+    if isinstance(step, Pool):
+        return _pooled(step, x, scale)
+    if isinstance(step, Function):
+        return integer.table(scale, target, function_of(step))[x.astype(np.int64) + 128]
+    if isinstance(step, Pair) and step.kind == "add":
+        return integer.added(x, sources[1], scale, scales[1], target)
+    if isinstance(step, Pair):
+        factor = Factor.of(scale.scale * scales[1].scale / target.scale)
+        products = (x.astype(np.int64) - scale.zero) * (sources[1].astype(np.int64) - scales[1].zero)
+        return integer.narrowed(products, factor.mantissa, factor.shift, target.zero)
+    if isinstance(step, Softmax):
+        return integer.softmax(x, scale)
+    if isinstance(step, Copy):
+        factor = Factor.of(scale.scale / target.scale)
+        return integer.narrowed(x.astype(np.int64) - scale.zero, factor.mantissa, factor.shift, target.zero)
+    return x.swapaxes(1, 2)
+
+
+def _sums(step: Linear | Convolution, weights: IntegerMatrix, x: Bytes) -> NDArray[np.int64]:
+    """Exact: whole numbers below 2^53, in float64."""
+    dense = np.zeros((weights.matrix.rows, weights.matrix.columns))
+    dense[weights.matrix.row_of_each, weights.matrix.indices] = weights.values
+    if isinstance(step, Linear):
+        return (x.astype(np.float64) @ dense.T).astype(np.int64) + weights.folded
+    window = step.window
+    images = padded(window, torch.from_numpy(x.astype(np.float64)), float(weights.source.zero))
+    kernel = torch.from_numpy(dense).view(weights.matrix.rows, -1, *window.kernel)
+    sums = torch.nn.functional.conv2d(images, kernel, None, window.stride, 0, window.dilation, window.groups)
+    return sums.numpy().astype(np.int64) + weights.folded.astype(np.int64).reshape(-1, 1, 1)
+
+
+def _pooled(step: Pool, x: Bytes, scale: Scale) -> Bytes:
+    window = step.window
+    outside = 0.0 if step.mean else -1e9
+    images = padded(window, torch.from_numpy(x.astype(np.float64)) - (scale.zero if step.mean else 0), outside)
+    reached = torch.nn.functional.unfold(images, window.kernel, window.dilation, 0, window.stride)
+    reached = reached.view(len(x), window.channels, window.taps, -1).numpy()
+    if not step.mean:
+        return reached.max(2).astype(np.int8)
+    count = window.taps if step.with_padding else counts(window).numpy().astype(np.int64)
+    return np.clip(integer.divided(reached.sum(2).astype(np.int64), count) + scale.zero, -128, 127).astype(np.int8)
