@@ -156,7 +156,8 @@ def test_the_network_shrinks_and_is_written_as_onnx(tmp_path):
     layer = nn.TransformerEncoderLayer(16, 2, **SIZES, batch_first=True)
     model, x = ts.sparsify(nn.Sequential(layer, nn.Linear(16, 4)).eval(), 0.8), drawn(2, 5, 16)
     expected = model(x).detach()
-    torch.testing.assert_close(ts.shrink(model, x)(x), expected)
+    with pytest.warns(UserWarning, match="neurons without connections stay"):  # a head's share of queries may have none
+        torch.testing.assert_close(ts.shrink(model, x)(x), expected)
     ts.export_onnx(model, tmp_path / "model.onnx", x)
     (found,) = runtime.ReferenceEvaluator(str(tmp_path / "model.onnx")).run(None, {"input": x.numpy()})
     torch.testing.assert_close(torch.from_numpy(found), expected)

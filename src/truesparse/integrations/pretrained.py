@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -22,8 +23,8 @@ from ..export.header import tensor_name
 from ..nn import MaskedLayer, SparseLayer, topology_layers
 from .sparse_like import PARTS, sparse_like, sparse_names
 
-METHOD, SHAPES = "truesparse", "truesparse.shapes"
-CODED = ("row_lengths", "gaps", "bits")
+METHOD = "truesparse"
+CODED = ("shape", "row_lengths", "gaps", "bits")  # export/coding.py
 WHAT = "truesparse.integrations.transformers"
 
 quantizers: Any = library("transformers.quantizers.auto", "transformers", WHAT)
@@ -73,14 +74,13 @@ class SparseWeights(base.HfQuantizer):
             )
         layers, state = topology_layers(model), model.state_dict()
         patterns = {name: str(layer.pattern) for name, layer in layers.items()}
-        shapes = {name: layer.topology.shape for name, layer in layers.items()}
         for name, layer in layers.items():
-            _, arrays = encode(layer.topology.to("cpu"))
+            arrays = {"shape": np.array(layer.topology.shape), **encode(layer.topology.to("cpu"))[1]}
             for part in ("indptr", "indices"):
                 del state[tensor_name(name, part)]
             state |= {tensor_name(name, part): torch.from_numpy(array) for part, array in arrays.items()}
         guards = {name: torch.empty(0) for name in _guards(model)}
-        return {**state, **guards}, {METHOD: json.dumps(patterns), SHAPES: json.dumps(shapes)}
+        return {**state, **guards}, {METHOD: json.dumps(patterns)}
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: Sequence[str] | None = None, dtype: torch.dtype | None = None, **_: Any
@@ -156,46 +156,43 @@ def _as_layers_hold_it(model: nn.Module, state: dict[str, Tensor], prefix: str, 
     """A state as a folder has it, in place, becomes one that the layers can load."""
     for name in _guards(model):
         state.pop(prefix + name, None)
-    for name, layer in topology_layers(model).items():
-        if prefix + tensor_name(name, "row_lengths") in state:
-            _decode(state, prefix, name, layer.topology.shape)
+    _decode(state)
 
 
-def _decode(state: dict[str, Tensor], prefix: str, name: str, shape: tuple[int, int]) -> None:
-    """`indptr` and `indices` of a layer in the place of their coding.
+def _decode(state: dict[str, Tensor]) -> None:
+    """`indptr` and `indices` in the place of each coding of connections.
 
     Raises:
-        RuntimeError: if it is no coding of connections of this shape.
+        RuntimeError: if one is no coding of connections, or a part of it is missing.
     """
-    lengths = state.pop(prefix + tensor_name(name, "row_lengths"))
-    gaps, bits = (state.pop(prefix + tensor_name(name, part), None) for part in ("gaps", "bits"))
-    positions = bits if gaps is None else gaps
-    coding = "full" if positions is None else "bits" if gaps is None else "gaps8" if gaps.dtype == torch.uint8 else "gaps16"
-    try:
-        found = decode(shape, coding, lengths.numpy(), None if positions is None else positions.numpy(), int(lengths.long().sum()))
-    except ValueError as error:
-        raise RuntimeError(f"the connections of layer {name!r} cannot be read: {error}") from error
-    state[prefix + tensor_name(name, "indptr")], state[prefix + tensor_name(name, "indices")] = found.indptr, found.indices
+    for name in [name.removesuffix("row_lengths") for name in state if name.split(".")[-1] == "row_lengths"]:
+        shape, lengths, gaps, bits = (state.pop(name + part, None) for part in CODED)
+        positions = bits if gaps is None else gaps
+        coding = "full" if positions is None else "bits" if gaps is None else "gaps8" if gaps.dtype == torch.uint8 else "gaps16"
+        try:
+            if shape is None or lengths is None or shape.shape != (2,):
+                raise ValueError("a part of what says which there are is missing")
+            rows, columns = shape.tolist()
+            found = decode(
+                (rows, columns), coding, lengths.numpy(), None if positions is None else positions.numpy(), int(lengths.long().sum())
+            )
+        except ValueError as error:
+            raise RuntimeError(f"the connections of layer {name.removesuffix('.')!r} cannot be read: {error}") from error
+        state[f"{name}indptr"], state[f"{name}indices"] = found.indptr, found.indices
 
 
 def _stored(files: Sequence[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(the tensors of sparse layers, the patterns) in safetensors files."""
     state: dict[str, Tensor] = {}
     patterns: dict[str, str] = {}
-    shapes: dict[str, tuple[int, int]] = {}
     for path in files:
         if not str(path).endswith(".safetensors"):
             raise RuntimeError(f"sparse models are read from safetensors files, got {path}: save it with save_pretrained")
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             state |= {name: file.get_tensor(name) for name in names if name.split(".")[-1] in (*PARTS, *CODED)}
-            known = file.metadata() or {}
-            patterns |= json.loads(known.get(METHOD, "{}"))
-            shapes |= json.loads(known.get(SHAPES, "{}"))
-    for name, (rows, columns) in shapes.items():
-        if tensor_name(name, "row_lengths") not in state:
-            raise RuntimeError(f"layer {name!r} has no row lengths in {', '.join(files)}: a part of the saved model is missing")
-        _decode(state, "", name, (rows, columns))
+            patterns |= json.loads((file.metadata() or {}).get(METHOD, "{}"))
+    _decode(state)
     return state, patterns
 
 
