@@ -69,9 +69,8 @@ def main() -> None:
             times[name].append(perf_counter() - start)
     speeds = tokens_a_second({name: model for name, (model, _) in ways.items()})
     print(f"{options.model}, {processor()}, threads: {options.threads}")
-    print(
-        *table_head(("", "prompt, tokens a second", "generated, tokens a second", "linear layers of a token, ms", "MB of them")), sep="\n"
-    )
+    heads = ("", "prompt, tokens a second", "generated, tokens a second", "linear layers of a token, ms", "MB of them")
+    print(*table_head(*heads), sep="\n")
     for name, (model, _) in ways.items():
         prompt, generated = speeds[name]
         print(table_row(name, f"{prompt:.0f}", f"{generated:.1f}", f"{1e3 * median(times[name]):.2f}", f"{megabytes(model):.0f}"))
