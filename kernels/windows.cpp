@@ -81,7 +81,8 @@ void fill_windows(int64_t rows, int64_t columns, const int32_t* indptr, const in
 
 template <class V>
 void unpack_windows(const Windows<V>& w, float* dense, int64_t threads) {
-  const int64_t words = words_of_places(w.bits), room = 32 * words / window_steps, steps = window_steps / w.shown, share = rows_of_lane(w.bits);
+  const int64_t words = words_of_places(w.bits), room = 32 * words / window_steps, steps = window_steps / w.shown, own = w.rows_of_block();
+  const uint32_t seen = static_cast<uint32_t>(window_columns(w.bits)) - 1, all = static_cast<uint32_t>((int64_t{1} << w.bits) - 1);
   const auto number = [](V value) {
     if constexpr (std::is_same_v<V, Bfloat16>) {
       const uint32_t bits = static_cast<uint32_t>(value.bits) << 16;
@@ -93,16 +94,25 @@ void unpack_windows(const Windows<V>& w, float* dense, int64_t threads) {
     }
   };
   parallel_for(w.blocks(), threads, [&](int64_t, int64_t block) {
+    float* rows[2 * window_lanes];
+    float scales[2 * window_lanes];
+    for (int64_t lane = 0; lane < own; ++lane) {
+      rows[lane] = dense + std::max(w.order[block * own + lane], 0) * w.columns;  // a lane without a row has no connections
+      scales[lane] = w.scales ? w.scales[block * own + lane] : 1.0f;
+    }
     for (int64_t stop = w.starts[block]; stop < w.starts[block + 1]; ++stop)
-      for (int64_t step = 0; step < window_steps; ++step)
+      for (int64_t step = 0; step < window_steps; ++step) {
+        const int64_t first = w.first[stop * w.shown + step / steps], shift = step * room % 32;
+        const uint32_t* places = w.places + (stop * words + step * room / 32) * window_lanes;
+        const V* values = w.values + (stop * window_steps + step) * window_lanes;
         for (int64_t lane = 0; lane < window_lanes; ++lane) {
-          const float value = number(w.values[(stop * window_steps + step) * window_lanes + lane]);
-          if (value == 0) continue;  // a lane with nothing to do
-          const uint32_t place = w.places[(stop * words + step * room / 32) * window_lanes + lane] >> (step * room % 32) & ((1u << w.bits) - 1);
-          const int64_t row = share == 1 ? 0 : place >> (w.bits - 1), to = (block * share + row) * window_lanes + lane;
-          const int64_t column = w.first[stop * w.shown + step / steps] + (share == 1 ? place : place & ((1u << (w.bits - 1)) - 1));
-          dense[w.order[to] * w.columns + column] = w.scales ? value * w.scales[to] : value;
+          const float value = number(values[lane]);
+          if (value == 0) continue;  // nothing to do at this step
+          const uint32_t place = places[lane] >> shift & all;
+          const int64_t to = (place > seen) * window_lanes + lane;
+          rows[to][first + (place & seen)] = value * scales[to];
         }
+      }
   });
 }
 
