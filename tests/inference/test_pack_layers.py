@@ -95,6 +95,19 @@ def test_rows_and_layers_without_connections(memory):
     torch.testing.assert_close(model(x).detach(), expected)
 
 
+def test_a_shared_layer_is_packed_once_and_stays_shared(memory):
+    model = nn.Sequential(chat().blocks[0], nn.ReLU(), nn.Sequential(nn.Linear(24, 24)))
+    model.append(model[0])
+    x = torch.randn(3, 24)
+    expected = model(x).detach()
+    told = ts.pack_layers(model, memory=memory)
+    assert [row.layer for row in told.rows] == ["0", "2.0"]
+    assert model[0] is model[3]
+    assert told.whole == ()
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), expected)
+
+
 def test_a_layer_with_a_hook_of_ones_own_stays(memory):
     model, heard = chat(), []
     model.blocks[1].register_forward_hook(lambda *given: heard.append(1))

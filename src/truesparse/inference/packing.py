@@ -175,19 +175,26 @@ def pack_layers(
     found = dict(own_layers(model, ""))
     if "" in found:
         raise TypeError(f"the model is itself a layer, {type(model).__name__}, and nothing can take its place: use pack")
-    layers = {name: layer for name, layer in found.items() if isinstance(geometry_of(layer), Matrix)}
-    if not layers:
+    names = {layer: name for name, layer in found.items() if isinstance(geometry_of(layer), Matrix)}
+    if not names:
         raise ValueError("found no linear layer to pack; for convolutions use pack, which sees the model as a graph")
+    places: dict[str, list[str]] = {name: [] for name in names.values()}  # of a layer that is shared there are several
+    for name, module in model.named_modules(remove_duplicate=False):
+        if module in names:
+            places[names[module]].append(name)
+    del found, names  # a dense layer shall be gone when its place is taken
     model.eval()
     rows = []
-    with _choosing(threads, values, tune, memory) as chooser, _shown(len(layers), progress) as done:
-        for name in layers:
+    with _choosing(threads, values, tune, memory) as chooser, _shown(len(places), progress) as done:
+        for name, everywhere in places.items():
             layer = model.get_submodule(name)
             to_pack = LayerToPack.of(layer)
             row, packed = chooser.packed(to_pack, change(name, [layer], layer), (batch, to_pack.weights.topology.shape[1]))
-            model.set_submodule(name, packed)
+            for place in everywhere:
+                model.set_submodule(place, packed)
             rows.append(row)
             done(row.layer, row.layout)
+            del layer, to_pack
     left = tuple(name for name, module in model.named_modules() if isinstance(module, PACKED))
     return Explanation(batch, threads, tuple(rows), "pack_layers was asked for it", left, user_hooks(model))
 
