@@ -98,6 +98,10 @@ def test_the_command_line_goes_on_where_it_was_stopped(folder, tmp_path, capsys,
     assert "No space left on device; the pruned blocks are kept, the same command goes on" in capsys.readouterr().err
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "half" / "blocks").glob("*.safetensors")}
     assert len(kept) == 2
+    with monkeypatch.context() as context:
+        context.setattr("truesparse.common.files.write_atomically", full)  # the model is written, what is said of it is not
+        assert run(command) == 1
+    assert (tmp_path / "half" / "config.json").exists()
     monkeypatch.setattr("truesparse.pruning.block_by_block.choose", lambda *given: pytest.fail("pruned again"))
     assert run(command) == 0
     assert run(command) == 1

@@ -55,7 +55,7 @@ def prune_language_model(
     from .results import wide_console
 
     try:
-        taken = [path.name for path in out.iterdir() if path.name != BLOCKS] if out.exists() else []
+        taken = out.exists() and any(out.iterdir()) and not (out / BLOCKS).is_dir()  # which is there until all is written
     except OSError as error:
         raise RunError(f"cannot use {out}: {error.strerror}; choose another --out") from error
     if taken:
