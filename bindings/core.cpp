@@ -14,6 +14,7 @@
 #include "peak.h"
 #include "planned_convolution.h"
 #include "rewiring.h"
+#include "runs.h"
 #include "threads.h"
 #include "top_k.h"
 #include "windows.h"
@@ -37,19 +38,26 @@ void bind_verbs(nb::module_& m, const char* suffix) {
   const auto name = [suffix](const char* verb) { return std::string(verb) + suffix; };
   using Release = nb::call_guard<nb::gil_scoped_release>;
   m.def(
-      name("matrix_spmm").c_str(),
-      [](const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t threads) {
-        matrix_spmm(layout, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, 1, threads);
+      name("matrix_spmv").c_str(),
+      [](const Matrix& matrix, Address values, Address bias, Address x, Address y, int64_t batch, int64_t threads) {
+        matrix_spmv(matrix, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, threads);
       },
-      Release(), "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+      Release(), "matrix"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+  m.def(
+      name("matrix_spmm").c_str(),
+      [](const Runs& runs, Address values, Address bias, Address x, Address y, int64_t batch, int64_t pixels, int64_t threads) {
+        matrix_spmm(runs, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, pixels, threads);
+      },
+      Release(), "runs"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "pixels"_a, "threads"_a);
   m.def(
       name("matrix_backward").c_str(),
-      [](const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues, Address dx, Address dbias,
-         int64_t batch, int64_t threads) {
-        matrix_backward(layout, transposed, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx), at<T>(dbias), batch,
-                        1, threads);
+      [](const Runs* runs, const Runs* transposed, Address values, Address dy, Address x, Address dvalues, Address dx, Address dbias, int64_t rows,
+         int64_t batch, int64_t pixels, int64_t threads) {
+        matrix_backward(runs, transposed, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx), at<T>(dbias), rows, batch,
+                        pixels, threads);
       },
-      Release(), "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a, "threads"_a);
+      Release(), "runs"_a.none(), "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "rows"_a, "batch"_a, "pixels"_a,
+      "threads"_a);
   m.def(
       name("convolution_spmm").c_str(),
       [](const Convolution& convolution, const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t height,
@@ -237,6 +245,23 @@ NB_MODULE(_core, m) {
                               at<const int32_t>(starts), blocks, width, alike};
           },
           "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "starts"_a, "blocks"_a, "width"_a, "alike"_a);
+
+  nb::class_<Matrix>(m, "Matrix")
+      .def(
+          "__init__",
+          [](Matrix* self, int64_t rows, int64_t columns, Address indptr, Address indices) {
+            new (self) Matrix{rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices)};
+          },
+          "rows"_a, "columns"_a, "indptr"_a, "indices"_a);
+
+  nb::class_<Runs>(m, "Runs")
+      .def(
+          "__init__",
+          [](Runs* self, int64_t rows, int64_t columns, Address indptr, Address indices, Address permutation, int64_t width, int64_t parts, int64_t threads) {
+            new (self) Runs(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(permutation), width, parts, threads);
+          },
+          nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "width"_a, "parts"_a, "threads"_a)
+      .def_prop_ro("nbytes", &Runs::bytes);
 
   nb::class_<Convolution>(m, "Convolution")
       .def(

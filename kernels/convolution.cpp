@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "kernels.h"
-#include "matrix.h"
 #include "planes.h"
 #include "threads.h"
 #include "workspace.h"
@@ -118,7 +117,6 @@ template <class T, class S>
 void convolution_spmm(const Convolution& c, const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, Pair size,
                       int64_t threads) {
   if (!batch || !layout.rows) return;
-  if (c.pointwise()) return matrix_spmm(layout, values, bias, x, y, batch * size.height * size.width, size.height * size.width, threads);
   const Kernels<T, S>& k = kernels<T, S>(current_isa());
   const Cut cuts = cut(k, c, batch, size, false, threads);
   const Planes<T, S> source(k, c.in_channels, size, c.padding, c.stride, cuts.band + cuts.reach.height, cuts.pitch, cuts.slack, cuts.width);
@@ -147,10 +145,6 @@ void convolution_spmm(const Convolution& c, const Layout& layout, const T* value
 template <class T, class S>
 void convolution_backward(const Convolution& c, const Layout& layout, const Layout* transposed, const T* values, const S* dy, const S* x,
                           T* dvalues, S* dx, T* dbias, int64_t batch, Pair size, int64_t threads) {
-  if (c.pointwise()) {
-    const int64_t pixels = size.height * size.width;
-    return matrix_backward(layout, transposed, values, dy, x, dvalues, dx, dbias, batch * pixels, pixels, threads);
-  }
   const int64_t nnz = layout.nnz();
   const Kernels<T, S>& k = kernels<T, S>(current_isa());
   const Cut cuts = cut(k, c, batch, size, true, 8);

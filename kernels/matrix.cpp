@@ -3,22 +3,30 @@
 #include <algorithm>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "kernels.h"
+#include "layout.h"
+#include "run_kernels.h"
 #include "threads.h"
 #include "workspace.h"
 
 namespace truesparse {
 namespace {
 
-constexpr int64_t nearest_cache = 40 << 10;   // bytes of packed source per block: most of a first-level cache
-constexpr int64_t prefetch_parts = 8;           // the next block is asked for in so many steps
-constexpr int64_t all_sums = 512 << 10;         // bytes of packed target that are kept whole
-constexpr int64_t some_sums = 128 << 10;        // bytes of packed target at a time otherwise
-constexpr int64_t chunk_of_features = 256;      // packed as one item of work
-constexpr int64_t chunk_of_values = 32768;      // gathered as one item of work
+constexpr int64_t prefetch_parts = 8;       // the next block is asked for in so many steps
+constexpr int64_t all_sums = 512 << 10;     // bytes of packed target that are kept whole
+constexpr int64_t chunk_of_features = 256;  // packed as one item of work
+constexpr int64_t chunk_of_values = 32768;  // gathered as one item of work
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The instruction set in force; vectors half as wide where a batch fills no more than two: one would make each sum a chain of its own.
+template <class T>
+Isa isa_for(int64_t batch) {
+  const Isa isa = current_isa();
+  return isa == Isa::avx512 && isa_supported(Isa::avx2) && batch <= 2 * kernels<T>(Isa::avx2).lanes ? Isa::avx2 : isa;
+}
 
 // How the batch is cut into tiles of `vectors` vectors. `pixels` samples of one feature are side by side in the user's tensors: 1 in a
 // matrix, height x width in images of which each pixel is a sample.
@@ -34,9 +42,9 @@ struct Tiling {
 
 // As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
 template <class T, class S>
-Tiling<T, S> tiling(const Kernels<T, S>& k, int64_t batch, int64_t pixels, int64_t threads) {
+Tiling<T, S> tiling(const Kernels<T, S>& k, int64_t most_vectors, int64_t batch, int64_t pixels, int64_t threads) {
   const int64_t all = divide_up(batch, k.lanes);
-  int64_t tiles = divide_up(all, k.tile_vectors);
+  int64_t tiles = divide_up(all, most_vectors);
   const int64_t even = divide_up(tiles, threads) * threads;
   if (all / even >= 2) tiles = even;
   const int64_t vectors = divide_up(all, tiles);
@@ -82,18 +90,6 @@ void unpack_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_
   });
 }
 
-// Blocks of the layout that are walked as one, so that their packed source fills the nearest cache.
-template <class T>
-int64_t blocks_at_once(const Layout& layout, int64_t width) {
-  return std::max<int64_t>(1, nearest_cache / std::max<int64_t>(1, layout.width * width * static_cast<int64_t>(sizeof(T))));
-}
-
-template <class T>
-int64_t rows_at_once(const Layout& layout, int64_t width) {
-  const int64_t all = layout.rows * width * static_cast<int64_t>(sizeof(T));
-  return all <= all_sums ? layout.rows : std::max<int64_t>(1, some_sums / (width * static_cast<int64_t>(sizeof(T))));
-}
-
 // Asks for part `part` of `parts` of the features `begin` to `end` of a tile, while the processor is busy multiplying.
 template <class T, class S>
 void prefetch_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t parts, int64_t begin, int64_t end, int64_t features, const S* x) {
@@ -111,89 +107,61 @@ void prefetch_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64
     });
 }
 
-// Rows `begin` to `end` of a packed block of one tile. target: [end - begin, width] scratch.
-template <class T, class S>
-void spmm_block(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const T* values, const T* bias,
-                const T* source, T* target) {
-  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
-  const Connections<T> c{begin, end, layout.start(block), layout.start(block + blocks_at_once<T>(layout, width)), layout.indices, values, width, layout.alike};
-  tiling.k.spmm(c, vectors, block == 0, bias, source, target, width);
-}
 
-// Rows `begin` to `end` of one packed tile, some at a time, so that their sums stay in the second-level cache.
+// A matrix times tiles.
 template <class T, class S>
-void spmm_rows(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, const T* values, const T* bias,
-               const T* source, T* target, S* y) {
-  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, rows = rows_at_once<T>(layout, tiling.width());
-  for (int64_t row = begin; row < end; row += rows) {
-    const int64_t last = std::min(end, row + rows);
-    for (int64_t block = 0; block < layout.blocks; block += blocks_at_once<T>(layout, width))
-      spmm_block(layout, tiling, tile, row, last, block, values, bias, source, target - row * width);
-    unpack_tile(tiling, tile, row, last, layout.rows, target, y);
+struct Product {
+  const Runs& runs;
+  const RunKernels<T>& k;
+  const Tiling<T, S>& tiling;
+
+  // target [rows of the part, width] starts from bias [rows], null: zero.
+  void begin(int64_t tile, int64_t part, const T* bias, T* target) const {
+    const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
+    for (int64_t row = runs.part_begin(part); row < runs.part_begin(part + 1); ++row, target += width) std::fill_n(target, width, bias ? bias[row] : T(0));
   }
-}
 
-// One tile whose sums all fit: each block is packed just before its use, always to the same place.
+  // Share `share` of `shares` of a piece. values: where the starts of its runs count from. source: the packed block. target: the packed rows of the part.
+  void add(RunCursor& cursor, int64_t tile, int64_t block, int64_t part, int64_t share, int64_t shares, const T* values, const T* source, T* target) const {
+    const int64_t vectors = tiling.vectors_of(tile), count = runs.count(block, part);
+    k.multiply(cursor, count * (share + 1) / shares - count * share / shares, runs.alike, vectors, values, source,
+               target - runs.part_begin(part) * vectors * tiling.k.lanes);
+  }
+};
+
+// All rows of one tile, whose sums all fit: each block is packed just before its use, always to the same place.
 template <class T, class S>
-void spmm_by_blocks(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, const T* values, const T* bias, const S* x, T* source, T* target, S* y) {
-  constexpr int64_t parts = prefetch_parts;
-  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, together = blocks_at_once<T>(layout, width);
-  for (int64_t block = 0; block < layout.blocks; block += together) {
-    const int64_t begin = block * layout.width, end = std::min(layout.columns, begin + together * layout.width);
-    const int64_t next = std::min(layout.columns, end + together * layout.width);
-    pack_tile(tiling, tile, begin, end, layout.columns, x, source - begin * width);
-    for (int64_t part = 0; part < parts; ++part) {
-      prefetch_tile(tiling, tile, part, parts, end, next, layout.columns, x);
-      spmm_block(layout, tiling, tile, layout.rows * part / parts, layout.rows * (part + 1) / parts, block, values, bias, source - begin * width, target);
+void spmm_by_blocks(const Product<T, S>& product, int64_t tile, const T* values, const T* bias, const S* x, T* source, T* target, S* y) {
+  const Runs& runs = product.runs;
+  const Tiling<T, S>& t = product.tiling;
+  const int64_t width = t.vectors_of(tile) * t.k.lanes;
+  for (int64_t part = 0; part < runs.parts(); ++part) product.begin(tile, part, bias, target + runs.part_begin(part) * width);
+  for (int64_t block = 0; block < runs.blocks(); ++block) {
+    const int64_t begin = block * runs.width, end = std::min(runs.columns, begin + runs.width), next = std::min(runs.columns, end + runs.width);
+    pack_tile(t, tile, begin, end, runs.columns, x, source - begin * width);
+    const int64_t shares = divide_up(prefetch_parts, runs.parts());
+    for (int64_t part = 0; part < runs.parts(); ++part) {
+      RunCursor cursor = runs.cursor(block, part);
+      for (int64_t share = 0; share < shares; ++share) {
+        prefetch_tile(t, tile, part * shares + share, runs.parts() * shares, end, next, runs.columns, x);
+        product.add(cursor, tile, block, part, share, shares, values, source, target + runs.part_begin(part) * width);
+      }
     }
   }
-  unpack_tile(tiling, tile, 0, layout.rows, layout.rows, target, y);
+  unpack_tile(t, tile, 0, runs.rows, runs.rows, target, y);
 }
 
-template <class T, class S>
-bool too_few_for_a_tile(const Kernels<T, S>& k, int64_t batch) {
-  return batch == 1 || batch * 4 < k.lanes;
-}
-
-// A few samples, one after the other: a tile would be mostly empty lanes. Narrow ones are widened before, and their sums narrowed after.
-template <class T, class S>
-void spmv(const Kernels<T, S>& k, const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t threads) {
-  const auto parts = partition(layout, threads > 1 && layout.nnz() > 16384 ? 2 * threads : 1);
-  const auto run = [&](const T* from, T* to) {
-    parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, [&](int64_t, int64_t part) {
-      for (int64_t sample = 0; sample < batch; ++sample)
-        k.spmv({parts[part], parts[part + 1], layout.indptr, layout.indptr + 1, layout.indices, values, 1, 1}, bias,
-               from + sample * layout.columns, to + sample * layout.rows);
-    });
-  };
-  if constexpr (std::is_same_v<T, S>) {
-    run(x, y);
-  } else {
-    const int64_t inputs = batch * layout.columns, outputs = batch * layout.rows;
-    const Workspace scratch(lines<T>(inputs) + lines<T>(outputs));
-    T *from = scratch.as<T>(), *to = scratch.as<T>(lines<T>(inputs));
-    k.widen(x, inputs, from);
-    run(from, to);
-    k.narrow(to, outputs, y);
+// The rows of one part, of one packed tile. `values_of(block)` are counted from where the runs say.
+template <class T, class S, class Values>
+void spmm_part(const Product<T, S>& product, int64_t tile, int64_t part, Values&& values_of, const T* bias, const T* source, T* target, S* y) {
+  const Runs& runs = product.runs;
+  const int64_t width = product.tiling.vectors_of(tile) * product.tiling.k.lanes;
+  product.begin(tile, part, bias, target);
+  for (int64_t block = 0; block < runs.blocks(); ++block) {
+    RunCursor cursor = runs.cursor(block, part);
+    product.add(cursor, tile, block, part, 0, 1, values_of(block), source + block * runs.width * width, target);
   }
-}
-
-// One tile's part of dvalues for some rows and one block of columns. x is packed just before its use, always to the same place.
-template <class T, class S>
-void sddmm_block(const Layout& layout, const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t block, const S* x, const T* dtarget,
-                 T* source, T* dvalues) {
-  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes, together = blocks_at_once<T>(layout, tiling.width());
-  const int64_t first = block * layout.width, last = std::min(layout.columns, first + together * layout.width);
-  const int64_t next = std::min(layout.columns, last + together * layout.width);
-  const int64_t parts = prefetch_parts, height = end - begin;
-  source -= first * width;
-  pack_tile(tiling, tile, first, last, layout.columns, x, source);
-  for (int64_t part = 0; part < parts; ++part) {
-    prefetch_tile(tiling, tile, part, parts, last, next, layout.columns, x);
-    const Connections<T> c{begin + height * part / parts, begin + height * (part + 1) / parts, layout.start(block), layout.start(block + together),
-                           layout.indices, nullptr, width, layout.alike};
-    tiling.k.sddmm(c, vectors, tile == 0, source, dtarget, width, dvalues);
-  }
+  unpack_tile(product.tiling, tile, runs.part_begin(part), runs.part_begin(part + 1), runs.rows, target, y);
 }
 
 // How the work of the backward is shared out: parts of rows (of tiles, for dx) times parts of columns.
@@ -203,132 +171,199 @@ struct Grid {
 
 // What each thread packs for itself is dy for each part of columns and x for each part of rows. Few blocks of columns or few tiles make
 // uneven parts. The cheapest for the thread that has most to do:
-Grid share(const Layout& layout, bool dvalues, bool dx, int64_t blocks, int64_t tiles, int64_t threads) {
+Grid share(const Runs* runs, const Runs* transposed, int64_t rows, int64_t tiles, int64_t threads) {
   constexpr double pack_cost = 12;  // of a feature, in connections
   const auto largest = [](int64_t whole, int64_t parts) { return static_cast<double>(divide_up(whole, parts)) / static_cast<double>(std::max<int64_t>(1, whole)); };
   Grid best{1, 1};
   double least = 1e300;
   for (int64_t columns = 1; columns <= threads; ++columns) {
-    const int64_t rows = threads / columns;
-    const double of_rows = largest(layout.rows, rows), of_tiles = largest(tiles, rows), of_blocks = largest(blocks, columns);
-    double cost = static_cast<double>(layout.rows) * pack_cost;
-    if (dvalues) cost += of_blocks * (of_rows * static_cast<double>(layout.nnz()) + static_cast<double>(layout.columns) * pack_cost);
-    if (dx) cost += of_tiles * static_cast<double>(layout.nnz()) / static_cast<double>(columns);
+    const int64_t row_parts = threads / columns;
+    double cost = static_cast<double>(rows) * pack_cost;
+    if (runs) {
+      const double connections = largest(runs->parts(), row_parts) * static_cast<double>(runs->nnz);
+      cost += largest(runs->blocks(), columns) * (connections + static_cast<double>(runs->columns) * pack_cost);
+    }
+    if (transposed) cost += largest(tiles, row_parts) * largest(transposed->parts(), columns) * static_cast<double>(transposed->nnz);
     if (cost < least) {
       least = cost;
-      best = {rows, columns};
+      best = {row_parts, columns};
     }
   }
   return best;
 }
 
+// Adds one tile's share of dvalues for some parts of rows and one block of columns. x is packed just before its use, always to the same place.
+// `sums` are in the order of the runs, from the first one of the block and part `part`.
+template <class T, class S>
+void correlate_block(const Runs& runs, const RunKernels<T>& k, const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t part_end, int64_t block, const S* x,
+                     const T* dtarget, T* source, T* sums) {
+  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
+  const int64_t first = block * runs.width, last = std::min(runs.columns, first + runs.width), next = std::min(runs.columns, last + runs.width);
+  pack_tile(tiling, tile, first, last, runs.columns, x, source - first * width);
+  const int64_t shares = divide_up(prefetch_parts, part_end - part);
+  for (int64_t own = part; own < part_end; ++own) {
+    RunCursor cursor = runs.cursor(block, own);
+    const int64_t count = runs.count(block, own);
+    for (int64_t share = 0; share < shares; ++share) {
+      prefetch_tile(tiling, tile, (own - part) * shares + share, (part_end - part) * shares, last, next, runs.columns, x);
+      sums = k.correlate(cursor, count * (share + 1) / shares - count * share / shares, runs.alike, vectors, tile == 0, source, dtarget, sums);
+    }
+  }
+}
+
+// From the order of the runs of some parts of a block to where their values are.
+template <class T>
+void scatter(const Runs& runs, int64_t part, int64_t part_end, int64_t block, const T* sums, T* dvalues) {
+  for (; part < part_end; ++part) {
+    RunCursor cursor = runs.cursor(block, part);
+    for (int64_t run = runs.count(block, part); run > 0; --run, ++cursor.length)
+      for (int64_t r = 0; r < runs.alike; ++r, ++cursor.start, sums += *cursor.length) std::copy_n(sums, *cursor.length, dvalues + *cursor.start);
+  }
+}
+
 }  // namespace
 
 template <class T, class S>
-void matrix_spmm(const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels,
-                 int64_t threads) {
-  if (!batch || !layout.rows) return;
+void matrix_spmv(const Matrix& matrix, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t threads) {
+  if (!batch || !matrix.rows) return;
   const Kernels<T, S>& k = kernels<T, S>(current_isa());
-  if (pixels == 1 && too_few_for_a_tile(k, batch)) return spmv(k, layout, values, bias, x, y, batch, threads);
-  const Tiling<T, S> t = tiling(k, batch, pixels, threads);
+  const auto parts = partition(matrix.rows, matrix.indptr, threads > 1 && matrix.indptr[matrix.rows] > 16384 ? 2 * threads : 1);
+  const auto run = [&](const T* from, T* to) {
+    parallel_for(static_cast<int64_t>(parts.size()) - 1, threads, [&](int64_t, int64_t part) {
+      for (int64_t sample = 0; sample < batch; ++sample)
+        k.spmv({parts[part], parts[part + 1], matrix.indptr, matrix.indptr + 1, matrix.indices, values, 1, 1}, bias, from + sample * matrix.columns,
+               to + sample * matrix.rows);
+    });
+  };
+  if constexpr (std::is_same_v<T, S>) {
+    run(x, y);
+  } else {  // narrow ones are widened before, and their sums narrowed after
+    const int64_t inputs = batch * matrix.columns, outputs = batch * matrix.rows;
+    const Workspace scratch(lines<T>(inputs) + lines<T>(outputs));
+    T *from = scratch.as<T>(), *to = scratch.as<T>(lines<T>(inputs));
+    k.widen(x, inputs, from);
+    run(from, to);
+    k.narrow(to, outputs, y);
+  }
+}
+
+template <class T, class S>
+void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels, int64_t threads) {
+  if (!batch || !runs.rows) return;
+  const Isa isa = isa_for<T>(batch);
+  const RunKernels<T>& k = run_kernels<T>(isa);
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k.tile_vectors, batch, pixels, threads);
+  const Product<T, S> product{runs, k, t};
   const int64_t width = t.width();
-  const size_t source_bytes = lines<T>(layout.columns * width), target_bytes = lines<T>(std::min(layout.rows, rows_at_once<T>(layout, width)) * width);
+  const bool all_fit = runs.rows * width * static_cast<int64_t>(sizeof(T)) <= all_sums;
+  const bool by_blocks = t.tiles >= threads && all_fit;
+  const size_t source_bytes = lines<T>((by_blocks ? std::min(runs.width, runs.columns) : runs.columns) * width);
+  const size_t target_bytes = lines<T>((by_blocks ? runs.rows : runs.most_rows()) * width);
+  const auto values_of = [&](int64_t) { return values; };
   if (t.tiles >= threads) {
     const Workspace scratch((source_bytes + target_bytes) * threads);
     parallel_for(t.tiles, threads, [&](int64_t slot, int64_t tile) {
       T* source = scratch.as<T>((source_bytes + target_bytes) * slot);
       T* target = scratch.as<T>((source_bytes + target_bytes) * slot + source_bytes);
-      if (rows_at_once<T>(layout, width) >= layout.rows) return spmm_by_blocks(layout, t, tile, values, bias, x, source, target, y);
-      pack_tile(t, tile, 0, layout.columns, layout.columns, x, source);
-      spmm_rows(layout, t, tile, 0, layout.rows, values, bias, source, target, y);
+      if (by_blocks) return spmm_by_blocks(product, tile, values, bias, x, source, target, y);
+      pack_tile(t, tile, 0, runs.columns, runs.columns, x, source);
+      for (int64_t part = 0; part < runs.parts(); ++part) spmm_part(product, tile, part, values_of, bias, source, target, y);
     });
     return;
   }
   // Fewer tiles than threads: the rows of a tile are shared out.
   const Workspace scratch(source_bytes * t.tiles + target_bytes * threads);
-  const int64_t chunks = divide_up(layout.columns, chunk_of_features);
-  const auto rows = partition(layout, 2 * divide_up(threads, t.tiles));
-  const int64_t parts = static_cast<int64_t>(rows.size()) - 1, ready = t.tiles * chunks;
+  const int64_t chunks = divide_up(runs.columns, chunk_of_features), ready = t.tiles * chunks;
   auto one = [&](int64_t slot, int64_t item) {
     if (item < ready) {
       const int64_t tile = item / chunks, begin = item % chunks * chunk_of_features;
-      pack_tile(t, tile, begin, std::min(layout.columns, begin + chunk_of_features), layout.columns, x, scratch.as<T>(source_bytes * tile));
+      pack_tile(t, tile, begin, std::min(runs.columns, begin + chunk_of_features), runs.columns, x, scratch.as<T>(source_bytes * tile));
     } else {
-      const int64_t tile = (item - ready) / parts, part = (item - ready) % parts;
-      spmm_rows(layout, t, tile, rows[part], rows[part + 1], values, bias, scratch.as<T>(source_bytes * tile),
-                scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
+      const int64_t tile = (item - ready) / runs.parts(), part = (item - ready) % runs.parts();
+      spmm_part(product, tile, part, values_of, bias, scratch.as<T>(source_bytes * tile), scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
     }
   };
-  parallel_for(ready + t.tiles * parts, threads, one, ready);
+  parallel_for(ready + t.tiles * runs.parts(), threads, one, ready);
 }
 
 // Threads share no packed data: another core's cache is slower to read than a tile is to pack again. Each takes the connections of
 // some rows and some columns for dvalues, and of some tiles and the same columns for dx. Every sum has one owner and one order.
 template <class T, class S>
-void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias,
-                     int64_t batch, int64_t pixels, int64_t threads) {
-  const Kernels<T, S>& k = kernels<T, S>(current_isa());
+void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias, int64_t rows, int64_t batch,
+                     int64_t pixels, int64_t threads) {
   if (!batch) {
-    if (dvalues) std::fill(dvalues, dvalues + layout.nnz(), T(0));
-    if (dbias) std::fill(dbias, dbias + layout.rows, T(0));
+    if (dvalues) std::fill(dvalues, dvalues + runs->nnz, T(0));
+    if (dbias) std::fill(dbias, dbias + rows, T(0));
     return;
   }
-  if (dx && pixels == 1 && too_few_for_a_tile(k, batch)) {
-    const Workspace gathered(lines<T>(layout.nnz()));
-    gather(*transposed, values, gathered.as<T>(), threads);
-    spmv(k, *transposed, gathered.as<T>(), static_cast<const T*>(nullptr), dy, dx, batch, threads);
-    dx = nullptr;
-  }
+  if (!dx) transposed = nullptr;
+  if (!dvalues) runs = nullptr;
   if (!dx && !dvalues && !dbias) return;
 
-  const Tiling<T, S> t = tiling(k, batch, pixels, 1);  // the sums must not depend on the number of threads
-  const int64_t width = t.width(), together = blocks_at_once<T>(layout, width), blocks = divide_up(layout.blocks, together);
-  const Grid grid = share(layout, dvalues, dx, blocks, t.tiles, threads);
-  const auto rows = partition(layout, grid.rows);
-  const auto columns = dx ? partition(*transposed, grid.columns) : std::vector<int64_t>{};
-  const auto part_of = [](const std::vector<int64_t>& bounds, int64_t part) {
-    const auto last = static_cast<int64_t>(bounds.size()) - 1;
-    return std::pair(bounds[std::min(part, last)], bounds[std::min(part + 1, last)]);
-  };
+  const Isa isa = isa_for<T>(batch);
+  const RunKernels<T>& k = run_kernels<T>(isa);
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k.tile_vectors, batch, pixels, 1);  // the sums must not depend on the number of threads
+  const int64_t width = t.width();
+  const Grid grid = share(runs, transposed, rows, t.tiles, threads);
+  const bool once = t.tiles == 1;  // then values are gathered, and dvalues scattered, piece by piece
 
-  const size_t gathered_bytes = dx ? lines<T>(layout.nnz()) : 0, target_bytes = lines<T>(layout.rows * width);
-  const size_t source_bytes = dvalues ? lines<T>(together * layout.width * width) : 0;
-  const size_t sums_bytes = dx ? lines<T>(std::min(layout.columns, rows_at_once<T>(*transposed, width)) * width) : 0;
-  const size_t own_bytes = target_bytes + std::max(source_bytes, sums_bytes);
-  const Workspace scratch(gathered_bytes + own_bytes * threads);
-  T* gathered = scratch.as<T>();
-  const int64_t chunks = dx ? divide_up(layout.nnz(), chunk_of_values) : 0;
+  const size_t target_bytes = lines<T>(rows * width);
+  const size_t gathered_bytes = dx ? lines<T>(once ? transposed->most_connections() : transposed->nnz) : 0;
+  const size_t sums_bytes = dvalues ? lines<T>(once ? runs->most_connections() * runs->parts() : runs->nnz) : 0;
+  const size_t source_bytes = dvalues ? lines<T>(std::min(runs->width, runs->columns) * width) : 0;
+  const size_t dsource_bytes = dx ? lines<T>(transposed->most_rows() * width) : 0;
+  const size_t common_bytes = once ? 0 : gathered_bytes + sums_bytes, own_bytes = target_bytes + source_bytes + dsource_bytes + (once ? gathered_bytes + sums_bytes : 0);
+  const Workspace scratch(common_bytes + own_bytes * threads);
+  const int64_t chunks = dx && !once ? divide_up(transposed->nnz, chunk_of_values) : 0;
 
   auto one = [&](int64_t slot, int64_t item) {
+    T* const dtarget = scratch.as<T>(common_bytes + own_bytes * slot);
+    T* const source = dtarget + target_bytes / sizeof(T);
+    T* const dsource = source + source_bytes / sizeof(T);
+    T* const gathered = once ? dsource + dsource_bytes / sizeof(T) : scratch.as<T>();
+    T* const sums = gathered + gathered_bytes / sizeof(T);
+    const auto gather = [&](int64_t begin, int64_t count, T* to) { t.k.gather(values, transposed->at() + begin, count, to); };
     if (item < chunks) {
       const int64_t begin = item * chunk_of_values;
-      k.gather(values, transposed->permutation + begin, std::min(layout.nnz() - begin, chunk_of_values), gathered + begin);
-      return;
+      return gather(begin, std::min(transposed->nnz - begin, chunk_of_values), gathered + begin);
     }
     const int64_t row_part = (item - chunks) / grid.columns, column_part = (item - chunks) % grid.columns;
-    const auto [row, row_end] = part_of(rows, row_part);
-    T* dtarget = scratch.as<T>(gathered_bytes + own_bytes * slot);
-    T* own = dtarget + target_bytes / sizeof(T);
+    const auto part_of = [](int64_t whole, int64_t parts, int64_t part) { return std::pair(whole * part / parts, whole * (part + 1) / parts); };
+    const auto [part, part_end] = part_of(runs ? runs->parts() : 1, grid.rows, row_part);
+    const auto [block, block_end] = part_of(runs ? runs->blocks() : 0, grid.columns, column_part);
+    const int64_t row = runs ? runs->part_begin(part) : part ? rows : 0, row_end = runs ? runs->part_begin(part_end) : part_end ? rows : 0;
     for (int64_t tile = 0; tile < t.tiles; ++tile) {
       const bool own_tile = dx && tile % grid.rows == row_part;
-      if (own_tile) pack_tile(t, tile, 0, layout.rows, layout.rows, dy, dtarget);
-      else pack_tile(t, tile, row, row_end, layout.rows, dy, dtarget);
+      if (own_tile) pack_tile(t, tile, 0, rows, rows, dy, dtarget);
+      else pack_tile(t, tile, row, row_end, rows, dy, dtarget);
       if (own_tile) {
-        const auto [column, column_end] = part_of(columns, column_part);
-        spmm_rows(*transposed, t, tile, column, column_end, gathered, static_cast<const T*>(nullptr), dtarget, own, dx);
+        const Product<T, S> product{*transposed, k, t};
+        const auto [own, own_end] = part_of(transposed->parts(), grid.columns, column_part);
+        for (int64_t i = own; i < own_end; ++i) {
+          const auto values_of = [&](int64_t b) -> const T* {
+            if (!once) return gathered;
+            const int64_t begin = transposed->connections_begin(b, i);
+            gather(begin, transposed->connections(b, i), gathered);
+            return gathered - begin;
+          };
+          spmm_part(product, tile, i, values_of, static_cast<const T*>(nullptr), dtarget, dsource, dx);
+        }
       }
-      if (dbias && !column_part) k.sum(row, row_end, t.vectors_of(tile), tile == 0, dtarget, t.vectors_of(tile) * k.lanes, dbias);
-      if (!dvalues) continue;
-      for (int64_t block = blocks * column_part / grid.columns; block < blocks * (column_part + 1) / grid.columns; ++block)
-        sddmm_block(layout, t, tile, row, row_end, block * together, x, dtarget, own, dvalues);
+      if (dbias && !column_part) t.k.sum(row, row_end, t.vectors_of(tile), tile == 0, dtarget, t.vectors_of(tile) * t.k.lanes, dbias);
+      for (int64_t b = block; b < block_end && part < part_end; ++b) {
+        T* const of_block = once ? sums : sums + runs->connections_begin(b, part);
+        correlate_block(*runs, k, t, tile, part, part_end, b, x, dtarget, source, of_block);
+        if (tile == t.tiles - 1) scatter(*runs, part, part_end, b, of_block, dvalues);
+      }
     }
   };
   parallel_for(chunks + grid.rows * grid.columns, threads, one, chunks);
 }
 
-#define INSTANTIATE(T, S)                                                                                                  \
-  template void matrix_spmm<T, S>(const Layout&, const T*, const T*, const S*, S*, int64_t, int64_t, int64_t);             \
-  template void matrix_backward<T, S>(const Layout&, const Layout*, const T*, const S*, const S*, T*, S*, T*, int64_t, int64_t, int64_t);
+#define INSTANTIATE(T, S)                                                                                                                     \
+  template void matrix_spmv<T, S>(const Matrix&, const T*, const T*, const S*, S*, int64_t, int64_t);                                         \
+  template void matrix_spmm<T, S>(const Runs&, const T*, const T*, const S*, S*, int64_t, int64_t, int64_t);                                  \
+  template void matrix_backward<T, S>(const Runs*, const Runs*, const T*, const S*, const S*, T*, S*, T*, int64_t, int64_t, int64_t, int64_t);
 INSTANTIATE(float, float)
 INSTANTIATE(double, double)
 INSTANTIATE(float, Bfloat16)

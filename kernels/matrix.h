@@ -7,17 +7,29 @@
 #include <cstdint>
 
 #include "bfloat16.h"
-#include "layout.h"
+#include "runs.h"
 
 namespace truesparse {
 
-// y = x W^T + bias (null: none). With the transposed layout and dy for x this is dx.
-template <class T, class S>
-void matrix_spmm(const Layout& layout, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels, int64_t threads);
+// The connections as the user has them. The arrays belong to the caller.
+struct Matrix {
+  int64_t rows, columns;
+  const int32_t* indptr;   // [rows + 1]
+  const int32_t* indices;  // [nnz] ascending within a row
+};
 
-// dvalues [nnz], dx [batch, columns] and dbias [rows], each unless null. `transposed` and `values` serve dx only (else null).
+// y [batch, rows] = x W^T + bias (null: none), one sample after the other: for a few, of which a tile would be mostly empty.
 template <class T, class S>
-void matrix_backward(const Layout& layout, const Layout* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias,
-                     int64_t batch, int64_t pixels, int64_t threads);
+void matrix_spmv(const Matrix& matrix, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t threads);
+
+// The same for many.
+template <class T, class S>
+void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels, int64_t threads);
+
+// dvalues [nnz], dx [batch, columns] and dbias [rows], each unless null. `runs` serves dvalues and dbias only, `transposed` and `values` dx only
+// (else null).
+template <class T, class S>
+void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias,
+                     int64_t rows, int64_t batch, int64_t pixels, int64_t threads);
 
 }  // namespace truesparse

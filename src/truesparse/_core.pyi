@@ -22,6 +22,17 @@ class Layout:
         self, rows: int, columns: int, indptr: int, indices: int, permutation: int, starts: int, blocks: int, width: int, alike: int
     ) -> None: ...
 
+class Matrix:
+    def __init__(self, rows: int, columns: int, indptr: int, indices: int) -> None: ...
+
+class Runs:
+    """The connections in the order in which batches need them. `permutation` 0: values are in the order of the indices."""
+    def __init__(
+        self, rows: int, columns: int, indptr: int, indices: int, permutation: int, width: int, parts: int, threads: int
+    ) -> None: ...
+    @property
+    def nbytes(self) -> int: ...
+
 class Convolution:
     def __init__(
         self,
@@ -106,17 +117,53 @@ def lowest_float64(scores: int, size: int, count: int, indices: int, threads: in
 def accept(
     present: int, present_count: int, taken: int, taken_count: int, drawn: int, drawn_count: int, merged: int, refused: int
 ) -> int: ...
-def matrix_spmm_float32(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
-def matrix_spmm_float64(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
-def matrix_spmm_bfloat16(layout: Layout, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
+def matrix_spmv_float32(matrix: Matrix, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
+def matrix_spmv_float64(matrix: Matrix, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
+def matrix_spmv_bfloat16(matrix: Matrix, values: int, bias: int, x: int, y: int, batch: int, threads: int) -> None: ...
+def matrix_spmm_float32(runs: Runs, values: int, bias: int, x: int, y: int, batch: int, pixels: int, threads: int) -> None: ...
+def matrix_spmm_float64(runs: Runs, values: int, bias: int, x: int, y: int, batch: int, pixels: int, threads: int) -> None: ...
+def matrix_spmm_bfloat16(runs: Runs, values: int, bias: int, x: int, y: int, batch: int, pixels: int, threads: int) -> None: ...
 def matrix_backward_float32(
-    layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int, batch: int, threads: int
+    runs: Runs | None,
+    transposed: Runs | None,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    rows: int,
+    batch: int,
+    pixels: int,
+    threads: int,
 ) -> None: ...
 def matrix_backward_float64(
-    layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int, batch: int, threads: int
+    runs: Runs | None,
+    transposed: Runs | None,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    rows: int,
+    batch: int,
+    pixels: int,
+    threads: int,
 ) -> None: ...
 def matrix_backward_bfloat16(
-    layout: Layout, transposed: Layout | None, values: int, dy: int, x: int, dvalues: int, dx: int, dbias: int, batch: int, threads: int
+    runs: Runs | None,
+    transposed: Runs | None,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    rows: int,
+    batch: int,
+    pixels: int,
+    threads: int,
 ) -> None: ...
 def convolution_spmm_float32(
     convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int

@@ -29,6 +29,7 @@ void check_exact(const Layer& layer, Random& random) {
       CAPTURE(threads);
       CHECK(difference(spmm(layer, numbers, false, threads), plain) == "");
       CHECK(difference(spmm(layer, numbers, true, threads), biased) == "");
+      if (layer.is_matrix && layer.size.height * layer.size.width == 1) CHECK(difference(spmm(layer, numbers, true, threads, true), biased) == "");
       for (int wanted = 0; wanted < 8; ++wanted) {
         const Need need{(wanted & 1) != 0, (wanted & 2) != 0, (wanted & 4) != 0};
         CAPTURE(wanted);
@@ -67,7 +68,7 @@ void check(const Layer& layer, Random& random) {
 }
 
 template <class Both>
-void check_matrix(int64_t rows, int64_t columns, double density, int64_t batch, int64_t connections) {
+void check_matrix(int64_t rows, int64_t columns, double density, int64_t batch, int64_t connections, Pair size = {1, 1}) {
   CAPTURE(rows);
   CAPTURE(columns);
   CAPTURE(density);
@@ -75,7 +76,7 @@ void check_matrix(int64_t rows, int64_t columns, double density, int64_t batch, 
   CAPTURE(connections);
   Random random(static_cast<uint64_t>(rows * 1000 + columns + batch));
   const Convolution matrix{columns, rows, {1, 1}, {1, 1}, {0, 0}, {1, 1}, 1};
-  check<Both>(Layer(true, matrix, {1, 1}, batch, random_topology(random, rows, columns, density), connections), random);
+  check<Both>(Layer(true, matrix, size, batch, random_topology(random, rows, columns, density), connections), random);
 }
 
 struct Example {
@@ -127,6 +128,12 @@ TEST_CASE_TEMPLATE("matrix", Both, ALL_TYPES) {
     for (const Shape& shape : shapes) check_matrix<Both>(shape.rows, shape.columns, shape.density, batch, connections_per_block[turn++ % 3]);
 }
 
+TEST_CASE_TEMPLATE("pixels are samples", Both, ALL_TYPES) {
+  check_matrix<Both>(13, 30, 0.3, 2, 8, {9, 5});
+  check_matrix<Both>(30, 13, 0.3, 5, 2, {3, 4});
+  check_matrix<Both>(7, 5, 0.5, 1, 1000, {1, 2});
+}
+
 TEST_CASE_TEMPLATE("convolution", Both, ALL_TYPES) {
   int64_t turn = 0;
   for (const Example& example : examples)
@@ -147,6 +154,7 @@ TEST_CASE_TEMPLATE("large matrix", Both, ALL_TYPES) {
   check_matrix<Both>(1300, 300, 0.01, 140, 8);
   check_matrix<Both>(2500, 40, 0.04, 300, 2);
   check_matrix<Both>(40, 2500, 0.04, 300, 2);
+  check_matrix<Both>(12, 900, 0.9, 70, 1000);  // runs longer than the longest
 }
 
 // More than one band of rows in a chunk.

@@ -8,6 +8,7 @@
 #include "convolution.h"
 #include "layout.h"
 #include "matrix.h"
+#include "runs.h"
 
 namespace truesparse::testing {
 
@@ -29,17 +30,18 @@ struct Blocked {
   Blocked(const Blocked&) = delete;
 };
 
-// A matrix is a convolution of 1 x 1 taps and 1 x 1 images, which other kernels run.
+// A matrix is a convolution of 1 x 1 taps whose pixels are samples, which other kernels run.
 struct Layer {
   bool is_matrix;
   Convolution convolution;
   Pair size;
   int64_t batch;
   Blocked forward, transposed;
+  Runs runs, transposed_runs;
 
   Layer(bool is_matrix, const Convolution& convolution, Pair size, int64_t batch, const Topology& topology, int64_t connections)
       : is_matrix(is_matrix), convolution(convolution), size(size), batch(batch), forward(topology, {}, convolution.taps(), connections, convolution.out_channels / convolution.groups),
-        transposed(transpose_of(is_matrix, convolution, topology, connections)) {}
+        transposed(transpose_of(is_matrix, convolution, topology, connections)), runs(runs_of(forward)), transposed_runs(runs_of(transposed)) {}
 
   Pair output() const { return {convolution.output(size.height, &Pair::height), convolution.output(size.width, &Pair::width)}; }
   int64_t nnz() const { return forward.topology.nnz(); }
@@ -69,6 +71,11 @@ struct Layer {
   }
 
  private:
+  // Cut as the blocks are, and in three parts where there are rows enough.
+  static Runs runs_of(const Blocked& blocked) {
+    const Layout& view = blocked.view;
+    return Runs(view.rows, view.columns, view.indptr, view.indices, view.permutation, std::max<int64_t>(1, view.width), 3, 2);
+  }
   static Blocked transpose_of(bool is_matrix, const Convolution& c, const Topology& topology, int64_t connections) {
     const int64_t rows = is_matrix ? topology.columns : c.in_channels * c.phases(), columns = c.out_channels * c.taps();
     Topology t{rows, columns, unwritten<int32_t>(rows + 1), unwritten<int32_t>(topology.nnz())};
@@ -106,10 +113,14 @@ struct Need {
 };
 
 template <class T, class S>
-std::vector<S> spmm(const Layer& layer, const Numbers<T, S>& n, bool with_bias, int64_t threads) {
+std::vector<S> spmm(const Layer& layer, const Numbers<T, S>& n, bool with_bias, int64_t threads, bool one_by_one = false) {
   std::vector<S> y = unwritten<S>(layer.outputs());
   const T* bias = with_bias ? n.bias.data() : nullptr;
-  if (layer.is_matrix) matrix_spmm(layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, 1, threads);
+  const int64_t pixels = layer.size.height * layer.size.width;
+  const Topology& topology = layer.forward.topology;
+  if (layer.is_matrix && one_by_one)
+    matrix_spmv(Matrix{topology.rows, topology.columns, topology.indptr.data(), topology.indices.data()}, n.values.data(), bias, n.x.data(), y.data(), layer.batch, threads);
+  else if (layer.is_matrix) matrix_spmm(layer.runs, n.values.data(), bias, n.x.data(), y.data(), layer.batch * pixels, pixels, threads);
   else convolution_spmm(layer.convolution, layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, layer.size, threads);
   return y;
 }
@@ -122,9 +133,12 @@ Gradients<T, S> backward(const Layer& layer, const Numbers<T, S>& n, Need need, 
   T *dvalues = need.dvalues ? g.dvalues.data() : nullptr, *dbias = need.dbias ? g.dbias.data() : nullptr;
   S* dx = need.dx ? g.dx.data() : nullptr;
   const Layout* transposed = need.dx ? &layer.transposed.view : nullptr;
+  const Runs *runs = need.dvalues ? &layer.runs : nullptr, *transposed_runs = need.dx ? &layer.transposed_runs : nullptr;
+  const int64_t pixels = layer.size.height * layer.size.width;
   const T* values = need.dx ? n.values.data() : nullptr;
   const S* x = need.dvalues ? n.x.data() : nullptr;
-  if (layer.is_matrix) matrix_backward(layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, 1, threads);
+  if (layer.is_matrix)
+    matrix_backward(runs, transposed_runs, values, n.dy.data(), x, dvalues, dx, dbias, layer.convolution.out_channels, layer.batch * pixels, pixels, threads);
   else
     convolution_backward(layer.convolution, layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, layer.size,
                          threads);

@@ -9,7 +9,7 @@ from hypothesis import given
 from oracles import connections, keys_of, made, pairs_of
 
 from truesparse import Move, Topology, Unstructured, _core
-from truesparse.ops.blocked import transposed_blocks
+from truesparse.ops.plans import transpose
 from truesparse.topology import merge
 from truesparse.topology.select import lowest, random_absent
 
@@ -185,8 +185,7 @@ def test_what_is_drawn_is_what_a_seed_has_always_drawn():
 def test_transposing(example):
     (rows, columns), pairs = example
     topology = made((rows, columns), pairs)
-    blocked = transposed_blocks(topology)
-    indptr, indices, *_, permutation = blocked.arrays
+    indptr, indices, permutation = transpose(topology)
     ordered = sorted((column, row, place) for place, (row, column) in enumerate(sorted(pairs)))
     assert indices.tolist() == [row for _, row, _ in ordered]
     assert permutation.tolist() == [place for *_, place in ordered]
@@ -195,7 +194,7 @@ def test_transposing(example):
 
 def test_transposing_many():
     topology = Unstructured().random((700, 1300), 600_000, torch.Generator().manual_seed(0))  # several runs of columns
-    indptr, indices, *_, permutation = transposed_blocks(topology).arrays
+    indptr, indices, permutation = transpose(topology)
     order = topology.indices.sort(stable=True).indices
     assert torch.equal(permutation.long(), order)
     assert torch.equal(indices, topology.rows[order])

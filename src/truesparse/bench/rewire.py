@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..nn import SparseLinear
 from ..ops import verbs_for
-from ..ops.blocked import forward_blocks, transposed_blocks
+from ..ops.plans import MatrixPlan
 from ..rewiring import rewire
 from ..runs import ConfigError
 from ..topology import Move, Topology
@@ -115,7 +115,8 @@ def _one_rewiring(
     new = timed("grow", lambda: survivors.grow(keys))
     move = timed("follow", lambda: Move.between(old, new))
     timed("move", lambda: rewire(layer, optimizer, move))
-    timed("plans", lambda: (forward_blocks(new), transposed_blocks(new)))
+    plan = MatrixPlan(new)
+    timed("plans", lambda: (plan.runs(), plan.transposed()))
     if check:
         _refuse_wrong_rewiring(old, values, survivors, keys, layer)
     return parts

@@ -1,4 +1,4 @@
-"""Which connections does a row hold in each block of columns? The layout of the CPU kernels.
+"""Which connections does a channel hold in each block of input channels? The layout of the CPU kernels of convolutions.
 
 Values stay in the one order of the topology: because columns ascend within a row, a (row, block) is a run of
 connections, and a block costs one pointer per row. The transposed layout lists the connections by what they read
@@ -31,30 +31,8 @@ class Blocked:
     nbytes: int
 
 
-def forward_blocks(topology: Topology) -> Blocked:
-    """The topology as it stands, cut into blocks. 4 bytes per row and block."""
-    return _blocked(topology.shape, topology.indptr, topology.indices, None, 1, topology.shape[0])
-
-
-def transposed_blocks(topology: Topology) -> Blocked:
-    """The transposed topology. 8 bytes per connection and 4 per row and block."""
-    rows, columns = topology.shape
-    indptr, indices, permutation = _empty_transpose(topology, columns)
-    _core.transpose(
-        rows,
-        columns,
-        topology.indptr.data_ptr(),
-        topology.indices.data_ptr(),
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        permutation.data_ptr(),
-        threads_for(topology.nnz),
-    )
-    return _blocked((columns, rows), indptr, indices, permutation, 1, columns)
-
-
 def forward_channel_blocks(topology: Topology, geometry: Convolution) -> Blocked:
-    """Like `forward_blocks`, with whole channels in each block."""
+    """The topology as it stands, cut into blocks of whole channels. 4 bytes per row and block."""
     taps = geometry.taps
     return _blocked(topology.shape, topology.indptr, topology.indices, None, taps, geometry.out_channels // geometry.groups)
 

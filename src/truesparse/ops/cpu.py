@@ -17,50 +17,22 @@ from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
 from ..topology.merge import sort_, threads_for
 from ..topology.patterns import SLAB_ENTRIES
-from .blocked import Blocked, core_convolution, forward_blocks, forward_channel_blocks, transposed_blocks, transposed_channel_blocks
-from .verbs import Sample, summed_rows, values_dtype, widened
-
-Need = tuple[bool, bool, bool]
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+from .plans import DTYPES, ConvolutionPlan, MatrixPlan
+from .verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
 
-# By the dtype of x, y and their gradients. Beside bfloat16, values and biases are float32, and so is the arithmetic: the kernels
-# widen what they read and round what they write, to nearest, ties to even.
-MATRIX_SPMM = {
-    torch.float32: _core.matrix_spmm_float32,
-    torch.float64: _core.matrix_spmm_float64,
-    torch.bfloat16: _core.matrix_spmm_bfloat16,
-}
-MATRIX_BACKWARD = {
-    torch.float32: _core.matrix_backward_float32,
-    torch.float64: _core.matrix_backward_float64,
-    torch.bfloat16: _core.matrix_backward_bfloat16,
-}
-CONVOLUTION_SPMM = {
-    torch.float32: _core.convolution_spmm_float32,
-    torch.float64: _core.convolution_spmm_float64,
-    torch.bfloat16: _core.convolution_spmm_bfloat16,
-}
-CONVOLUTION_BACKWARD = {
-    torch.float32: _core.convolution_backward_float32,
-    torch.float64: _core.convolution_backward_float64,
-    torch.bfloat16: _core.convolution_backward_bfloat16,
-}
-DTYPES = tuple(MATRIX_SPMM)
-
 
 class _Kernels(ABC):
-    """What both geometries share: the layouts, the checks, and the verbs that are parts of `backward`."""
+    """What both geometries share: the checks, and the verbs that are parts of `backward`."""
 
     kind: str
+    plan: MatrixPlan | ConvolutionPlan
 
-    def __init__(self, topology: Topology, geometry: Geometry, forward: Blocked) -> None:
+    def __init__(self, topology: Topology, geometry: Geometry) -> None:
         if topology.shape != geometry.shape:
             raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
         self.topology = topology
-        self._forward = forward
-        self._transposed: Blocked | None = None  # made when a dx is first asked for
 
     @property
     def name(self) -> str:
@@ -69,8 +41,8 @@ class _Kernels(ABC):
 
     @property
     def nbytes(self) -> int:
-        """Bytes held beyond the topology; grows with the first backward."""
-        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
+        """Bytes held beyond the topology; grows with the first forward and the first backward."""
+        return self.plan.nbytes
 
     @abstractmethod
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients: ...
@@ -134,7 +106,8 @@ class MatrixKernels(_Kernels):
     kind = "matrix"
 
     def __init__(self, topology: Topology, geometry: Matrix) -> None:
-        super().__init__(topology, geometry, forward_blocks(topology))
+        super().__init__(topology, geometry)
+        self.plan = MatrixPlan(topology)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, rows] = x [batch, columns] W^T + bias [rows].
@@ -149,7 +122,7 @@ class MatrixKernels(_Kernels):
         batch = self._batch("x", x, 1)
         x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
         y = torch.empty((batch, self.topology.shape[0]), dtype=dtype)
-        MATRIX_SPMM[dtype](self._forward.layout, values.data_ptr(), _address(bias), x.data_ptr(), y.data_ptr(), batch, self._threads(batch))
+        self.plan.spmm(values, x, bias, y, self._threads(batch))
         return y
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
@@ -159,28 +132,15 @@ class MatrixKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype({"values": values}, x=x, dy=dy)
+        _dtype({"values": values}, x=x, dy=dy)
         self._check_values(values)
         batch = self._batch("dy", dy, 0)
         if self._batch("x", x, 1) != batch:
             raise ValueError(f"expected x and dy of one batch, got {x.shape[0]} and {batch}")
-        if need[1] and self._transposed is None:
-            self._transposed = transposed_blocks(self.topology)
         values, dy = values.contiguous(), dy.contiguous()
         x = x.contiguous() if need[0] else x
         gradients = _empty_gradients(need, values, x, self.topology.shape[0])
-        MATRIX_BACKWARD[dtype](
-            self._forward.layout,
-            self._transposed.layout if self._transposed else None,
-            values.data_ptr(),
-            dy.data_ptr(),
-            x.data_ptr(),
-            _address(gradients[0]),
-            _address(gradients[1]),
-            _address(gradients[2]),
-            batch,
-            self._threads(2 * batch),
-        )
+        self.plan.backward(values, x, dy, gradients, self._threads(2 * batch))
         return gradients
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
@@ -199,9 +159,9 @@ class ConvolutionKernels(_Kernels):
     kind = "convolution"
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
-        super().__init__(topology, geometry, forward_channel_blocks(topology, geometry))
+        super().__init__(topology, geometry)
         self.geometry = geometry
-        self._convolution = core_convolution(geometry)
+        self.plan = MatrixPlan(topology) if geometry.pointwise else ConvolutionPlan(topology, geometry)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, out_channels, output height, output width], as `F.conv2d`.
@@ -216,18 +176,7 @@ class ConvolutionKernels(_Kernels):
         shape = self._output_shape(x.shape)
         x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
         y = torch.empty(shape, dtype=dtype)
-        CONVOLUTION_SPMM[dtype](
-            self._convolution,
-            self._forward.layout,
-            values.data_ptr(),
-            _address(bias),
-            x.data_ptr(),
-            y.data_ptr(),
-            x.shape[0],
-            x.shape[2],
-            x.shape[3],
-            self._threads(_positions(shape)),
-        )
+        self.plan.spmm(values, x, bias, y, self._threads(_positions(shape)))
         return y
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
@@ -237,30 +186,14 @@ class ConvolutionKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype({"values": values}, x=x, dy=dy)
+        _dtype({"values": values}, x=x, dy=dy)
         self._check_values(values)
         if dy.shape != self._output_shape(x.shape):
             raise ValueError(f"expected dy of shape {self._output_shape(x.shape)}, got {tuple(dy.shape)}")
-        if need[1] and self._transposed is None:
-            self._transposed = transposed_channel_blocks(self.topology, self.geometry)
         values, dy = values.contiguous(), dy.contiguous()
         x = x.contiguous() if need[0] else x
         gradients = _empty_gradients(need, values, x, self.topology.shape[0])
-        CONVOLUTION_BACKWARD[dtype](
-            self._convolution,
-            self._forward.layout,
-            self._transposed.layout if self._transposed else None,
-            values.data_ptr(),
-            dy.data_ptr(),
-            x.data_ptr(),
-            _address(gradients[0]),
-            _address(gradients[1]),
-            _address(gradients[2]),
-            x.shape[0],
-            x.shape[2],
-            x.shape[3],
-            self._threads(2 * _positions(dy.shape)),
-        )
+        self.plan.backward(values, x, dy, gradients, self._threads(2 * _positions(dy.shape)))
         return gradients
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
@@ -307,11 +240,6 @@ def _dtype(values: dict[str, Tensor | None], **samples: Tensor) -> torch.dtype:
 def _positions(shape: Sequence[int]) -> int:
     """Output positions of all samples, which one channel of an output has, also where there is no channel."""
     return shape[0] * shape[2] * shape[3]
-
-
-def _address(tensor: Tensor | None) -> int:
-    """Where a tensor's data is; 0 stands for none, so an empty tensor, which nothing reads, may have 0 too."""
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _empty_gradients(need: Need, values: Tensor, x: Tensor, rows: int) -> Gradients:

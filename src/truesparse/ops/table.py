@@ -13,8 +13,9 @@ import torch
 
 from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
-from .cpu import DTYPES, ConvolutionKernels, MatrixKernels
+from .cpu import ConvolutionKernels, MatrixKernels
 from .dense import ConvolutionDense, MatrixDense
+from .plans import DTYPES
 from .rearranged import rearrangement
 from .reference import ConvolutionReference, MatrixReference
 from .verbs import Verbs

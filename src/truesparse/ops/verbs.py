@@ -11,6 +11,8 @@ from torch import Tensor
 from ..topology import Topology
 
 Sample = tuple[Tensor, Tensor]  # (dy, x) of one backward pass
+Need = tuple[bool, bool, bool]  # of dvalues, dx, dbias
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # None for each that is not needed
 
 
 def values_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -49,9 +51,7 @@ class Verbs(Protocol):
 
     def top_gradients(self, samples: list[Sample], kept: Topology, k: int) -> Tensor: ...
 
-    def backward(
-        self, values: Tensor, x: Tensor, dy: Tensor, need: tuple[bool, bool, bool]
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]: ...
+    def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients: ...
 
 
 def summed_rows(gradient_rows: Callable[[Tensor, Tensor, int, int], Tensor], samples: Sequence[Sample], start: int, stop: int) -> Tensor:

@@ -148,6 +148,11 @@ class Convolution(_RowsAreOutputs):
         return prod(self.kernel)
 
     @property
+    def pointwise(self) -> bool:
+        """Whether each pixel is a sample of a matrix."""
+        return self.taps == self.groups == 1 and set(self.stride) <= {1} and set(self.padding) <= {0}
+
+    @property
     def weight_shape(self) -> tuple[int, ...]:
         """Shape of the dense weight, as in `nn.Conv2d`."""
         return self.out_channels, self.in_channels // self.groups, *self.kernel

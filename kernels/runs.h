@@ -1,0 +1,60 @@
+// How is a sparse matrix laid out for batches, when its weights change at every step? In blocks of columns that fill the nearest cache once
+// packed. What a row has in a block is a run. Runs lie by their length, longest first, so that the processor foresees the ends of all loops,
+// and the columns of their connections lie in the order of use. Values stay where they are: a run says where its own begin.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace truesparse {
+
+constexpr int64_t longest_run = 256;  // longer ones are several
+
+// Some runs, the next one first. Rows row to row + alike - 1 have the same columns.
+struct RunCursor {
+  const int32_t* row;
+  const uint16_t* length;
+  const int32_t* start;   // [alike] of a run: where the values of each row begin
+  const uint16_t* place;  // columns of the block
+};
+
+class Runs {
+ public:
+  // A transposed matrix says by `permutation` where in the user's values each connection is; its values are gathered into the order of the
+  // runs. Otherwise it is null. `width` columns are a block, 65536 at most. Rows are cut into `parts` of about equal work, at most: what threads
+  // share out, and whose sums stay near.
+  Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* permutation, int64_t width, int64_t parts,
+       int64_t threads);
+
+  const int64_t rows, columns, nnz, width;
+  const int64_t alike;  // 4, 2 or 1: see rows_alike
+
+  int64_t parts() const { return static_cast<int64_t>(part_begins_.size()) - 1; }
+  int64_t blocks() const { return (columns + width - 1) / width; }
+  int64_t part_begin(int64_t part) const { return part_begins_[part]; }
+  int64_t most_rows() const;  // of a part
+  // A piece is what the rows of one part have in one block.
+  int64_t count(int64_t block, int64_t part) const { return piece(block, part + 1).run - piece(block, part).run; }
+  RunCursor cursor(int64_t block, int64_t part) const;
+  int64_t connections_begin(int64_t block, int64_t part) const { return piece(block, part).place * alike; }
+  int64_t connections(int64_t block, int64_t part) const { return connections_begin(block, part + 1) - connections_begin(block, part); }
+  int64_t most_connections() const { return most_connections_; }  // of a piece
+  const int32_t* at() const { return at_.get(); }                 // [nnz] in the order of the runs, where in the user's values; null: starts say it
+  size_t bytes() const;
+
+ private:
+  struct Piece {
+    int64_t run, place;
+  };
+  // In this order: parts of a block, blocks.
+  const Piece& piece(int64_t block, int64_t part) const { return pieces_[block * parts() + part]; }
+
+  std::vector<int64_t> part_begins_;
+  std::vector<Piece> pieces_;
+  int64_t most_connections_ = 0;
+  std::unique_ptr<int32_t[]> row_, start_, at_;
+  std::unique_ptr<uint16_t[]> length_, place_;
+};
+
+}  // namespace truesparse
