@@ -60,19 +60,19 @@ void bind_verbs(nb::module_& m, const char* suffix) {
       "threads"_a);
   m.def(
       name("convolution_spmm").c_str(),
-      [](const Convolution& convolution, const Layout& layout, Address values, Address bias, Address x, Address y, int64_t batch, int64_t height,
+      [](const Convolution& convolution, const Runs& runs, Address values, Address bias, Address x, Address y, int64_t batch, int64_t height,
          int64_t width, int64_t threads) {
-        convolution_spmm(convolution, layout, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, {height, width}, threads);
+        convolution_spmm(convolution, runs, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, {height, width}, threads);
       },
-      Release(), "convolution"_a, "layout"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "height"_a, "width"_a, "threads"_a);
+      Release(), "convolution"_a, "runs"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "height"_a, "width"_a, "threads"_a);
   m.def(
       name("convolution_backward").c_str(),
-      [](const Convolution& convolution, const Layout& layout, const Layout* transposed, Address values, Address dy, Address x, Address dvalues,
+      [](const Convolution& convolution, const Runs* runs, const Runs* transposed, Address values, Address dy, Address x, Address dvalues,
          Address dx, Address dbias, int64_t batch, int64_t height, int64_t width, int64_t threads) {
-        convolution_backward(convolution, layout, transposed, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx),
+        convolution_backward(convolution, runs, transposed, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx),
                              at<T>(dbias), batch, {height, width}, threads);
       },
-      Release(), "convolution"_a, "layout"_a, "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a,
+      Release(), "convolution"_a, "runs"_a.none(), "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a,
       "height"_a, "width"_a, "threads"_a);
 }
 
@@ -236,16 +236,6 @@ NB_MODULE(_core, m) {
       "multiply_adds", [](int64_t rounds, int64_t threads) { return multiply_adds(current_isa(), rounds, threads); },
       nb::call_guard<nb::gil_scoped_release>(), "rounds"_a, "threads"_a);
 
-  nb::class_<Layout>(m, "Layout")
-      .def(
-          "__init__",
-          [](Layout* self, int64_t rows, int64_t columns, Address indptr, Address indices, Address permutation, Address starts, int64_t blocks,
-             int64_t width, int64_t alike) {
-            new (self) Layout{rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(permutation),
-                              at<const int32_t>(starts), blocks, width, alike};
-          },
-          "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "starts"_a, "blocks"_a, "width"_a, "alike"_a);
-
   nb::class_<Matrix>(m, "Matrix")
       .def(
           "__init__",
@@ -257,10 +247,14 @@ NB_MODULE(_core, m) {
   nb::class_<Runs>(m, "Runs")
       .def(
           "__init__",
-          [](Runs* self, int64_t rows, int64_t columns, Address indptr, Address indices, Address permutation, int64_t width, int64_t parts, int64_t threads) {
-            new (self) Runs(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(permutation), width, parts, threads);
+          [](Runs* self, int64_t rows, int64_t columns, Address indptr, Address indices, Address permutation, int64_t width, int64_t parts,
+             int64_t rows_per_group, int64_t threads) {
+            new (self) Runs(rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), at<const int32_t>(permutation), width, parts, rows_per_group,
+                            threads);
           },
-          nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "width"_a, "parts"_a, "threads"_a)
+          nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "permutation"_a, "width"_a, "parts"_a,
+          "rows_per_group"_a, "threads"_a)
+      .def_ro("alike", &Runs::alike)
       .def_prop_ro("nbytes", &Runs::bytes);
 
   nb::class_<Convolution>(m, "Convolution")
@@ -287,18 +281,6 @@ NB_MODULE(_core, m) {
           nb::call_guard<nb::gil_scoped_release>(), "x"_a, "y"_a)
       .def_prop_ro("nbytes", &PlannedConvolution::bytes);
 
-  m.def(
-      "block_starts",
-      [](int64_t rows, Address indptr, Address indices, int64_t width, int64_t blocks, Address starts, int64_t threads) {
-        block_starts(rows, at<const int32_t>(indptr), at<const int32_t>(indices), width, blocks, at<int32_t>(starts), threads);
-      },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "width"_a, "blocks"_a, "starts"_a, "threads"_a);
-  m.def(
-      "rows_alike",
-      [](int64_t rows, Address indptr, Address indices, int64_t rows_per_group) {
-        return rows_alike(rows, at<const int32_t>(indptr), at<const int32_t>(indices), rows_per_group);
-      },
-      nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "indptr"_a, "indices"_a, "rows_per_group"_a);
   m.def(
       "transpose",
       [](int64_t rows, int64_t columns, Address indptr, Address indices, Address t_indptr, Address t_indices, Address permutation,

@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "bfloat16.h"
-#include "layout.h"
+#include "runs.h"
 
 namespace truesparse {
 
@@ -30,18 +30,19 @@ struct Convolution {
   }
 };
 
-// y [batch, out_channels, output height, output width] = x [batch, in_channels, size] * W + bias (null: none).
+// y [batch, out_channels, output height, output width] = x [batch, in_channels, size] * W + bias (null: none). Runs have one part, and whole
+// channels in each block.
 template <class T, class S>
-void convolution_spmm(const Convolution& convolution, const Layout& layout, const T* values, const T* bias, const S* x, S* y,
-                      int64_t batch, Pair size, int64_t threads);
+void convolution_spmm(const Convolution& convolution, const Runs& runs, const T* values, const T* bias, const S* x, S* y, int64_t batch, Pair size,
+                      int64_t threads);
 
-// dvalues [nnz], dx [batch, in_channels, size] and dbias [out_channels], each unless null. `transposed` and `values` serve dx only (else null).
-// Transposed rows are (in channel, phase) and its indices out_channel * taps + tap: see transpose_convolution.
+// dvalues [nnz], dx [batch, in_channels, size] and dbias [out_channels], each unless null. `runs` serves dvalues only, `transposed` and `values` dx
+// only (else null). Transposed rows are (in channel, phase) and its columns out_channel * taps + tap: see transpose_convolution.
 template <class T, class S>
-void convolution_backward(const Convolution& convolution, const Layout& layout, const Layout* transposed, const T* values, const S* dy,
-                          const S* x, T* dvalues, S* dx, T* dbias, int64_t batch, Pair size, int64_t threads);
+void convolution_backward(const Convolution& convolution, const Runs* runs, const Runs* transposed, const T* values, const S* dy, const S* x, T* dvalues,
+                          S* dx, T* dbias, int64_t batch, Pair size, int64_t threads);
 
-// The transposed layout's indptr [in_channels * phases + 1], indices and permutation [nnz].
+// The transposed matrix: its indptr [in_channels * phases + 1], indices and permutation [nnz].
 void transpose_convolution(const Convolution& convolution, const int32_t* indptr, const int32_t* indices, int32_t* t_indptr,
                            int32_t* t_indices, int32_t* permutation);
 

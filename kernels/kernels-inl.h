@@ -7,7 +7,6 @@ namespace {
 #include "pack-inl.h"
 #include "pool-inl.h"
 #include "spmm-inl.h"
-#include "sddmm-inl.h"
 #include "scan-inl.h"
 
 }  // namespace
@@ -15,7 +14,7 @@ namespace {
 template <class T, class S>
 struct Table {
   static constexpr Kernels<T, S> table = {lanes<T>, TILE_VECTORS, pack<T, S>, unpack<T, S>, widen<T, S>, narrow<T, S>, every<T, S>, copy_rows<T>, pool<T>,
-                                          spmm<T>, sddmm<T>, sum<T>, spmv<T>, gather<T>, scan<T>};
+                                          spmm<T>, sum<T>, spmv<T>, gather<T>, scan<T>};
 };
 
 }  // namespace truesparse::ISA

@@ -5,9 +5,8 @@
 // (sample, height, width) of a convolution; a tile is 1 to `tile_vectors` vectors of positions, held in registers. For tile `t`
 //
 //     spmm   target[row][t] += value[p] * source[offset(p) + t]          over the connections p of the row
-//     sddmm  dvalue[p]      += sum over t of dtarget[row][t] * source[offset(p) + t]
 //
-// Sums run in the order of the connections, one chain per position, whatever the width of the tile: results do not depend on
+// for layers whose weights change no more; those that train have kernels of their own, run_kernels.h. Sums run in the order of the connections, one chain per position, whatever the width of the tile: results do not depend on
 // how the positions are cut into tiles.
 #pragma once
 
@@ -80,9 +79,6 @@ struct Kernels {
   // One tile of `vectors` vectors for all rows. `first` starts from `bias` (null: zero) instead of from the target.
   void (*spmm)(const Connections<T>& connections, int64_t vectors, bool first, const T* bias, const T* source, T* target,
                int64_t target_stride);
-  // One tile; dvalues is added to unless `first`.
-  void (*sddmm)(const Connections<T>& connections, int64_t vectors, bool first, const T* source, const T* dtarget,
-                int64_t dtarget_stride, T* dvalues);
   // sums[row] (+)= sum of dtarget[row][0 .. vectors)
   void (*sum)(int64_t row_begin, int64_t row_end, int64_t vectors, bool first, const T* dtarget, int64_t dtarget_stride, T* sums);
   // y[row] = bias[row] + sum of value[p] * x[indices[p]]: one sample needs no packing.

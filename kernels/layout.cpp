@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "kernels.h"
 #include "threads.h"
 
 namespace truesparse {
@@ -92,19 +91,5 @@ std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t part
   }
   return boundaries;
 }
-
-template <class T>
-void gather(const Layout& layout, const T* values, T* gathered, int64_t threads) {
-  constexpr int64_t chunk = 32768;
-  const int64_t nnz = layout.nnz();
-  const Kernels<T>& k = kernels<T>(current_isa());
-  parallel_for((nnz + chunk - 1) / chunk, threads, [&](int64_t, int64_t item) {
-    const int64_t begin = item * chunk;
-    k.gather(values, layout.permutation + begin, std::min(nnz - begin, chunk), gathered + begin);
-  });
-}
-
-template void gather<float>(const Layout&, const float*, float*, int64_t);
-template void gather<double>(const Layout&, const double*, double*, int64_t);
 
 }  // namespace truesparse

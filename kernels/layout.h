@@ -1,4 +1,4 @@
-// How is a topology laid out for the kernels?
+// How are connections sorted, cut and shared out?
 #pragma once
 
 #include <cstdint>
@@ -6,22 +6,7 @@
 
 namespace truesparse {
 
-// The connections by target row, cut into blocks of columns so that the packed source of a block stays in the nearest cache.
-// The arrays belong to the caller. `starts` is [blocks + 1, rows]: row r holds in block b the connections starts[b][r] to starts[b + 1][r].
-struct Layout {
-  int64_t rows, columns;
-  const int32_t* indptr;       // [rows + 1]
-  const int32_t* indices;      // [nnz] ascending within a row
-  const int32_t* permutation;  // [nnz] where in the user's values; null: in place
-  const int32_t* starts;
-  int64_t blocks, width;       // the last block may be narrower
-  int64_t alike;               // rows that share their columns, see rows_alike
-
-  int64_t nnz() const { return indptr[rows]; }
-  const int32_t* start(int64_t block) const { return starts + (block < blocks ? block : blocks) * rows; }
-};
-
-// Fills starts, [blocks + 1, rows], for blocks of `width` columns.
+// Fills starts, [blocks + 1, rows], for blocks of `width` columns: row r holds in block b the connections starts[b][r] to starts[b + 1][r].
 void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts,
                   int64_t threads = 1);
 
@@ -38,10 +23,5 @@ void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32
 
 // Cuts the rows into at most `parts` runs of about equal work, connections + a little for the row itself: [parts + 1] boundaries.
 std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t parts);
-inline std::vector<int64_t> partition(const Layout& layout, int64_t parts) { return partition(layout.rows, layout.indptr, parts); }
-
-// values[permutation[p]] for all p.
-template <class T>
-void gather(const Layout& layout, const T* values, T* gathered, int64_t threads);
 
 }  // namespace truesparse

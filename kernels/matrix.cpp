@@ -15,6 +15,7 @@ namespace truesparse {
 namespace {
 
 constexpr int64_t prefetch_parts = 8;       // the next block is asked for in so many steps
+constexpr int64_t tile_bytes = 256;           // of a feature, at most: a block of columns then has as many as a run needs to be long
 constexpr int64_t all_sums = 512 << 10;     // bytes of packed target that are kept whole
 constexpr int64_t chunk_of_features = 256;  // packed as one item of work
 constexpr int64_t chunk_of_values = 32768;  // gathered as one item of work
@@ -108,43 +109,37 @@ void prefetch_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64
 }
 
 
-// A matrix times tiles.
+template <class T>
+using Multiplier = RunKernels<T, uint16_t>;
+
+template <class T>
+int64_t most_vectors(const Multiplier<T>& k, int64_t lanes) {
+  return std::clamp<int64_t>(tile_bytes / (lanes * static_cast<int64_t>(sizeof(T))), 1, k.tile_vectors);
+}
+
 template <class T, class S>
-struct Product {
-  const Runs& runs;
-  const RunKernels<T>& k;
-  const Tiling<T, S>& tiling;
+Steps<uint16_t> steps(const Runs& runs, const Tiling<T, S>& tiling, int64_t tile) {
+  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
+  return {runs.alike, vectors, width, width};
+}
 
-  // target [rows of the part, width] starts from bias [rows], null: zero.
-  void begin(int64_t tile, int64_t part, const T* bias, T* target) const {
-    const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
-    for (int64_t row = runs.part_begin(part); row < runs.part_begin(part + 1); ++row, target += width) std::fill_n(target, width, bias ? bias[row] : T(0));
-  }
-
-  // Share `share` of `shares` of a piece. values: where the starts of its runs count from. source: the packed block. target: the packed rows of the part.
-  void add(RunCursor& cursor, int64_t tile, int64_t block, int64_t part, int64_t share, int64_t shares, const T* values, const T* source, T* target) const {
-    const int64_t vectors = tiling.vectors_of(tile), count = runs.count(block, part);
-    k.multiply(cursor, count * (share + 1) / shares - count * share / shares, runs.alike, vectors, values, source,
-               target - runs.part_begin(part) * vectors * tiling.k.lanes);
-  }
-};
+// The next share, number `share` of `shares`, of `count`.
+int64_t share_of(int64_t count, int64_t share, int64_t shares) { return count * (share + 1) / shares - count * share / shares; }
 
 // All rows of one tile, whose sums all fit: each block is packed just before its use, always to the same place.
 template <class T, class S>
-void spmm_by_blocks(const Product<T, S>& product, int64_t tile, const T* values, const T* bias, const S* x, T* source, T* target, S* y) {
-  const Runs& runs = product.runs;
-  const Tiling<T, S>& t = product.tiling;
+void spmm_by_blocks(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, int64_t tile, const T* values, const T* bias, const S* x, T* source, T* target,
+                    S* y) {
   const int64_t width = t.vectors_of(tile) * t.k.lanes;
-  for (int64_t part = 0; part < runs.parts(); ++part) product.begin(tile, part, bias, target + runs.part_begin(part) * width);
   for (int64_t block = 0; block < runs.blocks(); ++block) {
     const int64_t begin = block * runs.width, end = std::min(runs.columns, begin + runs.width), next = std::min(runs.columns, end + runs.width);
     pack_tile(t, tile, begin, end, runs.columns, x, source - begin * width);
     const int64_t shares = divide_up(prefetch_parts, runs.parts());
     for (int64_t part = 0; part < runs.parts(); ++part) {
-      RunCursor cursor = runs.cursor(block, part);
+      RunCursor<uint16_t> cursor = runs.cursor(block, part);
       for (int64_t share = 0; share < shares; ++share) {
         prefetch_tile(t, tile, part * shares + share, runs.parts() * shares, end, next, runs.columns, x);
-        product.add(cursor, tile, block, part, share, shares, values, source, target + runs.part_begin(part) * width);
+        k.multiply(cursor, share_of(runs.count(block, part), share, shares), steps(runs, t, tile), block == 0, values, bias, source, target);
       }
     }
   }
@@ -153,15 +148,14 @@ void spmm_by_blocks(const Product<T, S>& product, int64_t tile, const T* values,
 
 // The rows of one part, of one packed tile. `values_of(block)` are counted from where the runs say.
 template <class T, class S, class Values>
-void spmm_part(const Product<T, S>& product, int64_t tile, int64_t part, Values&& values_of, const T* bias, const T* source, T* target, S* y) {
-  const Runs& runs = product.runs;
-  const int64_t width = product.tiling.vectors_of(tile) * product.tiling.k.lanes;
-  product.begin(tile, part, bias, target);
+void spmm_part(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, int64_t tile, int64_t part, Values&& values_of, const T* bias, const T* source, T* target,
+               S* y) {
+  const int64_t width = t.vectors_of(tile) * t.k.lanes, row = runs.part_begin(part);
   for (int64_t block = 0; block < runs.blocks(); ++block) {
-    RunCursor cursor = runs.cursor(block, part);
-    product.add(cursor, tile, block, part, 0, 1, values_of(block), source + block * runs.width * width, target);
+    RunCursor<uint16_t> cursor = runs.cursor(block, part);
+    k.multiply(cursor, runs.count(block, part), steps(runs, t, tile), block == 0, values_of(block), bias, source + block * runs.width * width, target - row * width);
   }
-  unpack_tile(product.tiling, tile, runs.part_begin(part), runs.part_begin(part + 1), runs.rows, target, y);
+  unpack_tile(t, tile, row, runs.part_begin(part + 1), runs.rows, target, y);
 }
 
 // How the work of the backward is shared out: parts of rows (of tiles, for dx) times parts of columns.
@@ -195,29 +189,18 @@ Grid share(const Runs* runs, const Runs* transposed, int64_t rows, int64_t tiles
 // Adds one tile's share of dvalues for some parts of rows and one block of columns. x is packed just before its use, always to the same place.
 // `sums` are in the order of the runs, from the first one of the block and part `part`.
 template <class T, class S>
-void correlate_block(const Runs& runs, const RunKernels<T>& k, const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t part_end, int64_t block, const S* x,
+void correlate_block(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t part_end, int64_t block, const S* x,
                      const T* dtarget, T* source, T* sums) {
-  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
+  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
   const int64_t first = block * runs.width, last = std::min(runs.columns, first + runs.width), next = std::min(runs.columns, last + runs.width);
   pack_tile(tiling, tile, first, last, runs.columns, x, source - first * width);
   const int64_t shares = divide_up(prefetch_parts, part_end - part);
   for (int64_t own = part; own < part_end; ++own) {
-    RunCursor cursor = runs.cursor(block, own);
-    const int64_t count = runs.count(block, own);
+    RunCursor<uint16_t> cursor = runs.cursor(block, own);
     for (int64_t share = 0; share < shares; ++share) {
       prefetch_tile(tiling, tile, (own - part) * shares + share, (part_end - part) * shares, last, next, runs.columns, x);
-      sums = k.correlate(cursor, count * (share + 1) / shares - count * share / shares, runs.alike, vectors, tile == 0, source, dtarget, sums);
+      sums = k.correlate(cursor, share_of(runs.count(block, own), share, shares), steps(runs, tiling, tile), tile == 0, source, dtarget, sums);
     }
-  }
-}
-
-// From the order of the runs of some parts of a block to where their values are.
-template <class T>
-void scatter(const Runs& runs, int64_t part, int64_t part_end, int64_t block, const T* sums, T* dvalues) {
-  for (; part < part_end; ++part) {
-    RunCursor cursor = runs.cursor(block, part);
-    for (int64_t run = runs.count(block, part); run > 0; --run, ++cursor.length)
-      for (int64_t r = 0; r < runs.alike; ++r, ++cursor.start, sums += *cursor.length) std::copy_n(sums, *cursor.length, dvalues + *cursor.start);
   }
 }
 
@@ -251,9 +234,8 @@ template <class T, class S>
 void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels, int64_t threads) {
   if (!batch || !runs.rows) return;
   const Isa isa = isa_for<T>(batch);
-  const RunKernels<T>& k = run_kernels<T>(isa);
-  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k.tile_vectors, batch, pixels, threads);
-  const Product<T, S> product{runs, k, t};
+  const Multiplier<T>& k = run_kernels<T, uint16_t>(isa);
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), most_vectors(k, kernels<T, S>(isa).lanes), batch, pixels, threads);
   const int64_t width = t.width();
   const bool all_fit = runs.rows * width * static_cast<int64_t>(sizeof(T)) <= all_sums;
   const bool by_blocks = t.tiles >= threads && all_fit;
@@ -265,9 +247,9 @@ void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S
     parallel_for(t.tiles, threads, [&](int64_t slot, int64_t tile) {
       T* source = scratch.as<T>((source_bytes + target_bytes) * slot);
       T* target = scratch.as<T>((source_bytes + target_bytes) * slot + source_bytes);
-      if (by_blocks) return spmm_by_blocks(product, tile, values, bias, x, source, target, y);
+      if (by_blocks) return spmm_by_blocks(runs, k, t, tile, values, bias, x, source, target, y);
       pack_tile(t, tile, 0, runs.columns, runs.columns, x, source);
-      for (int64_t part = 0; part < runs.parts(); ++part) spmm_part(product, tile, part, values_of, bias, source, target, y);
+      for (int64_t part = 0; part < runs.parts(); ++part) spmm_part(runs, k, t, tile, part, values_of, bias, source, target, y);
     });
     return;
   }
@@ -280,7 +262,7 @@ void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S
       pack_tile(t, tile, begin, std::min(runs.columns, begin + chunk_of_features), runs.columns, x, scratch.as<T>(source_bytes * tile));
     } else {
       const int64_t tile = (item - ready) / runs.parts(), part = (item - ready) % runs.parts();
-      spmm_part(product, tile, part, values_of, bias, scratch.as<T>(source_bytes * tile), scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
+      spmm_part(runs, k, t, tile, part, values_of, bias, scratch.as<T>(source_bytes * tile), scratch.as<T>(source_bytes * t.tiles + target_bytes * slot), y);
     }
   };
   parallel_for(ready + t.tiles * runs.parts(), threads, one, ready);
@@ -301,8 +283,8 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
   if (!dx && !dvalues && !dbias) return;
 
   const Isa isa = isa_for<T>(batch);
-  const RunKernels<T>& k = run_kernels<T>(isa);
-  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k.tile_vectors, batch, pixels, 1);  // the sums must not depend on the number of threads
+  const Multiplier<T>& k = run_kernels<T, uint16_t>(isa);
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), most_vectors(k, kernels<T, S>(isa).lanes), batch, pixels, 1);  // the sums must not depend on the number of threads
   const int64_t width = t.width();
   const Grid grid = share(runs, transposed, rows, t.tiles, threads);
   const bool once = t.tiles == 1;  // then values are gathered, and dvalues scattered, piece by piece
@@ -337,7 +319,6 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
       if (own_tile) pack_tile(t, tile, 0, rows, rows, dy, dtarget);
       else pack_tile(t, tile, row, row_end, rows, dy, dtarget);
       if (own_tile) {
-        const Product<T, S> product{*transposed, k, t};
         const auto [own, own_end] = part_of(transposed->parts(), grid.columns, column_part);
         for (int64_t i = own; i < own_end; ++i) {
           const auto values_of = [&](int64_t b) -> const T* {
@@ -346,14 +327,14 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
             gather(begin, transposed->connections(b, i), gathered);
             return gathered - begin;
           };
-          spmm_part(product, tile, i, values_of, static_cast<const T*>(nullptr), dtarget, dsource, dx);
+          spmm_part(*transposed, k, t, tile, i, values_of, static_cast<const T*>(nullptr), dtarget, dsource, dx);
         }
       }
       if (dbias && !column_part) t.k.sum(row, row_end, t.vectors_of(tile), tile == 0, dtarget, t.vectors_of(tile) * t.k.lanes, dbias);
       for (int64_t b = block; b < block_end && part < part_end; ++b) {
         T* const of_block = once ? sums : sums + runs->connections_begin(b, part);
         correlate_block(*runs, k, t, tile, part, part_end, b, x, dtarget, source, of_block);
-        if (tile == t.tiles - 1) scatter(*runs, part, part_end, b, of_block, dvalues);
+        if (tile == t.tiles - 1) runs->scatter(b, part, part_end, of_block, dvalues);
       }
     }
   };

@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "layout.h"
 #include "planes.h"
 #include "threads.h"
 #include "workspace.h"

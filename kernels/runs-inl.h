@@ -4,9 +4,6 @@ namespace {
 
 #include "vector-inl.h"
 
-// 256 bytes of a feature: a block of columns then has as many as a run needs to be long.
-constexpr int widest_tile = 256 / VECTOR_BYTES < TILE_VECTORS ? 256 / VECTOR_BYTES : TILE_VECTORS;
-
 // A load that is done once for several rows: compilers fold it into each of the multiply-adds that use it, and loads are what is scarce.
 template <class T>
 inline __attribute__((always_inline)) Vector<T> loaded_once(const T* from) {
@@ -20,95 +17,127 @@ inline __attribute__((always_inline)) Vector<T> loaded_once(const T* from) {
 }
 
 // Rows are anywhere: what the next runs add to, or multiply with, is asked for.
-template <class T, int vectors, int write>
-inline __attribute__((always_inline)) void prefetch_row(const T* tile, int32_t row) {
-  const char* const from = reinterpret_cast<const char*>(tile + static_cast<int64_t>(row) * vectors * lanes<T>);
+template <int vectors, int write, class T>
+inline __attribute__((always_inline)) void prefetch_row(const T* row) {
+  const char* const from = reinterpret_cast<const char*>(row);
   for (int64_t line = 0; line < vectors * VECTOR_BYTES; line += 64) __builtin_prefetch(from + line, write);
 }
 
 constexpr int64_t rows_ahead = 4, values_ahead = 10;  // runs
 
-// `some` of the `vectors` of a tile, which both `source` and `to` begin with.
-template <class T, int alike, int some, int vectors>
-inline __attribute__((always_inline)) void multiply_run(const uint16_t* place, int64_t length, const T* const* values, const T* source, T* const* to) {
+// Columns of a matrix are tiles apart, which is known beforehand.
+template <int tile, class Place>
+inline __attribute__((always_inline)) int64_t unit_of(const Steps<Place>& steps) {
+  if constexpr (sizeof(Place) == 2) return tile;
+  else return steps.unit;
+}
+
+// A run of `alike` rows: where it reads and writes.
+template <class T, class Place, int alike>
+struct Lines {
+  const Place* place;
+  int64_t length, unit;
+  const T* values[alike];
+  const T* source;
+  T* to[alike];
+  T start[alike];  // of the sums, if they do not go on
+
+  inline __attribute__((always_inline)) Lines from_vector(int vector) const {
+    Lines rest = *this;
+    rest.source += vector * lanes<T>;
+    for (int r = 0; r < alike; ++r) rest.to[r] += vector * lanes<T>;
+    return rest;
+  }
+};
+
+template <class T, int alike, int vectors, class Place>
+inline __attribute__((always_inline)) void multiply_run(const Lines<T, Place, alike>& run, bool first) {
   constexpr int n = lanes<T>;
-  Vector<T> sum[alike][some];
+  Vector<T> sum[alike][vectors];
 #pragma GCC unroll 4
-  for (int r = 0; r < alike; ++r)
+  for (int r = 0; r < alike; ++r) {
+    if (first) {
 #pragma GCC unroll 16
-    for (int v = 0; v < some; ++v) sum[r][v] = load<T>(to[r] + v * n);
-  for (int64_t p = 0; p < length; ++p) {
-    const T* const from = source + int64_t{place[p]} * (vectors * n);
-    if constexpr (alike == 1) {
-      const Vector<T> value = broadcast<T>(values[0][p]);
-#pragma GCC unroll 16
-      for (int v = 0; v < some; ++v) sum[0][v] += value * load<T>(from + v * n);
+      for (int v = 0; v < vectors; ++v) sum[r][v] = broadcast<T>(run.start[r]);
     } else {
-      Vector<T> x[some];
 #pragma GCC unroll 16
-      for (int v = 0; v < some; ++v) x[v] = loaded_once<T>(from + v * n);
+      for (int v = 0; v < vectors; ++v) sum[r][v] = load<T>(run.to[r] + v * n);
+    }
+  }
+  for (int64_t p = 0; p < run.length; ++p) {
+    const T* const from = run.source + int64_t{run.place[p]} * run.unit;
+    if constexpr (alike == 1) {
+      const Vector<T> value = broadcast<T>(run.values[0][p]);
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) sum[0][v] += value * load<T>(from + v * n);
+    } else {
+      Vector<T> x[vectors];
+#pragma GCC unroll 16
+      for (int v = 0; v < vectors; ++v) x[v] = loaded_once<T>(from + v * n);
 #pragma GCC unroll 4
       for (int r = 0; r < alike; ++r) {
-        const Vector<T> value = broadcast<T>(values[r][p]);
+        const Vector<T> value = broadcast<T>(run.values[r][p]);
 #pragma GCC unroll 16
-        for (int v = 0; v < some; ++v) sum[r][v] += value * x[v];
+        for (int v = 0; v < vectors; ++v) sum[r][v] += value * x[v];
       }
     }
   }
 #pragma GCC unroll 4
   for (int r = 0; r < alike; ++r)
 #pragma GCC unroll 16
-    for (int v = 0; v < some; ++v) store<T>(to[r] + v * n, sum[r][v]);
+    for (int v = 0; v < vectors; ++v) store<T>(run.to[r] + v * n, sum[r][v]);
 }
 
 // As many vectors at a time as there are registers for.
-template <class T, int alike, int some, int vectors>
-inline __attribute__((always_inline)) void multiply_vectors(const uint16_t* place, int64_t length, const T* const* values, const T* source, T* const* to) {
-  if constexpr (alike > 1 && alike * some > ACCUMULATORS) {
-    constexpr int half = (some + 1) / 2;
-    multiply_vectors<T, alike, half, vectors>(place, length, values, source, to);
-    T* rest[alike];
-    for (int r = 0; r < alike; ++r) rest[r] = to[r] + half * lanes<T>;
-    multiply_vectors<T, alike, some - half, vectors>(place, length, values, source + half * lanes<T>, rest);
+template <class T, int alike, int vectors, class Place>
+inline __attribute__((always_inline)) void multiply_vectors(const Lines<T, Place, alike>& run, bool first) {
+  if constexpr (alike > 1 && alike * vectors > ACCUMULATORS) {
+    constexpr int half = (vectors + 1) / 2;
+    multiply_vectors<T, alike, half>(run, first);
+    multiply_vectors<T, alike, vectors - half>(run.from_vector(half), first);
   } else {
-    multiply_run<T, alike, some, vectors>(place, length, values, source, to);
+    multiply_run<T, alike, vectors>(run, first);
   }
 }
 
-template <class T, int alike, int vectors>
-void multiply_runs(RunCursor& runs, int64_t count, const T* values, const T* source, T* target) {
-  RunCursor own = runs;
-  for (int64_t run = 0; run < count; ++run) {
-    if (run + rows_ahead < count)
-      for (int r = 0; r < alike; ++r) prefetch_row<T, vectors, 1>(target, own.row[rows_ahead] + r);
-    if (run + values_ahead < count)
+template <class T, int alike, int vectors, class Place>
+void multiply_runs(RunCursor<Place>& runs, int64_t count, const Steps<Place>& steps, bool first, const T* values, const T* bias, const T* source, T* target) {
+  RunCursor<Place> own = runs;
+  Lines<T, Place, alike> run;
+  run.unit = unit_of<vectors * lanes<T>>(steps);
+  run.source = source;
+  const int64_t stride = steps.stride;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + rows_ahead < count)
+      for (int r = 0; r < alike; ++r) prefetch_row<vectors, 1>(target + (int64_t{own.row[rows_ahead]} + r) * stride);
+    if (i + values_ahead < count)
       for (int r = 0; r < alike; ++r) {
         const T* const next = values + own.start[values_ahead * alike + r];
         __builtin_prefetch(next);
-        __builtin_prefetch(next + own.length[values_ahead] - 1);
+        __builtin_prefetch(next + own.length[values_ahead]);
       }
-    const int64_t length = *own.length;
-    const T* from[alike];
-    T* to[alike];
+    run.place = own.place;
+    run.length = *own.length;
 #pragma GCC unroll 4
     for (int r = 0; r < alike; ++r) {
-      from[r] = values + own.start[r];
-      to[r] = target + (int64_t{*own.row} + r) * (vectors * lanes<T>);
+      run.values[r] = values + own.start[r];
+      run.to[r] = target + (int64_t{*own.row} + r) * stride;
+      run.start[r] = first && bias ? bias[*own.row + r] : T(0);
     }
-    multiply_vectors<T, alike, vectors, vectors>(own.place, length, from, source, to);
-    own = {own.row + 1, own.length + 1, own.start + alike, own.place + length};
+    multiply_vectors<T, alike, vectors>(run, first);
+    own = {own.row + 1, own.length + 1, own.start + alike, own.place + run.length};
   }
   runs = own;
 }
 
-template <class T, int vectors = widest_tile>
-void multiply(RunCursor& runs, int64_t count, int64_t alike, int64_t wanted, const T* values, const T* source, T* target) {
+template <class T, class Place, int vectors = TILE_VECTORS>
+void multiply(RunCursor<Place>& runs, int64_t count, const Steps<Place>& steps, bool first, const T* values, const T* bias, const T* source, T* target) {
   if constexpr (vectors > 1) {
-    if (wanted < vectors) return multiply<T, vectors - 1>(runs, count, alike, wanted, values, source, target);
+    if (steps.vectors < vectors) return multiply<T, Place, vectors - 1>(runs, count, steps, first, values, bias, source, target);
   }
-  if (alike == 4) multiply_runs<T, 4, vectors>(runs, count, values, source, target);
-  else if (alike == 2) multiply_runs<T, 2, vectors>(runs, count, values, source, target);
-  else multiply_runs<T, 1, vectors>(runs, count, values, source, target);
+  if (steps.alike == 4) multiply_runs<T, 4, vectors>(runs, count, steps, first, values, bias, source, target);
+  else if (steps.alike == 2) multiply_runs<T, 2, vectors>(runs, count, steps, first, values, bias, source, target);
+  else multiply_runs<T, 1, vectors>(runs, count, steps, first, values, bias, source, target);
 }
 
 // The lanes of a sum that wait to be added up: vectors of 64 bytes are folded to half before.
@@ -170,70 +199,76 @@ inline __attribute__((always_inline)) void add_up(const T* waiting, int64_t coun
 }
 
 // The products of a connection wait as one vector until there are as many as it has lanes, of whatever runs: no sum is taken across one vector.
-template <class T, int alike, int vectors>
-T* correlate_runs(RunCursor& runs, int64_t count, bool first, const T* source, const T* dtarget, T* dvalues) {
+template <class T, int alike, int vectors, class Place>
+T* correlate_runs(RunCursor<Place>& runs, int64_t count, const Steps<Place>& steps, bool first, const T* source, const T* dtarget, T* dvalues) {
   using Memory = typename WaitingInMemory<T>::type;
   using All = typename CountTo<waiting_lanes<T>>::type;
   constexpr int n = lanes<T>, together = waiting_lanes<T>;
   constexpr int shared = alike * vectors <= ACCUMULATORS ? alike : 1;  // rows whose dtarget is held in registers, so that a source is loaded once
-  alignas(64) T waiting[(longest_run * shared + together) * together];
+  alignas(64) T waiting[(part_of_run * shared + together) * together];
+  const int64_t unit = unit_of<vectors * n>(steps), stride = steps.stride;
   int64_t filled = 0;
-  RunCursor own = runs;
-  for (int64_t run = 0; run < count; ++run) {
-    if (run + rows_ahead < count)
-      for (int r = 0; r < alike; ++r) prefetch_row<T, vectors, 0>(dtarget, own.row[rows_ahead] + r);
+  RunCursor<Place> own = runs;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + rows_ahead < count)
+      for (int r = 0; r < alike; ++r) prefetch_row<vectors, 0>(dtarget + (int64_t{own.row[rows_ahead]} + r) * stride);
     const int64_t length = *own.length;
-    for (int row = 0; row < alike; row += shared) {
-      const T* const d = dtarget + (int64_t{*own.row} + row) * (vectors * n);
-      Vector<T> dy[shared][vectors];
+    for (int64_t part = 0; part < length; part += part_of_run) {
+      const int64_t connections = length - part < part_of_run ? length - part : part_of_run;
+      const Place* const place = own.place + part;
+      for (int row = 0; row < alike; row += shared) {
+        const T* const d = dtarget + (int64_t{*own.row} + row) * stride;
+        Vector<T> dy[shared][vectors];
 #pragma GCC unroll 4
-      for (int r = 0; r < shared; ++r)
+        for (int r = 0; r < shared; ++r)
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) dy[r][v] = load<T>(d + (r * vectors + v) * n);
-      T* to = waiting + filled * together;
-      for (int64_t p = 0; p < length; ++p, to += together) {
-        const T* const from = source + int64_t{own.place[p]} * (vectors * n);
-        Vector<T> sum[shared];
+          for (int v = 0; v < vectors; ++v) dy[r][v] = load<T>(d + r * stride + v * n);
+        T* to = waiting + filled * together;
+        for (int64_t p = 0; p < connections; ++p, to += together) {
+          const T* const from = source + int64_t{place[p]} * unit;
+          Vector<T> sum[shared];
 #pragma GCC unroll 16
-        for (int v = 0; v < vectors; ++v) {
-          const Vector<T> x = shared == 1 ? load<T>(from + v * n) : loaded_once<T>(from + v * n);
+          for (int v = 0; v < vectors; ++v) {
+            const Vector<T> x = shared == 1 ? load<T>(from + v * n) : loaded_once<T>(from + v * n);
 #pragma GCC unroll 4
-          for (int r = 0; r < shared; ++r) sum[r] = v ? sum[r] + dy[r][v] * x : dy[r][v] * x;
+            for (int r = 0; r < shared; ++r) sum[r] = v ? sum[r] + dy[r][v] * x : dy[r][v] * x;
+          }
+#pragma GCC unroll 4
+          for (int r = 0; r < shared; ++r) *reinterpret_cast<Memory*>(to + r * connections * together) = folded<T>(sum[r], All{});
         }
-#pragma GCC unroll 4
-        for (int r = 0; r < shared; ++r) *reinterpret_cast<Memory*>(to + r * length * together) = folded<T>(sum[r], All{});
+        filled += shared * connections;
+        int64_t done = 0;
+        for (; done + together <= filled; done += together, dvalues += together) add_up<T>(waiting + done * together, together, first, dvalues);
+        filled -= done;
+        for (int64_t rest = 0; rest < filled; ++rest)
+          *reinterpret_cast<Memory*>(waiting + rest * together) = *reinterpret_cast<const Memory*>(waiting + (done + rest) * together);
       }
-      filled += shared * length;
-      int64_t done = 0;
-      for (; done + together <= filled; done += together, dvalues += together) add_up<T>(waiting + done * together, together, first, dvalues);
-      filled -= done;
-      for (int64_t i = 0; i < filled; ++i) *reinterpret_cast<Memory*>(waiting + i * together) = *reinterpret_cast<const Memory*>(waiting + (done + i) * together);
     }
     own = {own.row + 1, own.length + 1, own.start + alike, own.place + length};
   }
   if (filled) {
-    for (int64_t i = filled; i < together; ++i) *reinterpret_cast<Memory*>(waiting + i * together) = Waiting<T>{};
+    for (int64_t rest = filled; rest < together; ++rest) *reinterpret_cast<Memory*>(waiting + rest * together) = Waiting<T>{};
     add_up<T>(waiting, filled, first, dvalues);
   }
   runs = own;
   return dvalues + filled;
 }
 
-template <class T, int vectors = widest_tile>
-T* correlate(RunCursor& runs, int64_t count, int64_t alike, int64_t wanted, bool first, const T* source, const T* dtarget, T* dvalues) {
+template <class T, class Place, int vectors = TILE_VECTORS>
+T* correlate(RunCursor<Place>& runs, int64_t count, const Steps<Place>& steps, bool first, const T* source, const T* dtarget, T* dvalues) {
   if constexpr (vectors > 1) {
-    if (wanted < vectors) return correlate<T, vectors - 1>(runs, count, alike, wanted, first, source, dtarget, dvalues);
+    if (steps.vectors < vectors) return correlate<T, Place, vectors - 1>(runs, count, steps, first, source, dtarget, dvalues);
   }
-  if (alike == 4) return correlate_runs<T, 4, vectors>(runs, count, first, source, dtarget, dvalues);
-  if (alike == 2) return correlate_runs<T, 2, vectors>(runs, count, first, source, dtarget, dvalues);
-  return correlate_runs<T, 1, vectors>(runs, count, first, source, dtarget, dvalues);
+  if (steps.alike == 4) return correlate_runs<T, 4, vectors>(runs, count, steps, first, source, dtarget, dvalues);
+  if (steps.alike == 2) return correlate_runs<T, 2, vectors>(runs, count, steps, first, source, dtarget, dvalues);
+  return correlate_runs<T, 1, vectors>(runs, count, steps, first, source, dtarget, dvalues);
 }
 
 }  // namespace
 
-template <class T>
+template <class T, class Place>
 struct RunTable {
-  static constexpr RunKernels<T> table = {widest_tile, multiply<T>, correlate<T>};
+  static constexpr RunKernels<T, Place> table = {TILE_VECTORS, multiply<T, Place>, correlate<T, Place>};
 };
 
 }  // namespace truesparse::ISA

@@ -23,10 +23,10 @@ struct Run {
 };
 
 // Longest first, and those of one length in the order in which they came. `found` is left empty.
-void sort_by_length(std::vector<Run>& found, std::vector<Run>& sorted) {
-  int64_t ends[longest_run + 1] = {};
+void sort_by_length(std::vector<Run>& found, std::vector<Run>& sorted, std::vector<int64_t>& ends, int64_t longest) {
+  ends.assign(static_cast<size_t>(longest) + 1, 0);
   for (const Run& run : found) ++ends[run.length];
-  for (int64_t length = longest_run, before = 0; length >= 0; --length) before = ends[length] += before;
+  for (int64_t length = longest, before = 0; length >= 0; --length) before = ends[length] += before;
   sorted.resize(found.size());
   for (size_t i = found.size(); i-- > 0;) sorted[--ends[found[i].length]] = found[i];
   found.clear();
@@ -35,8 +35,8 @@ void sort_by_length(std::vector<Run>& found, std::vector<Run>& sorted) {
 }  // namespace
 
 Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* permutation, int64_t width, int64_t parts,
-           int64_t threads)
-    : rows(rows), columns(columns), nnz(indptr[rows]), width(width), alike(rows_alike(rows, indptr, indices, std::max<int64_t>(1, rows))),
+           int64_t rows_per_group, int64_t threads)
+    : rows(rows), columns(columns), nnz(indptr[rows]), width(width), alike(rows_alike(rows, indptr, indices, rows_per_group)),
       part_begins_(parts_of(rows, indptr, alike, parts)) {
   const int64_t pieces = blocks() * this->parts();
   std::vector<int32_t> starts(static_cast<size_t>((blocks() + 1) * rows));
@@ -49,8 +49,8 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
 
   pieces_.assign(static_cast<size_t>(pieces) + 1, {0, 0});
   parallel_for(pieces, threads, [&](int64_t, int64_t item) {
-    for_bands(item, [&](int64_t, int64_t, int64_t begin, int64_t end) {
-      pieces_[item + 1].run += (end - begin + longest_run - 1) / longest_run;
+    for_bands(item, [&](int64_t block, int64_t, int64_t begin, int64_t end) {
+      pieces_[item + 1].run += !block || begin < end;
       pieces_[item + 1].place += end - begin;
     });
   });
@@ -67,12 +67,12 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
   place_.reset(new uint16_t[static_cast<size_t>(pieces_.back().place)]);
   if (permutation) at_.reset(new int32_t[static_cast<size_t>(nnz)]);
   std::vector<std::vector<Run>> found(static_cast<size_t>(threads)), sorted(static_cast<size_t>(threads));
+  std::vector<std::vector<int64_t>> ends(static_cast<size_t>(threads));
   parallel_for(pieces, threads, [&](int64_t slot, int64_t item) {
-    for_bands(item, [&](int64_t, int64_t row, int64_t begin, int64_t end) {
-      for (; begin < end; begin += longest_run)
-        found[slot].push_back({static_cast<int32_t>(row), static_cast<int32_t>(begin), static_cast<int32_t>(std::min(end - begin, longest_run))});
+    for_bands(item, [&](int64_t block, int64_t row, int64_t begin, int64_t end) {
+      if (!block || begin < end) found[slot].push_back({static_cast<int32_t>(row), static_cast<int32_t>(begin), static_cast<int32_t>(end - begin)});
     });
-    sort_by_length(found[slot], sorted[slot]);
+    sort_by_length(found[slot], sorted[slot], ends[slot], std::min(width, columns));
     const auto first_column = static_cast<int32_t>(item / this->parts() * width);
     int64_t at_run = pieces_[item].run, at_place = pieces_[item].place, connection = at_place * alike;
     for (const Run& run : sorted[slot]) {
@@ -91,7 +91,7 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
   });
 }
 
-RunCursor Runs::cursor(int64_t block, int64_t part) const {
+RunCursor<uint16_t> Runs::cursor(int64_t block, int64_t part) const {
   const Piece& begin = piece(block, part);
   return {row_.get() + begin.run, length_.get() + begin.run, start_.get() + begin.run * alike, place_.get() + begin.place};
 }

@@ -173,3 +173,15 @@ void gather(const T* x, const int32_t* at, int64_t count, T* to) {
   for (; i + n <= count; i += n) store<T>(to + i, gathered<T>(x, at + i));
   for (; i < count; ++i) to[i] = x[at[i]];
 }
+
+template <class T>
+void sum(int64_t row_begin, int64_t row_end, int64_t vectors, bool first, const T* dtarget, int64_t stride, T* sums) {
+  constexpr int n = lanes<T>;
+  for (int64_t row = row_begin; row < row_end; ++row) {
+    Vector<T> total = {};
+    for (int64_t v = 0; v < vectors; ++v) total += load<T>(dtarget + row * stride + v * n);
+    T all = first ? T(0) : sums[row];
+    for (int j = 0; j < n; ++j) all += total[j];
+    sums[row] = all;
+  }
+}

@@ -17,19 +17,26 @@ def threading() -> str:
 def multiply_adds(rounds: int, threads: int) -> int:
     """Do float32 multiply-adds from registers on each of `threads` threads, with the instruction set in force; how many those were."""
 
-class Layout:
-    def __init__(
-        self, rows: int, columns: int, indptr: int, indices: int, permutation: int, starts: int, blocks: int, width: int, alike: int
-    ) -> None: ...
-
 class Matrix:
     def __init__(self, rows: int, columns: int, indptr: int, indices: int) -> None: ...
 
 class Runs:
     """The connections in the order in which batches need them. `permutation` 0: values are in the order of the indices."""
     def __init__(
-        self, rows: int, columns: int, indptr: int, indices: int, permutation: int, width: int, parts: int, threads: int
+        self,
+        rows: int,
+        columns: int,
+        indptr: int,
+        indices: int,
+        permutation: int,
+        width: int,
+        parts: int,
+        rows_per_group: int,
+        threads: int,
     ) -> None: ...
+    @property
+    def alike(self) -> int:
+        """4, 2 or 1: how many rows beside one another have the same columns, and are computed together."""
     @property
     def nbytes(self) -> int: ...
 
@@ -73,8 +80,6 @@ class TopK:
     def result(self, keys: int) -> int:
         """Writes the positions, in any order, and returns how many."""
 
-def block_starts(rows: int, indptr: int, indices: int, width: int, blocks: int, starts: int, threads: int) -> None: ...
-def rows_alike(rows: int, indptr: int, indices: int, rows_per_group: int) -> int: ...
 def transpose(
     rows: int, columns: int, indptr: int, indices: int, t_indptr: int, t_indices: int, permutation: int, threads: int
 ) -> None: ...
@@ -166,18 +171,18 @@ def matrix_backward_bfloat16(
     threads: int,
 ) -> None: ...
 def convolution_spmm_float32(
-    convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
+    convolution: Convolution, runs: Runs, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
 ) -> None: ...
 def convolution_spmm_float64(
-    convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
+    convolution: Convolution, runs: Runs, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
 ) -> None: ...
 def convolution_spmm_bfloat16(
-    convolution: Convolution, layout: Layout, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
+    convolution: Convolution, runs: Runs, values: int, bias: int, x: int, y: int, batch: int, height: int, width: int, threads: int
 ) -> None: ...
 def convolution_backward_float32(
     convolution: Convolution,
-    layout: Layout,
-    transposed: Layout | None,
+    runs: Runs | None,
+    transposed: Runs | None,
     values: int,
     dy: int,
     x: int,
@@ -191,8 +196,8 @@ def convolution_backward_float32(
 ) -> None: ...
 def convolution_backward_float64(
     convolution: Convolution,
-    layout: Layout,
-    transposed: Layout | None,
+    runs: Runs | None,
+    transposed: Runs | None,
     values: int,
     dy: int,
     x: int,
@@ -206,8 +211,8 @@ def convolution_backward_float64(
 ) -> None: ...
 def convolution_backward_bfloat16(
     convolution: Convolution,
-    layout: Layout,
-    transposed: Layout | None,
+    runs: Runs | None,
+    transposed: Runs | None,
     values: int,
     dy: int,
     x: int,

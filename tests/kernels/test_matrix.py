@@ -81,7 +81,8 @@ def test_rows_that_share_their_columns(isa: str, threads: int, dtype: torch.dtyp
 )  # fmt: skip
 def test_how_many_rows_share_their_columns(rows: int, alike: int, per_group: int, expected: int) -> None:
     topology = rows_together(rows, 50, alike, 0.4) if rows else Topology.from_mask(torch.ones(0, 5) > 0)
-    assert _core.rows_alike(rows, topology.indptr.data_ptr(), topology.indices.data_ptr(), per_group) == expected
+    arrays = topology.indptr.data_ptr(), topology.indices.data_ptr()
+    assert _core.Runs(*topology.shape, *arrays, 0, 50, 1, per_group, 1).alike == expected
 
 
 def test_rows_of_one_length_are_not_alike() -> None:

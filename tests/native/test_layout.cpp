@@ -5,6 +5,8 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "kernels.h"
+#include "layout.h"
 #include "verbs.h"
 
 namespace truesparse::testing {
@@ -38,6 +40,19 @@ TEST_CASE("a block starts behind the connections to smaller columns") {
       CAPTURE(width);
       CHECK(difference(starts, expected) == "");
     }
+}
+
+TEST_CASE("blocks of the largest columns") {
+  const int64_t columns = (int64_t{1} << 31) - 1;
+  const Indices indptr{0, 4}, indices{0, (1 << 30) - 1, 1 << 30, static_cast<int32_t>(columns - 1)};
+  for (const int64_t width : {int64_t{(1 << 30) - 1}, int64_t{1} << 30, columns}) {
+    const int64_t blocks = (columns + width - 1) / width;
+    Indices starts = unwritten<int32_t>(blocks + 1), expected;
+    block_starts(1, indptr.data(), indices.data(), width, blocks, starts.data());
+    for (int64_t block = 0; block <= blocks; ++block)
+      expected.push_back(static_cast<int32_t>(std::count_if(indices.begin(), indices.end(), [&](int32_t column) { return column < block * width; })));
+    CHECK(difference(starts, expected) == "");
+  }
 }
 
 TEST_CASE("a transpose is a stable sort by key") {
@@ -75,9 +90,8 @@ TEST_CASE("a partition covers the rows in parts of about equal work") {
   Random random(3);
   for (const Shape& shape : shapes)
     for (const int64_t parts : {1, 2, 3, 16, 1000}) {
-      const Blocked blocked(random_topology(random, std::max<int64_t>(1, shape.rows), shape.columns, shape.density), {}, 1, 8, 1);
-      const Topology& t = blocked.topology;
-      const std::vector<int64_t> cuts = partition(blocked.view, parts);
+      const Topology t = random_topology(random, std::max<int64_t>(1, shape.rows), shape.columns, shape.density);
+      const std::vector<int64_t> cuts = partition(t.rows, t.indptr.data(), parts);
       CAPTURE(t.rows);
       CAPTURE(parts);
       REQUIRE(cuts.size() >= 2);
@@ -96,23 +110,19 @@ TEST_CASE_TEMPLATE("gather puts values in the order of the permutation", T, floa
   Random random(4);
   for (const int64_t count : {0, 1, 7, 15, 16, 17, 1000, 70000}) {
     const std::vector<T> values = fractions<T>(random, count);
-    const Indices indptr{0, static_cast<int32_t>(count)};
     Indices permutation(count);
     std::iota(permutation.begin(), permutation.end(), 0);
     std::shuffle(permutation.begin(), permutation.end(), random);
     std::vector<T> expected;
     for (const int32_t p : permutation) expected.push_back(values[p]);
-    const Layout layout{1, count, indptr.data(), nullptr, permutation.data(), nullptr, 1, count, 1};
-    for (const std::string& isa : isas())
-      for (const int64_t threads : {1, 2}) {
-        use_isa(isa);
-        std::vector<T> gathered = unwritten<T>(count);
-        gather(layout, values.data(), gathered.data(), threads);
-        CAPTURE(count);
-        CAPTURE(isa);
-        CAPTURE(threads);
-        CHECK(difference(gathered, expected) == "");
-      }
+    for (const std::string& isa : isas()) {
+      use_isa(isa);
+      std::vector<T> gathered = unwritten<T>(count);
+      kernels<T>(current_isa()).gather(values.data(), permutation.data(), count, gathered.data());
+      CAPTURE(count);
+      CAPTURE(isa);
+      CHECK(difference(gathered, expected) == "");
+    }
   }
 }
 

@@ -1,4 +1,4 @@
-// Do runs hold each connection once, those of a row in order, longest runs first?
+// Do runs hold each connection once, those of a row in order, longest runs first, and all rows in the first block?
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -17,7 +17,7 @@ struct Shape {
 constexpr Shape shapes[] = {{0, 5, 0.5}, {1, 1, 1}, {7, 5, 0.5}, {3, 700, 0.9}, {131, 3, 0.3}, {67, 71, 0.1}, {40, 16, 0}, {9, 65, 1}};
 
 void check(const Topology& t, const Indices& permutation, int64_t width, int64_t parts, int64_t threads) {
-  const Runs runs(t.rows, t.columns, t.indptr.data(), t.indices.data(), permutation.empty() ? nullptr : permutation.data(), width, parts, threads);
+  const Runs runs(t.rows, t.columns, t.indptr.data(), t.indices.data(), permutation.empty() ? nullptr : permutation.data(), width, parts, std::max<int64_t>(1, t.rows), threads);
   REQUIRE(runs.parts() >= 1);
   REQUIRE(runs.parts() <= std::max<int64_t>(1, parts));
   REQUIRE(runs.part_begin(0) == 0);
@@ -26,11 +26,13 @@ void check(const Topology& t, const Indices& permutation, int64_t width, int64_t
   int64_t most = 0;
   for (int64_t block = 0; block < runs.blocks(); ++block)
     for (int64_t part = 0; part < runs.parts(); ++part) {
-      RunCursor cursor = runs.cursor(block, part);
-      int32_t shortest = longest_run;
+      RunCursor<uint16_t> cursor = runs.cursor(block, part);
+      int32_t shortest = widest_run_block;
+      Indices rows;
       int64_t connection = runs.connections_begin(block, part);
       for (int64_t run = 0; run < runs.count(block, part); ++run) {
-        REQUIRE(*cursor.length > 0);
+        REQUIRE((*cursor.length > 0 || !block));
+        rows.push_back(*cursor.row);
         REQUIRE(*cursor.length <= shortest);
         shortest = *cursor.length;
         REQUIRE(*cursor.row >= runs.part_begin(part));
@@ -49,6 +51,9 @@ void check(const Topology& t, const Indices& permutation, int64_t width, int64_t
         }
         cursor = {cursor.row + 1, cursor.length + 1, cursor.start + runs.alike, cursor.place + *cursor.length};
       }
+      std::sort(rows.begin(), rows.end());
+      REQUIRE(std::adjacent_find(rows.begin(), rows.end()) == rows.end());
+      if (!block) REQUIRE(static_cast<int64_t>(rows.size()) * runs.alike == runs.part_begin(part + 1) - runs.part_begin(part));
       REQUIRE(connection == runs.connections_begin(block, part) + runs.connections(block, part));
       most = std::max(most, runs.connections(block, part));
     }

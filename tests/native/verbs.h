@@ -12,22 +12,17 @@
 
 namespace truesparse::testing {
 
-// A topology as a kernel wants it. The view holds addresses, so the whole is not copied.
-struct Blocked {
+// A topology, and for the transposed one where its values are.
+struct Laid {
   Topology topology;
-  Indices permutation, starts;
-  Layout view;
+  Indices permutation;
 
-  // Blocks of about `connections` connections a row, of a multiple of `whole` columns.
-  Blocked(Topology laid_out, Indices permuted, int64_t whole, int64_t connections, int64_t rows_per_group) : topology(std::move(laid_out)), permutation(std::move(permuted)) {
+  // In blocks of about `connections` connections a row, of a multiple of `whole` columns.
+  Runs runs(int64_t whole, int64_t connections, int64_t parts, int64_t rows_per_group) const {
     const int64_t rows = topology.rows, columns = topology.columns, wanted = rows * columns * connections / std::max<int64_t>(1, topology.nnz());
-    const int64_t width = std::min((std::max<int64_t>(1, wanted) + whole - 1) / whole * whole, columns), blocks = (columns + width - 1) / width;
-    starts = unwritten<int32_t>((blocks + 1) * rows);
-    block_starts(rows, topology.indptr.data(), topology.indices.data(), width, blocks, starts.data());
-    view = {rows,           columns, topology.indptr.data(), topology.indices.data(), permutation.empty() ? nullptr : permutation.data(),
-            starts.data(), blocks,  width,   rows_alike(rows, topology.indptr.data(), topology.indices.data(), rows_per_group)};
+    const int64_t width = std::max<int64_t>(1, std::min((std::max<int64_t>(1, wanted) + whole - 1) / whole * whole, columns));
+    return Runs(rows, columns, topology.indptr.data(), topology.indices.data(), permutation.empty() ? nullptr : permutation.data(), width, parts, rows_per_group, 2);
   }
-  Blocked(const Blocked&) = delete;
 };
 
 // A matrix is a convolution of 1 x 1 taps whose pixels are samples, which other kernels run.
@@ -36,12 +31,13 @@ struct Layer {
   Convolution convolution;
   Pair size;
   int64_t batch;
-  Blocked forward, transposed;
-  Runs runs, transposed_runs;
+  Laid forward, transposed;
+  Runs runs, transposed_runs;  // of matrices in three parts where there are rows enough
 
   Layer(bool is_matrix, const Convolution& convolution, Pair size, int64_t batch, const Topology& topology, int64_t connections)
-      : is_matrix(is_matrix), convolution(convolution), size(size), batch(batch), forward(topology, {}, convolution.taps(), connections, convolution.out_channels / convolution.groups),
-        transposed(transpose_of(is_matrix, convolution, topology, connections)), runs(runs_of(forward)), transposed_runs(runs_of(transposed)) {}
+      : is_matrix(is_matrix), convolution(convolution), size(size), batch(batch), forward{topology, {}}, transposed(transpose_of(is_matrix, convolution, topology)),
+        runs(forward.runs(convolution.taps(), connections, is_matrix ? 3 : 1, std::max<int64_t>(1, convolution.out_channels / convolution.groups))),
+        transposed_runs(transposed.runs(convolution.taps(), connections, is_matrix ? 3 : 1, std::max<int64_t>(1, transposed.topology.rows))) {}
 
   Pair output() const { return {convolution.output(size.height, &Pair::height), convolution.output(size.width, &Pair::width)}; }
   int64_t nnz() const { return forward.topology.nnz(); }
@@ -71,12 +67,7 @@ struct Layer {
   }
 
  private:
-  // Cut as the blocks are, and in three parts where there are rows enough.
-  static Runs runs_of(const Blocked& blocked) {
-    const Layout& view = blocked.view;
-    return Runs(view.rows, view.columns, view.indptr, view.indices, view.permutation, std::max<int64_t>(1, view.width), 3, 2);
-  }
-  static Blocked transpose_of(bool is_matrix, const Convolution& c, const Topology& topology, int64_t connections) {
+  static Laid transpose_of(bool is_matrix, const Convolution& c, const Topology& topology) {
     const int64_t rows = is_matrix ? topology.columns : c.in_channels * c.phases(), columns = c.out_channels * c.taps();
     Topology t{rows, columns, unwritten<int32_t>(rows + 1), unwritten<int32_t>(topology.nnz())};
     Indices permutation = unwritten<int32_t>(topology.nnz());
@@ -85,7 +76,7 @@ struct Layer {
                 t.indices.data(), permutation.data());
     else
       transpose_convolution(c, topology.indptr.data(), topology.indices.data(), t.indptr.data(), t.indices.data(), permutation.data());
-    return Blocked(std::move(t), std::move(permutation), c.taps(), connections, rows);
+    return {std::move(t), std::move(permutation)};
   }
 };
 
@@ -121,7 +112,7 @@ std::vector<S> spmm(const Layer& layer, const Numbers<T, S>& n, bool with_bias, 
   if (layer.is_matrix && one_by_one)
     matrix_spmv(Matrix{topology.rows, topology.columns, topology.indptr.data(), topology.indices.data()}, n.values.data(), bias, n.x.data(), y.data(), layer.batch, threads);
   else if (layer.is_matrix) matrix_spmm(layer.runs, n.values.data(), bias, n.x.data(), y.data(), layer.batch * pixels, pixels, threads);
-  else convolution_spmm(layer.convolution, layer.forward.view, n.values.data(), bias, n.x.data(), y.data(), layer.batch, layer.size, threads);
+  else convolution_spmm(layer.convolution, layer.runs, n.values.data(), bias, n.x.data(), y.data(), layer.batch, layer.size, threads);
   return y;
 }
 
@@ -132,15 +123,14 @@ Gradients<T, S> backward(const Layer& layer, const Numbers<T, S>& n, Need need, 
                     unwritten<T>(need.dbias ? layer.convolution.out_channels : 0)};
   T *dvalues = need.dvalues ? g.dvalues.data() : nullptr, *dbias = need.dbias ? g.dbias.data() : nullptr;
   S* dx = need.dx ? g.dx.data() : nullptr;
-  const Layout* transposed = need.dx ? &layer.transposed.view : nullptr;
-  const Runs *runs = need.dvalues ? &layer.runs : nullptr, *transposed_runs = need.dx ? &layer.transposed_runs : nullptr;
+  const Runs *runs = need.dvalues ? &layer.runs : nullptr, *transposed = need.dx ? &layer.transposed_runs : nullptr;
   const int64_t pixels = layer.size.height * layer.size.width;
   const T* values = need.dx ? n.values.data() : nullptr;
   const S* x = need.dvalues ? n.x.data() : nullptr;
   if (layer.is_matrix)
-    matrix_backward(runs, transposed_runs, values, n.dy.data(), x, dvalues, dx, dbias, layer.convolution.out_channels, layer.batch * pixels, pixels, threads);
+    matrix_backward(runs, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.convolution.out_channels, layer.batch * pixels, pixels, threads);
   else
-    convolution_backward(layer.convolution, layer.forward.view, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, layer.size,
+    convolution_backward(layer.convolution, runs, transposed, values, n.dy.data(), x, dvalues, dx, dbias, layer.batch, layer.size,
                          threads);
   return g;
 }

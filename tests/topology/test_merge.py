@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from oracles import connections, keys_of, made, pairs_of
 
-from truesparse import Move, Topology, Unstructured, _core
+from truesparse import Move, Topology, Unstructured
 from truesparse.ops.plans import transpose
 from truesparse.topology import merge
 from truesparse.topology.select import lowest, random_absent
@@ -199,29 +199,3 @@ def test_transposing_many():
     assert torch.equal(permutation.long(), order)
     assert torch.equal(indices, topology.rows[order])
     assert torch.equal(indptr.diff(), topology.fan_out.int())
-
-
-@given(connections(), st.integers(1, 10))
-def test_block_starts(example, width):
-    (rows, columns), pairs = example
-    topology, blocks = made((rows, columns), pairs), max(-(-columns // width), 1)
-    starts = torch.full((blocks + 1, rows), -1, dtype=torch.int32)
-    addresses = topology.indptr.data_ptr(), topology.indices.data_ptr()
-    _core.block_starts(rows, *addresses, width, blocks, starts.data_ptr(), torch.get_num_threads())
-    for row in range(rows):
-        before = sum(other < row for other, _ in pairs)
-        for block in range(blocks + 1):
-            assert starts[block, row] == before + sum(other == row and column < block * width for other, column in pairs)
-
-
-def test_blocks_of_the_largest_columns():
-    columns = 2**31 - 1
-    topology = Topology.from_keys((1, columns), torch.tensor([0, 2**30 - 1, 2**30, columns - 1]))
-    for width in (3, 2**30 - 1, 2**30, columns):
-        blocks = -(-columns // width)
-        if blocks > 10:
-            continue
-        starts = torch.full((blocks + 1, 1), -1, dtype=torch.int32)
-        _core.block_starts(1, topology.indptr.data_ptr(), topology.indices.data_ptr(), width, blocks, starts.data_ptr(), 1)
-        expected = [sum(column < block * width for column in topology.indices.tolist()) for block in range(blocks + 1)]
-        assert starts.flatten().tolist() == expected

@@ -14,12 +14,13 @@ from .. import _core
 from ..topology import Topology
 from ..topology.geometry import Convolution
 from ..topology.merge import threads_for
-from .blocked import Blocked, core_convolution, forward_channel_blocks, transposed_channel_blocks
 from .verbs import Gradients
 
-COLUMNS_PER_BLOCK = 160  # 40 KB of a packed tile, most of the nearest cache
+BYTES_PER_BLOCK = 40 << 10  # of a packed tile: most of the nearest cache
+COLUMNS_PER_BLOCK = 160  # of a matrix: tiles have 256 bytes a column
 CONNECTIONS_PER_RUN = 8  # at least, on average: fewer would not pay for the sums that a run fetches and stores
-WIDEST_BLOCK = 1 << 16  # places have 16 bits
+WIDEST_BLOCK = (1 << 16) - 1  # lengths have 16 bits
+TILE_BYTES, VECTOR_BYTES = 512, 64  # of a convolution: a tile of positions, and samples side by side in it
 ROWS_PER_PART = 512  # 128 KB of the sums of a tile
 ROWS_PER_THREAD = 64  # at least
 FEW_SAMPLES = 4  # fewer go one by one: a tile would be mostly empty
@@ -73,16 +74,20 @@ class MatrixPlan:
     def runs(self) -> _core.Runs:
         """The connections by row, made when first asked for."""
         if self._runs is None:
-            topology = self._topology
-            self._runs = _runs(topology, topology.shape, topology.indptr, topology.indices, None)
+            self._runs = self._made(self._topology.shape, self._topology.indptr, self._topology.indices, None)
         return self._runs
 
     def transposed(self) -> _core.Runs:
         """The connections by column, made when first asked for."""
         if self._transposed is None:
-            topology = self._topology
-            self._transposed = _runs(topology, topology.shape[::-1], *transpose(topology))
+            self._transposed = self._made(self._topology.shape[::-1], *transpose(self._topology))
         return self._transposed
+
+    def _made(self, shape: tuple[int, ...], indptr: Tensor, indices: Tensor, permutation: Tensor | None) -> _core.Runs:
+        rows, columns = shape
+        parts = max(math.ceil(rows / ROWS_PER_PART), min(torch.get_num_threads(), rows // ROWS_PER_THREAD), 1)
+        width = _width(self._topology, columns, 1, COLUMNS_PER_BLOCK)
+        return _runs(rows, columns, indptr, indices, permutation, width, parts, rows)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None, y: Tensor, threads: int) -> None:
         pixels = x.shape[2:].numel()
@@ -112,22 +117,51 @@ class MatrixPlan:
 
 
 class ConvolutionPlan:
-    """Of a 2-D convolution of x [batch, in_channels, height, width]."""
+    """Of a 2-D convolution of x [batch, in_channels, height, width]. Blocks are of whole channels."""
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        if geometry.taps > WIDEST_BLOCK:
+            raise ValueError(
+                f"expected a kernel of at most {WIDEST_BLOCK} positions, got {geometry.kernel}; leave this layer dense (exclude=)"
+            )
         self._topology, self._geometry = topology, geometry
         self._convolution = core_convolution(geometry)
-        self._forward = forward_channel_blocks(topology, geometry)
-        self._transposed: Blocked | None = None  # made when a dx is first asked for
+        self._runs: _core.Runs | None = None
+        self._transposed: _core.Runs | None = None
 
     @property
     def nbytes(self) -> int:
-        return self._forward.nbytes + (self._transposed.nbytes if self._transposed else 0)
+        return sum(runs.nbytes for runs in (self._runs, self._transposed) if runs)
+
+    def runs(self) -> _core.Runs:
+        """The connections by output channel, made when first asked for."""
+        if self._runs is None:
+            topology, g = self._topology, self._geometry
+            self._runs = self._made(topology.shape, topology.indptr, topology.indices, None, g.out_channels // g.groups)
+        return self._runs
+
+    def transposed(self) -> _core.Runs:
+        """Rows are (in channel, phase of the stride), columns (out channel, tap). Made when first asked for."""
+        if self._transposed is None:
+            topology, g = self._topology, self._geometry
+            targets = g.in_channels * g.stride[0] * g.stride[1]
+            arrays = _empty_transpose(topology, targets)
+            _core.transpose_convolution(self._convolution, topology.indptr.data_ptr(), topology.indices.data_ptr(), *map(address, arrays))
+            self._transposed = self._made((targets, g.out_channels * g.taps), *arrays, targets)
+        return self._transposed
+
+    def _made(self, shape: tuple[int, ...], indptr: Tensor, indices: Tensor, permutation: Tensor | None, rows_per_group: int) -> _core.Runs:
+        rows, columns = shape
+        height, width = self._geometry.kernel
+        touched = height * (TILE_BYTES + (width - 1) * VECTOR_BYTES)  # of a channel, by one tile
+        taps = self._geometry.taps
+        block = _width(self._topology, columns, taps, max(BYTES_PER_BLOCK // touched, 1) * taps)
+        return _runs(rows, columns, indptr, indices, permutation, block, 1, rows_per_group)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None, y: Tensor, threads: int) -> None:
         CONVOLUTION_SPMM[x.dtype](
             self._convolution,
-            self._forward.layout,
+            self.runs(),
             values.data_ptr(),
             address(bias),
             x.data_ptr(),
@@ -140,12 +174,10 @@ class ConvolutionPlan:
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, gradients: Gradients, threads: int) -> None:
         dvalues, dx, dbias = gradients
-        if dx is not None and self._transposed is None:
-            self._transposed = transposed_channel_blocks(self._topology, self._geometry)
         CONVOLUTION_BACKWARD[dy.dtype](
             self._convolution,
-            self._forward.layout,
-            self._transposed.layout if self._transposed else None,
+            None if dvalues is None else self.runs(),
+            None if dx is None else self.transposed(),
             values.data_ptr(),
             dy.data_ptr(),
             x.data_ptr(),
@@ -161,19 +193,16 @@ class ConvolutionPlan:
 
 def transpose(topology: Topology) -> tuple[Tensor, Tensor, Tensor]:
     """The connections by column: (indptr [columns + 1], rows [nnz], where in the values each of them is [nnz]), all int32."""
-    rows, columns = topology.shape
-    indptr, indices, permutation = (torch.empty(size, dtype=torch.int32) for size in (columns + 1, topology.nnz, topology.nnz))
-    _core.transpose(
-        rows,
-        columns,
-        topology.indptr.data_ptr(),
-        topology.indices.data_ptr(),
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        permutation.data_ptr(),
-        threads_for(topology.nnz),
-    )
-    return indptr, indices, permutation
+    arrays = _empty_transpose(topology, topology.shape[1])
+    of_topology = topology.indptr.data_ptr(), topology.indices.data_ptr()
+    _core.transpose(*topology.shape, *of_topology, *map(address, arrays), threads_for(topology.nnz))
+    return arrays
+
+
+def core_convolution(geometry: Convolution) -> _core.Convolution:
+    """The geometry as the kernels want it."""
+    g = geometry
+    return _core.Convolution(g.in_channels, g.out_channels, g.kernel, g.stride, g.padding, g.dilation, g.groups)
 
 
 def address(tensor: Tensor | None) -> int:
@@ -181,18 +210,31 @@ def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def _runs(topology: Topology, shape: tuple[int, ...], indptr: Tensor, indices: Tensor, permutation: Tensor | None) -> _core.Runs:
-    rows, columns = shape
-    density = topology.nnz / max(topology.size, 1)
-    width = max(COLUMNS_PER_BLOCK, math.ceil(CONNECTIONS_PER_RUN / density) if density else columns)
-    parts = max(math.ceil(rows / ROWS_PER_PART), min(torch.get_num_threads(), rows // ROWS_PER_THREAD), 1)
-    return _core.Runs(
-        rows,
-        columns,
-        indptr.data_ptr(),
-        indices.data_ptr(),
-        address(permutation),
-        max(min(width, columns, WIDEST_BLOCK), 1),
-        parts,
-        threads_for(topology.nnz),
+def _empty_transpose(topology: Topology, targets: int) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        torch.empty(targets + 1, dtype=torch.int32),
+        torch.empty(topology.nnz, dtype=torch.int32),
+        torch.empty(topology.nnz, dtype=torch.int32),
     )
+
+
+def _width(topology: Topology, columns: int, whole: int, wanted: int) -> int:
+    """Columns of a block: a multiple of `whole`, `wanted` of them or as many as make runs long enough."""
+    density = topology.nnz / max(topology.size, 1)
+    least = math.ceil(CONNECTIONS_PER_RUN / density / whole) * whole if density else columns
+    return max(min(max(wanted, least), columns, WIDEST_BLOCK // whole * whole), 1)
+
+
+def _runs(
+    rows: int,
+    columns: int,
+    indptr: Tensor,
+    indices: Tensor,
+    permutation: Tensor | None,
+    width: int,
+    parts: int,
+    rows_per_group: int,
+) -> _core.Runs:
+    """Rows of different groups of `rows_per_group` read different sources for one column."""
+    threads = threads_for(indices.numel())
+    return _core.Runs(rows, columns, indptr.data_ptr(), indices.data_ptr(), address(permutation), width, parts, rows_per_group, threads)

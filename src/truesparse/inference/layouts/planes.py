@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import _core
-from ...ops.blocked import core_convolution
+from ...ops.plans import core_convolution
 from ...topology.geometry import Convolution
 from ...topology.merge import threads_for
 from ..graph.layers import Weights
