@@ -74,17 +74,19 @@ void for_tiles(const Multiplier<T>& k, int64_t lanes, int64_t elements, Body&& b
 
 // Block after block and tile after tile: body(runs of the block, how many, their steps, position of the tile).
 template <class T, class Body>
-void for_blocks(const Runs& runs, const Multiplier<T>& k, int64_t lanes, const int32_t* offsets, int64_t unit, int64_t stride, int64_t elements, Body&& body) {
+void for_blocks(const Runs& runs, const Multiplier<T>& k, int64_t lanes, const int32_t* offsets, int64_t unit, int64_t stride, int64_t elements,
+                Body&& body) {
   for (int64_t block = 0; block < runs.blocks(); ++block)
     for_tiles(k, lanes, elements, [&](int64_t vectors, int64_t at) {
       const RunCursor<uint16_t> cursor = runs.cursor(block, 0);
-      body(block, RunCursor<int32_t>{cursor.row, cursor.length, cursor.start, offsets + runs.places_begin(block, 0)}, Steps<int32_t>{runs.alike, vectors, unit, stride}, at);
+      const Steps<int32_t> steps{runs.alike, vectors, unit, stride};
+      body(block, RunCursor<int32_t>{cursor.row, cursor.length, cursor.start, offsets + runs.places_begin(block, 0)}, steps, at);
     });
 }
 
 template <class T>
-void spmm_planes(const Runs& runs, const Multiplier<T>& k, int64_t lanes, const int32_t* offsets, const T* values, const T* bias, int64_t unit, int64_t elements,
-                 const T* source, T* target, int64_t stride) {
+void spmm_planes(const Runs& runs, const Multiplier<T>& k, int64_t lanes, const int32_t* offsets, const T* values, const T* bias, int64_t unit,
+                 int64_t elements, const T* source, T* target, int64_t stride) {
   for_blocks(runs, k, lanes, offsets, unit, stride, elements, [&](int64_t block, RunCursor<int32_t> cursor, const Steps<int32_t>& steps, int64_t at) {
     k.multiply(cursor, runs.count(block, 0), steps, block == 0, values, bias, source + at, target + at);
   });
@@ -116,7 +118,8 @@ void forward_offsets(const Convolution& c, const Cut& cut, const Runs& runs, int
 void backward_offsets(const Convolution& c, const Cut& cut, const Runs& transposed, int64_t plane, int32_t* offsets) {
   std::vector<int64_t> of_column(transposed.columns);
   for (int64_t i = 0; i < transposed.columns; ++i) {
-    const int64_t tap = i % c.taps(), h = tap / c.kernel.width * c.dilation.height / c.stride.height, w = tap % c.kernel.width * c.dilation.width / c.stride.width;
+    const int64_t tap = i % c.taps(), h = tap / c.kernel.width * c.dilation.height / c.stride.height;
+    const int64_t w = tap % c.kernel.width * c.dilation.width / c.stride.width;
     of_column[i] = i / c.taps() * plane + (cut.reach.height - h) * cut.pitch + cut.reach.width - w;
   }
   fill_offsets(transposed, [&](int64_t, int64_t column) { return of_column[column]; }, offsets);
@@ -165,7 +168,8 @@ void convolution_backward(const Convolution& c, const Runs* runs, const Runs* tr
   const Planes<T, S> dsource(k, c.in_channels, size, c.padding, c.stride, cuts.band, cuts.pitch, k.lanes / cuts.width, cuts.width);
 
   const int64_t slots = std::min(cuts.chunks(), most_slots);
-  const size_t offsets_bytes = dvalues ? lines<int32_t>(runs->places()) : 0, sums_bytes = dvalues ? lines<T>(runs->nnz) : 0, bias_bytes = lines<T>(c.out_channels);
+  const size_t offsets_bytes = dvalues ? lines<int32_t>(runs->places()) : 0, sums_bytes = dvalues ? lines<T>(runs->nnz) : 0;
+  const size_t bias_bytes = lines<T>(c.out_channels);
   const size_t t_offsets_bytes = dx ? lines<int32_t>(transposed->places()) : 0, gathered_bytes = dx ? lines<T>(transposed->nnz) : 0;
   const size_t source_bytes = dvalues ? lines<T>(source.elements()) : 0, dtarget_bytes = lines<T>(dtarget.elements());
   const size_t dsource_bytes = dx ? lines<T>(dsource.elements()) : 0, chunk_bytes = source_bytes + dtarget_bytes + dsource_bytes;
@@ -206,7 +210,8 @@ void convolution_backward(const Convolution& c, const Runs* runs, const Runs* tr
       }
       if (dbias) k.sum(0, c.out_channels, divide_up(elements, k.lanes), first, packed_dy + here, dtarget.stride(), partial_bias(slot));
       if (dx) {
-        spmm_planes(*transposed, multiplier, k.lanes, t_offsets, gathered, static_cast<const T*>(nullptr), cuts.width, elements, packed_dy, packed_dx, dsource.stride());
+        spmm_planes(*transposed, multiplier, k.lanes, t_offsets, gathered, static_cast<const T*>(nullptr), cuts.width, elements, packed_dy, packed_dx,
+                    dsource.stride());
         dsource.unpack(row, rows, samples, packed_dx, dx + sample * c.in_channels * size.height * size.width);
       }
     }

@@ -6,7 +6,9 @@
 //
 //     spmm   target[row][t] += value[p] * source[offset(p) + t]          over the connections p of the row
 //
-// for layers whose weights change no more; those that train have kernels of their own, run_kernels.h. Sums run in the order of the connections, one chain per position, whatever the width of the tile: results do not depend on
+// for layers whose weights change no more; those that train have kernels of their own, run_kernels.h.
+//
+// Sums run in the order of the connections, one chain per position, whatever the width of the tile: results do not depend on
 // how the positions are cut into tiles.
 #pragma once
 

@@ -15,7 +15,7 @@ namespace truesparse {
 namespace {
 
 constexpr int64_t prefetch_parts = 8;       // the next block is asked for in so many steps
-constexpr int64_t tile_bytes = 256;           // of a feature, at most: a block of columns then has as many as a run needs to be long
+constexpr int64_t tile_bytes = 256;         // of a feature, at most: a block of columns then has as many as a run needs to be long
 constexpr int64_t all_sums = 512 << 10;     // bytes of packed target that are kept whole
 constexpr int64_t chunk_of_features = 256;  // packed as one item of work
 constexpr int64_t chunk_of_values = 32768;  // gathered as one item of work
@@ -28,6 +28,9 @@ Isa isa_for(int64_t batch) {
   const Isa isa = current_isa();
   return isa == Isa::avx512 && isa_supported(Isa::avx2) && batch <= 2 * kernels<T>(Isa::avx2).lanes ? Isa::avx2 : isa;
 }
+
+template <class T>
+using Multiplier = RunKernels<T, uint16_t>;
 
 // How the batch is cut into tiles of `vectors` vectors. `pixels` samples of one feature are side by side in the user's tensors: 1 in a
 // matrix, height x width in images of which each pixel is a sample.
@@ -43,9 +46,10 @@ struct Tiling {
 
 // As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
 template <class T, class S>
-Tiling<T, S> tiling(const Kernels<T, S>& k, int64_t most_vectors, int64_t batch, int64_t pixels, int64_t threads) {
+Tiling<T, S> tiling(const Kernels<T, S>& k, const Multiplier<T>& multiplier, int64_t batch, int64_t pixels, int64_t threads) {
+  const int64_t most = std::clamp<int64_t>(tile_bytes / (k.lanes * static_cast<int64_t>(sizeof(T))), 1, multiplier.tile_vectors);
   const int64_t all = divide_up(batch, k.lanes);
-  int64_t tiles = divide_up(all, most_vectors);
+  int64_t tiles = divide_up(all, most);
   const int64_t even = divide_up(tiles, threads) * threads;
   if (all / even >= 2) tiles = even;
   const int64_t vectors = divide_up(all, tiles);
@@ -108,15 +112,6 @@ void prefetch_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64
     });
 }
 
-
-template <class T>
-using Multiplier = RunKernels<T, uint16_t>;
-
-template <class T>
-int64_t most_vectors(const Multiplier<T>& k, int64_t lanes) {
-  return std::clamp<int64_t>(tile_bytes / (lanes * static_cast<int64_t>(sizeof(T))), 1, k.tile_vectors);
-}
-
 template <class T, class S>
 Steps<uint16_t> steps(const Runs& runs, const Tiling<T, S>& tiling, int64_t tile) {
   const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
@@ -128,8 +123,8 @@ int64_t share_of(int64_t count, int64_t share, int64_t shares) { return count * 
 
 // All rows of one tile, whose sums all fit: each block is packed just before its use, always to the same place.
 template <class T, class S>
-void spmm_by_blocks(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, int64_t tile, const T* values, const T* bias, const S* x, T* source, T* target,
-                    S* y) {
+void spmm_by_blocks(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, int64_t tile, const T* values, const T* bias, const S* x, T* source,
+                    T* target, S* y) {
   const int64_t width = t.vectors_of(tile) * t.k.lanes;
   for (int64_t block = 0; block < runs.blocks(); ++block) {
     const int64_t begin = block * runs.width, end = std::min(runs.columns, begin + runs.width), next = std::min(runs.columns, end + runs.width);
@@ -148,12 +143,13 @@ void spmm_by_blocks(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>
 
 // The rows of one part, of one packed tile. `values_of(block)` are counted from where the runs say.
 template <class T, class S, class Values>
-void spmm_part(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, int64_t tile, int64_t part, Values&& values_of, const T* bias, const T* source, T* target,
-               S* y) {
+void spmm_part(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, int64_t tile, int64_t part, Values&& values_of, const T* bias, const T* source,
+               T* target, S* y) {
   const int64_t width = t.vectors_of(tile) * t.k.lanes, row = runs.part_begin(part);
   for (int64_t block = 0; block < runs.blocks(); ++block) {
     RunCursor<uint16_t> cursor = runs.cursor(block, part);
-    k.multiply(cursor, runs.count(block, part), steps(runs, t, tile), block == 0, values_of(block), bias, source + block * runs.width * width, target - row * width);
+    k.multiply(cursor, runs.count(block, part), steps(runs, t, tile), block == 0, values_of(block), bias, source + block * runs.width * width,
+               target - row * width);
   }
   unpack_tile(t, tile, row, runs.part_begin(part + 1), runs.rows, target, y);
 }
@@ -167,7 +163,9 @@ struct Grid {
 // uneven parts. The cheapest for the thread that has most to do:
 Grid share(const Runs* runs, const Runs* transposed, int64_t rows, int64_t tiles, int64_t threads) {
   constexpr double pack_cost = 12;  // of a feature, in connections
-  const auto largest = [](int64_t whole, int64_t parts) { return static_cast<double>(divide_up(whole, parts)) / static_cast<double>(std::max<int64_t>(1, whole)); };
+  const auto largest = [](int64_t whole, int64_t parts) {
+    return static_cast<double>(divide_up(whole, parts)) / static_cast<double>(std::max<int64_t>(1, whole));
+  };
   Grid best{1, 1};
   double least = 1e300;
   for (int64_t columns = 1; columns <= threads; ++columns) {
@@ -189,8 +187,8 @@ Grid share(const Runs* runs, const Runs* transposed, int64_t rows, int64_t tiles
 // Adds one tile's share of dvalues for some parts of rows and one block of columns. x is packed just before its use, always to the same place.
 // `sums` are in the order of the runs, from the first one of the block and part `part`.
 template <class T, class S>
-void correlate_block(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t part_end, int64_t block, const S* x,
-                     const T* dtarget, T* source, T* sums) {
+void correlate_block(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64_t part_end, int64_t block,
+                     const S* x, const T* dtarget, T* source, T* sums) {
   const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
   const int64_t first = block * runs.width, last = std::min(runs.columns, first + runs.width), next = std::min(runs.columns, last + runs.width);
   pack_tile(tiling, tile, first, last, runs.columns, x, source - first * width);
@@ -235,7 +233,7 @@ void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S
   if (!batch || !runs.rows) return;
   const Isa isa = isa_for<T>(batch);
   const Multiplier<T>& k = run_kernels<T, uint16_t>(isa);
-  const Tiling<T, S> t = tiling(kernels<T, S>(isa), most_vectors(k, kernels<T, S>(isa).lanes), batch, pixels, threads);
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k, batch, pixels, threads);
   const int64_t width = t.width();
   const bool all_fit = runs.rows * width * static_cast<int64_t>(sizeof(T)) <= all_sums;
   const bool by_blocks = t.tiles >= threads && all_fit;
@@ -271,8 +269,8 @@ void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S
 // Threads share no packed data: another core's cache is slower to read than a tile is to pack again. Each takes the connections of
 // some rows and some columns for dvalues, and of some tiles and the same columns for dx. Every sum has one owner and one order.
 template <class T, class S>
-void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias, int64_t rows, int64_t batch,
-                     int64_t pixels, int64_t threads) {
+void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, const S* dy, const S* x, T* dvalues, S* dx, T* dbias, int64_t rows,
+                     int64_t batch, int64_t pixels, int64_t threads) {
   if (!batch) {
     if (dvalues) std::fill(dvalues, dvalues + runs->nnz, T(0));
     if (dbias) std::fill(dbias, dbias + rows, T(0));
@@ -284,7 +282,7 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
 
   const Isa isa = isa_for<T>(batch);
   const Multiplier<T>& k = run_kernels<T, uint16_t>(isa);
-  const Tiling<T, S> t = tiling(kernels<T, S>(isa), most_vectors(k, kernels<T, S>(isa).lanes), batch, pixels, 1);  // the sums must not depend on the number of threads
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k, batch, pixels, 1);  // the sums must not depend on the number of threads
   const int64_t width = t.width();
   const Grid grid = share(runs, transposed, rows, t.tiles, threads);
   const bool once = t.tiles == 1;  // then values are gathered, and dvalues scattered, piece by piece
@@ -294,7 +292,8 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
   const size_t sums_bytes = dvalues ? lines<T>(once ? runs->most_connections() * runs->parts() : runs->nnz) : 0;
   const size_t source_bytes = dvalues ? lines<T>(std::min(runs->width, runs->columns) * width) : 0;
   const size_t dsource_bytes = dx ? lines<T>(transposed->most_rows() * width) : 0;
-  const size_t common_bytes = once ? 0 : gathered_bytes + sums_bytes, own_bytes = target_bytes + source_bytes + dsource_bytes + (once ? gathered_bytes + sums_bytes : 0);
+  const size_t moved_bytes = gathered_bytes + sums_bytes, common_bytes = once ? 0 : moved_bytes;
+  const size_t own_bytes = target_bytes + source_bytes + dsource_bytes + (once ? moved_bytes : 0);
   const Workspace scratch(common_bytes + own_bytes * threads);
   const int64_t chunks = dx && !once ? divide_up(transposed->nnz, chunk_of_values) : 0;
 
@@ -313,7 +312,7 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
     const auto part_of = [](int64_t whole, int64_t parts, int64_t part) { return std::pair(whole * part / parts, whole * (part + 1) / parts); };
     const auto [part, part_end] = part_of(runs ? runs->parts() : 1, grid.rows, row_part);
     const auto [block, block_end] = part_of(runs ? runs->blocks() : 0, grid.columns, column_part);
-    const int64_t row = runs ? runs->part_begin(part) : part ? rows : 0, row_end = runs ? runs->part_begin(part_end) : part_end ? rows : 0;
+    const int64_t row = runs ? runs->part_begin(part) : part * rows, row_end = runs ? runs->part_begin(part_end) : part_end * rows;
     for (int64_t tile = 0; tile < t.tiles; ++tile) {
       const bool own_tile = dx && tile % grid.rows == row_part;
       if (own_tile) pack_tile(t, tile, 0, rows, rows, dy, dtarget);
