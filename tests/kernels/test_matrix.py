@@ -87,7 +87,7 @@ def test_how_many_rows_share_their_columns(rows: int, alike: int, per_group: int
 
 def test_rows_of_one_length_are_not_alike() -> None:
     topology = Topology.from_mask(torch.tensor([[1, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]) > 0)
-    assert _core.rows_alike(4, topology.indptr.data_ptr(), topology.indices.data_ptr(), 4) == 1
+    assert _core.Runs(4, 3, topology.indptr.data_ptr(), topology.indices.data_ptr(), 0, 3, 1, 4, 1).alike == 1
 
 
 def results(topology: Topology, x: Tensor, dy: Tensor, values: Tensor) -> list[Tensor | None]:

@@ -194,8 +194,10 @@ class ConvolutionPlan:
 def transpose(topology: Topology) -> tuple[Tensor, Tensor, Tensor]:
     """The connections by column: (indptr [columns + 1], rows [nnz], where in the values each of them is [nnz]), all int32."""
     arrays = _empty_transpose(topology, topology.shape[1])
-    of_topology = topology.indptr.data_ptr(), topology.indices.data_ptr()
-    _core.transpose(*topology.shape, *of_topology, *map(address, arrays), threads_for(topology.nnz))
+    indptr, indices, permutation = (array.data_ptr() for array in arrays)
+    rows, columns = topology.shape
+    own = topology.indptr.data_ptr(), topology.indices.data_ptr()
+    _core.transpose(rows, columns, *own, indptr, indices, permutation, threads_for(topology.nnz))
     return arrays
 
 
