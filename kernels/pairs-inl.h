@@ -24,17 +24,6 @@ inline __attribute__((always_inline)) const float* placed(const float* source, u
   return reinterpret_cast<const float*>(reinterpret_cast<const char*>(source) + place * (tile * sizeof(float) / place_unit));
 }
 
-// A load that is done once: compilers fold it into each of the multiply-adds that use it, and loads are what is scarce.
-inline __attribute__((always_inline)) Vector<float> loaded_once(const float* from) {
-  Vector<float> x = load<float>(from);
-#if defined(__x86_64__)
-  asm("" : "+v"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#endif
-  return x;
-}
-
 template <int abreast, int vectors>
 inline __attribute__((always_inline)) void add_group(PairGroups& groups, const float* source, float* target) {
   constexpr int n = lanes<float>, rows = 2 * abreast, tile = vectors * n;

@@ -4,18 +4,6 @@ namespace {
 
 #include "vector-inl.h"
 
-// A load that is done once for several rows: compilers fold it into each of the multiply-adds that use it, and loads are what is scarce.
-template <class T>
-inline __attribute__((always_inline)) Vector<T> loaded_once(const T* from) {
-  Vector<T> x = load<T>(from);
-#if defined(__x86_64__)
-  asm("" : "+v"(x));
-#elif defined(__aarch64__)
-  asm("" : "+w"(x));
-#endif
-  return x;
-}
-
 // Rows are anywhere: what the next runs add to, or multiply with, is asked for.
 template <int vectors, int write, class T>
 inline __attribute__((always_inline)) void prefetch_row(const T* row) {
@@ -161,12 +149,6 @@ inline __attribute__((always_inline)) Waiting<T> folded(Vector<T> sum, Lanes<lan
   else return __builtin_shufflevector(sum, sum, lane...) + __builtin_shufflevector(sum, sum, (lane + waiting_lanes<T>)...);
 }
 
-template <class T, int run, int odd, int... lane>
-inline __attribute__((always_inline)) Waiting<T> every_other(Waiting<T> a, Waiting<T> b, Lanes<lane...>) {
-  constexpr int n = waiting_lanes<T>;
-  return __builtin_shufflevector(a, b, ((lane / run) % 2 == 0 ? lane + odd * run : n + lane - run + odd * run)...);
-}
-
 // As many vectors as they have lanes, to their sums.
 template <class T, int run = 1>
 inline __attribute__((always_inline)) Waiting<T> sums_of(Waiting<T>* s) {
@@ -174,7 +156,7 @@ inline __attribute__((always_inline)) Waiting<T> sums_of(Waiting<T>* s) {
   using All = typename CountTo<n>::type;
   if constexpr (run < n) {
 #pragma GCC unroll 8
-    for (int i = 0; i < n / run / 2; ++i) s[i] = every_other<T, run, 0>(s[2 * i], s[2 * i + 1], All{}) + every_other<T, run, 1>(s[2 * i], s[2 * i + 1], All{});
+    for (int i = 0; i < n / run / 2; ++i) s[i] = interleaved<run, 0>(s[2 * i], s[2 * i + 1], All{}) + interleaved<run, 1>(s[2 * i], s[2 * i + 1], All{});
     return sums_of<T, run * 2>(s);
   } else {
     return s[0];

@@ -25,6 +25,18 @@ inline __attribute__((always_inline)) void store(S* p, Vector<T> v) {
   *reinterpret_cast<typename InMemory<T, S>::type*>(p) = v;
 }
 
+// A load that is done once for several rows: compilers fold it into each of the multiply-adds that use it, and loads are what is scarce.
+template <class T>
+inline __attribute__((always_inline)) Vector<T> loaded_once(const T* from) {
+  Vector<T> x = load<T>(from);
+#if defined(__x86_64__)
+  asm("" : "+v"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#endif
+  return x;
+}
+
 template <class T>
 inline __attribute__((always_inline)) Vector<T> broadcast(T value) {
   return value - Vector<T>{};  // a - 0 is a, also for -0, inf and NaN
@@ -32,15 +44,15 @@ inline __attribute__((always_inline)) Vector<T> broadcast(T value) {
 
 // interleave<odd>(a, b) with runs of `run` lanes: run 2i + odd of a, then run 2i + odd of b, and so on.
 // Four lanes, run 1: even {a0, b0, a2, b2}, odd {a1, b1, a3, b3}.
-template <class T, int run, int odd, int... lane>
-inline __attribute__((always_inline)) Vector<T> interleaved(Vector<T> a, Vector<T> b, Lanes<lane...>) {
-  constexpr int n = lanes<T>;
+template <int run, int odd, class V, int... lane>
+inline __attribute__((always_inline)) V interleaved(V a, V b, Lanes<lane...>) {
+  constexpr int n = sizeof...(lane);
   return __builtin_shufflevector(a, b, ((lane / run) % 2 == 0 ? lane + odd * run : n + lane - run + odd * run)...);
 }
 
 template <int run, int odd, class T>
 inline __attribute__((always_inline)) Vector<T> interleave(Vector<T> a, Vector<T> b, T) {
-  return interleaved<T, run, odd>(a, b, typename CountTo<lanes<T>>::type{});
+  return interleaved<run, odd>(a, b, typename CountTo<lanes<T>>::type{});
 }
 
 // {x[at[0]], x[at[1]], ...}
