@@ -1,6 +1,6 @@
 """A transformer block with a ReLU whose second linear layer reads mostly zeros, measured and packed: docs/guide/activation-sparsity.md
 
-python examples/relu_transformer.py            # 10,000 images of MNIST, rows of an image as tokens, 2 minutes
+python examples/relu_transformer.py            # 10,000 images of MNIST, rows of an image as tokens, 3 minutes
 python examples/relu_transformer.py --toy      # the digits that come with truesparse, in seconds
 """
 
