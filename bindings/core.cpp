@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "columns.h"
 #include "convolution.h"
 #include "isa.h"
 #include "layout.h"
@@ -224,6 +225,41 @@ void bind_windows(nb::module_& m, const char* suffix) {
           nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
 }
 
+template <class V>
+void bind_columns(nb::module_& m, const char* suffix) {
+  nb::class_<Columns<V>>(m, (std::string("Columns") + suffix).c_str())
+      .def(
+          "__init__",
+          [](Columns<V>* self, int64_t rows, int64_t columns, Address weight, Address scales) {
+            new (self) Columns<V>{rows, columns, at<const V>(weight), at<const float>(scales)};
+          },
+          "rows"_a, "columns"_a, "weight"_a, "scales"_a)
+      .def(
+          "spmv",
+          [](const Columns<V>& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
+            columns_spmv(self, at<const float>(bias), relu, at<const float>(x), at<float>(y), batch, threads);
+          },
+          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+  nb::class_<ColumnLists<V>>(m, (std::string("ColumnLists") + suffix).c_str())
+      .def(
+          "__init__",
+          [](ColumnLists<V>* self, int64_t rows, int64_t columns, int64_t width, Address starts, Address places, Address values, Address scales) {
+            new (self) ColumnLists<V>{rows, columns, width, at<const int32_t>(starts), at<const uint16_t>(places), at<const V>(values),
+                                      at<const float>(scales)};
+          },
+          "rows"_a, "columns"_a, "width"_a, "starts"_a, "places"_a, "values"_a, "scales"_a)
+      .def(
+          "unpack",
+          [](const ColumnLists<V>& self, Address dense, int64_t threads) { unpack_columns(self, at<float>(dense), threads); },
+          nb::call_guard<nb::gil_scoped_release>(), "dense"_a, "threads"_a)
+      .def(
+          "spmv",
+          [](const ColumnLists<V>& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
+            columns_spmv(self, at<const float>(bias), relu, at<const float>(x), at<float>(y), batch, threads);
+          },
+          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+}
+
 }  // namespace
 
 NB_MODULE(_core, m) {
@@ -318,6 +354,9 @@ NB_MODULE(_core, m) {
       "places"_a, "own"_a);
   bind_pairs(m);
   m.def("use_large_pages", [](Address array, int64_t bytes) { use_large_pages(at<void>(array), bytes); }, "array"_a, "bytes"_a);
+  bind_columns<float>(m, "_float32");
+  bind_columns<Bfloat16>(m, "_bfloat16");
+  bind_columns<int8_t>(m, "_int8");
   bind_windows<float>(m, "_float32");
   bind_windows<Bfloat16>(m, "_bfloat16");
   bind_windows<int8_t>(m, "_int8");

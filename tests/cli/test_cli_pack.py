@@ -93,7 +93,7 @@ def test_a_run(folder, capsys):
     out = capsys.readouterr().out
     assert out.startswith("run: sparse, averaged weights\n")
     rows = words(out)
-    layers = {row[0]: row for row in rows if len(row) == 8}
+    layers = {row[0]: row for row in rows if len(row) == 9}
     assert layers.keys() == {"stem", "hidden", "head"}
     model = network_of(folder)
     assert layers["hidden"][1] == f"{model.hidden.topology.sparsity:.1%}"
@@ -109,7 +109,9 @@ def test_other_variants_and_no_tuning(variant, ways, folder, capsys):
     out = capsys.readouterr().out
     assert out.startswith(f"run: {variant}, averaged weights\n")
     assert [row[0] for row in words(out) if len(row) == 3] == ways
-    assert all(row[5:] == ["-", "-", "-"] for row in words(out) if len(row) == 8)
+    layers = [row for row in words(out) if len(row) == 9]
+    assert layers
+    assert all(row[6:] == ["-", "-", "-"] for row in layers)
     assert "batch 7" in out
 
 

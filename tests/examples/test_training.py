@@ -60,6 +60,13 @@ def test_timm(tmp_path):
     assert (tmp_path / "finetuned.safetensors").exists()
 
 
+def test_a_relu_transformer_reads_mostly_zeros_and_is_packed_for_that():
+    accuracy, zeros, layout = example("relu_transformer").main(["--toy", "--epochs", "6"])
+    assert accuracy > 5 * CHANCE
+    assert zeros.layers["block.down"].share > 0.7
+    assert layout == "columns (whole)"
+
+
 def test_optuna_prunes_and_goes_on(tmp_path):
     optuna = pytest.importorskip("optuna")
     main = example("optuna_search").main

@@ -12,11 +12,12 @@ from oracles import connections, made
 
 from truesparse import Topology, Unstructured, _core
 from truesparse.inference.graph.layers import Weights
-from truesparse.inference.layouts import Dense, Pairs, PairShape, Windows, WindowsCandidate, pairs, windows
+from truesparse.inference.layouts import Columns, ColumnsCandidate, Dense, Pairs, PairShape, Windows, WindowsCandidate, pairs, windows
 from truesparse.topology.geometry import Matrix
 
 ISAS = _core.supported_isas()
 WINDOWS = [WindowsCandidate(4, 2), WindowsCandidate(4, 4), *map(WindowsCandidate, (5, 7, 8, 16))]
+COLUMNS = [ColumnsCandidate("whole"), ColumnsCandidate("lists"), ColumnsCandidate("lists", 3)]
 PAIRS = [PairShape(1, 16), PairShape(2, 5), PairShape(2, 100, 3), PairShape(1, 33, 2)]
 
 
@@ -103,9 +104,11 @@ def test_windows(kind, sparsity):
             hold(layout, weights, batch)
 
 
-@pytest.mark.parametrize("candidate", [*WINDOWS, *PAIRS], ids=str)
+@pytest.mark.parametrize("candidate", [*WINDOWS, *PAIRS, *COLUMNS], ids=str)
 @pytest.mark.parametrize("batch", [3, 150])
 def test_threads_change_nothing(candidate, batch, monkeypatch):
+    monkeypatch.setattr("truesparse.inference.layouts.columns.WORK_OF_A_THREAD", 1)
+    monkeypatch.setattr(Columns, "_dense_is_faster", lambda layout, x: False)
     monkeypatch.setattr(windows, "WORK_OF_A_THREAD", 1)
     monkeypatch.setattr(pairs, "WORK_OF_A_THREAD", 1)
     weights = weights_of(Unstructured().random((100, 250), 3000, torch.Generator().manual_seed(0)))
@@ -131,7 +134,7 @@ def test_connections_crowded_into_one_window_and_empty_rows():
     mask = torch.zeros(40, 200, dtype=torch.bool)
     mask[3, 64:96] = mask[4, :] = mask[39, 199] = mask[20, :17] = True
     weights = weights_of(Topology.from_mask(mask))
-    for candidate in (*WINDOWS, *PAIRS):
+    for candidate in (*WINDOWS, *PAIRS, *COLUMNS):
         hold(candidate.make(weights, False, "float32"), weights, 2)
 
 
@@ -141,7 +144,7 @@ def test_what_is_not_finite_stays_where_it_belongs():
     x[0, 5], x[0, 6], x[0, 7] = float("nan"), float("inf"), -float("inf")
     for relu in (False, True):
         weights = Weights(Matrix(40, 40), topology, torch.ones(40), None)
-        for layout in [one.make(weights, relu, "float32") for one in (*WINDOWS, *PAIRS)]:
+        for layout in [one.make(weights, relu, "float32") for one in (*WINDOWS, *PAIRS, *COLUMNS[1:])]:
             y = layout(x)[0]
             assert bool(y[5].isnan())
             assert y[6] == float("inf")
@@ -149,11 +152,11 @@ def test_what_is_not_finite_stays_where_it_belongs():
 
 
 @pytest.mark.parametrize(("values", "tolerance"), [("bfloat16", 2**-8), ("int8", 1 / 127)])
-@pytest.mark.parametrize("kind", WINDOWS, ids=str)
+@pytest.mark.parametrize("kind", [*WINDOWS, *COLUMNS], ids=str)
 def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, kind):
     topology = Unstructured().random((50, 300), 3000, torch.Generator().manual_seed(0))
     weights = weights_of(topology)
-    layout = Windows(weights, False, kind, values)
+    layout = kind.make(weights, False, values)
     x = torch.randn(3, 300)
     dense = topology.scatter(weights.values).abs()
     largest = dense.amax(1, keepdim=True).expand_as(dense) if values == "int8" else dense
@@ -161,7 +164,7 @@ def test_narrow_values_are_off_by_their_rounding_only(values, tolerance, kind):
     error = (layout(x) - expected(weights, False, x)).abs()
     assert bool((error <= bound + 1e-4).all())
     assert float(error.max()) > 1e-4, "values were not rounded at all"
-    assert layout.nbytes < Windows(weights, False, kind).nbytes
+    assert layout.nbytes < kind.make(weights, False, "float32").nbytes
 
 
 @pytest.mark.parametrize("values", ["float32", "bfloat16", "int8"])
@@ -190,7 +193,8 @@ def test_windows_tell_from_how_many_samples_on_they_are_unpacked(isa):
 def test_layouts_can_be_copied_and_pickled():
     weights = weights_of(Unstructured().random((30, 60), 300, torch.Generator().manual_seed(0)))
     x = torch.randn(2, 60)
-    made_ones = Windows(weights, False, WINDOWS[1]), Windows(weights, True, WINDOWS[3], "int8")
+    made_ones = [Windows(weights, False, WINDOWS[1]), Windows(weights, True, WINDOWS[3], "int8")]
+    made_ones += [Columns(weights, True, one, values) for one in COLUMNS for values in ("float32", "int8")]
     for layout in (Dense(weights), Pairs(weights, True, PAIRS[2]), *made_ones):
         y = layout(x)
         for other in (copy.deepcopy(layout), pickle.loads(pickle.dumps(layout))):

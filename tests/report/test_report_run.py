@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from truesparse.report import RunLayer, Stage, evolution, input_heat, read_run
+from truesparse.report.content import page_content
 from truesparse.runs import RunError
 from truesparse.topology import Topology
 from truesparse.topology.geometry import Convolution, Matrix
@@ -301,3 +302,17 @@ def test_metrics_of_missing_epochs_are_refused(copied):
     (copied / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if line["epoch"] != 2))
     with pytest.raises(RunError, match=r"metrics\.jsonl is damaged: the epochs of dense are \[1, 3\]"):
         read_run(copied)
+
+
+def test_zeros_that_layers_read(digits, copied):
+    lines = [json.loads(line) for line in (digits / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if line["variant"] == "sparse"][-1]
+    (shown,) = page_content([read_run(digits)])["runs"]
+    assert shown["zeroInputs"] == {name: last["layers"][name]["zero_inputs"] for name in DIGITS}
+    assert all(0 < shown["zeroInputs"][name] < 1 for name in ("3", "5")), "what a ReLU gives"
+    for line in lines:  # as an earlier version wrote them
+        for layer in line["layers"].values():
+            layer.pop("zero_inputs")
+    (copied / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (before,) = page_content([read_run(copied)])["runs"]
+    assert before["zeroInputs"] == {}

@@ -130,7 +130,7 @@ def test_measures_in_the_metrics(begin, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     dense, masked, sparse = lines[:3]
     assert set(dense["layers"]) == {"0", "5", "7"}
-    assert set(dense["layers"]["5"]) == {"gradient_norm", "flops"}
+    assert set(dense["layers"]["5"]) == {"gradient_norm", "flops", "zero_inputs"}
     # 8 x 8 images: 64 positions of 8 filters of 9, then 512 x 32 and 32 x 10.
     forward = 2 * (64 * 72 + 512 * 32 + 320)
     assert dense["flops"] == {
@@ -142,6 +142,7 @@ def test_measures_in_the_metrics(begin, tmp_path):
     for name, layer in sparse["layers"].items():
         other = masked["layers"][name]
         assert layer.pop("gradient_norm") == pytest.approx(other.pop("gradient_norm"), rel=1e-3)
+        assert layer.pop("zero_inputs") == pytest.approx(other.pop("zero_inputs"), abs=1e-3)
         assert layer == other, "the twins differ in rounding only"
     assert sparse["flops"] == masked["flops"]
     first, last = (load_file(tmp_path / "run" / "sparse" / "topologies" / f"epoch-000{epoch}.safetensors") for epoch in (0, 1))

@@ -95,3 +95,38 @@ def test_hidden_layers():
 def test_impossible_penalties(arguments, text):
     with pytest.raises(ValueError, match=text):
         ActivationPenalty(*arguments)
+
+
+def test_the_hoyer_measure_by_hand():
+    model = nn.Identity()
+    penalty = ActivationPenalty([model], hoyer=2.0)
+    x = torch.tensor([[1.0, 1.0, -1.0, 1.0], [0.0, 5.0, 0.0, 0.0], [3.0, 4.0, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    model(x)
+    loss = penalty.loss()
+    torch.testing.assert_close(loss, torch.tensor(2.0 * (1 + 1 / 4 + 49 / 25 / 4) / 3, dtype=torch.float64))
+    model(10 * x)
+    torch.testing.assert_close(penalty.loss(), loss)
+    assert torch.autograd.gradcheck(lambda x: (model(x), penalty.loss())[1], x[2:, :2].detach().requires_grad_())
+    zeros = torch.zeros(2, 3, requires_grad=True)
+    model(zeros)
+    of_zeros = penalty.loss()
+    of_zeros.backward()
+    assert of_zeros.item() == 0
+    assert torch.equal(zeros.grad, torch.zeros(2, 3))
+
+
+def test_hoyer_makes_activations_few():
+    torch.manual_seed(0)
+    x, target = torch.randn(64, 8), torch.randn(64, 3)
+    shares = {}
+    for hoyer in (0.0, 2.0):
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+        penalty = ActivationPenalty([model[1]], hoyer=hoyer)
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+        for _ in range(150):
+            optimizer.zero_grad()
+            ((model(x) - target).square().mean() + penalty.loss()).backward()
+            optimizer.step()
+        shares[hoyer] = ts.metrics.activations(model, x).layers["2"].share
+    assert shares[2.0] > shares[0.0] + 0.2, shares

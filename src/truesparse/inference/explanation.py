@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from ..common.shown import Table
 from .graph.simplify import LayerChange
+from .layouts import Columns
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class PackedRow:
         layer: its name, or the names of layers that became one.
         change: what the graph lost there: neurons, inputs, connections before and after.
         sparsity: of what is left, 0 to 1.
+        zeros: the share of zeros in the input that the example gave the layer, 0 to 1; None if there was none.
         layout: in words.
         bytes: of the layout.
         seconds, dense_seconds: of one call at the example's batch, the layout and a dense one of the same layer; None if not measured.
@@ -25,6 +27,7 @@ class PackedRow:
     layer: str
     change: LayerChange
     sparsity: float
+    zeros: float | None
     layout: str
     bytes: int
     seconds: float | None
@@ -64,8 +67,10 @@ class Explanation:
 
     def table(self) -> Table:
         """A row for each layer; times are of one call, in microseconds."""
-        heads = ("layer", "sparsity", "removed", "layout", "bytes", "us", "dense us", "times as fast")
+        heads = ("layer", "sparsity", "zeros read", "removed", "layout", "bytes", "us", "dense us", "times as fast")
         said = f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+        if any(row.layout.startswith(Columns.name) for row in self.rows):
+            said += "; columns are chosen for as many zeros as the example has: with fewer the result is as right, and takes longer"
         if self.whole:
             said += f"; left as they were: {', '.join(self.whole)}"
         if self.hooked:
@@ -73,7 +78,7 @@ class Explanation:
             said += f"; not looked into, since hooks of yours are on them: {named}"
         if self.untraced:
             said += f"; each layer by itself, nothing folded, removed or joined: {self.untraced}"
-        return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 4, 5, 6, 7}), caption=said)
+        return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 2, 5, 6, 7, 8}), caption=said)
 
     def by_layout(self) -> Table:
         """A row for each shape of layer and layout, for models of many that are alike; times are of a call of all, in milliseconds."""
@@ -102,7 +107,8 @@ def _cells(row: PackedRow) -> tuple[str, ...]:
     removed = ", ".join(f"{before - after} {what}" for what, (before, after) in counts.items() if before > after)
     times = ("-" if seconds is None else f"{seconds * 1e6:.1f}" for seconds in (row.seconds, row.dense_seconds))
     ratio = "-" if row.times_as_fast is None else f"{row.times_as_fast:.1f}"
-    return row.layer, f"{row.sparsity:.1%}", removed or "-", row.layout, f"{row.bytes:,}", *times, ratio
+    zeros = "-" if row.zeros is None else f"{row.zeros:.1%}"
+    return row.layer, f"{row.sparsity:.1%}", zeros, removed or "-", row.layout, f"{row.bytes:,}", *times, ratio
 
 
 def _together(rows: Sequence[PackedRow]) -> tuple[str, ...]:

@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import __version__
 from ..common.processor import processor
-from ..topology.geometry import Convolution
+from ..topology.geometry import Convolution, Geometry, Matrix
 from .choice import Measured, Memory, by_rule, key_of, measure
 from .explanation import PackedRow
 from .graph.join import joined_name
 from .graph.layers import FusedLayer, Weights, weights_of
 from .graph.simplify import LayerChange
-from .layouts import Conditions, Dense, Finish, candidates
+from .layouts import Conditions, Dense, Finish, candidates, columns
 from .packed import PackedLayer
 
 
@@ -42,6 +42,30 @@ class LayerToPack:
         return cls(fused.layer, weights, False, Finish(), (activation,) if pool is None else (activation, pool))
 
 
+@dataclass(frozen=True, eq=False)
+class LayerInput:
+    """What a layer is called with, as far as its layout depends on it.
+
+    Args:
+        shape: samples first.
+        zeros: the share of it that is zero; None: not known.
+        x: itself, where its zeros could matter: of a matrix and few samples.
+    """
+
+    shape: tuple[int, ...]
+    zeros: float | None = None
+    x: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, geometry: Geometry) -> LayerInput:
+        """Of what a layer of that geometry is called with, which may be written over afterwards."""
+        features = geometry.sample_ndim
+        shape = (math.prod(x.shape[:-features]), *x.shape[-features:])
+        zeros = 1 - int(x.count_nonzero()) / x.numel() if x.numel() else 0.0
+        matters = isinstance(geometry, Matrix) and shape[0] <= columns.LARGEST_BATCH and zeros >= columns.LEAST_ZEROS
+        return cls(shape, zeros, x.detach().reshape(shape).clone() if matters else None)
+
+
 @dataclass(frozen=True)
 class Chooser:
     """Lays out layer after layer.
@@ -56,10 +80,11 @@ class Chooser:
     memory: Memory | None
     alike: dict[tuple[Any, ...], Measured] = field(default_factory=dict)  # layers of one shape and density are measured once
 
-    def packed(self, layer: LayerToPack, change: LayerChange, shape: tuple[int, ...]) -> tuple[PackedRow, nn.Module]:
+    def packed(self, layer: LayerToPack, change: LayerChange, given: LayerInput) -> tuple[PackedRow, nn.Module]:
         weights, relu = layer.weights, layer.relu
-        conditions = Conditions(shape, self.threads, self.values, layer.finish)
-        measured = None if self.memory is None else self._measured(weights, relu, conditions, self.memory)
+        zeros = 0.0 if given.x is None or given.zeros is None else round(given.zeros, 2)
+        conditions = Conditions(given.shape, self.threads, self.values, layer.finish, zeros)
+        measured = None if self.memory is None else self._measured(weights, relu, conditions, given.x, self.memory)
         if measured is None:
             candidate = by_rule(weights, conditions)
         else:
@@ -69,6 +94,7 @@ class Chooser:
             layer=joined_name(change.joined or (change.name,)),
             change=change,
             sparsity=weights.topology.sparsity,
+            zeros=given.zeros,
             layout=str(layout),
             bytes=layout.nbytes,
             seconds=None if measured is None else measured.seconds[str(candidate)],
@@ -77,13 +103,13 @@ class Chooser:
         packed = PackedLayer(layout, weights.geometry, layer.module)
         return row, nn.Sequential(packed, *layer.others) if layer.others else packed
 
-    def _measured(self, weights: Weights, relu: bool, conditions: Conditions, memory: Memory) -> Measured:
+    def _measured(self, weights: Weights, relu: bool, conditions: Conditions, x: Tensor | None, memory: Memory) -> Measured:
         key = key_of(weights, relu, conditions, (processor(), torch.__version__, __version__))
         wanted = {str(one) for one in candidates(weights, conditions)}
         for known in (memory.recall(key), self.alike.get(_likeness(weights, relu, conditions))):
             if known is not None and set(known.seconds) == wanted:
                 return known
-        found = measure(weights, relu, conditions)
+        found = measure(weights, relu, conditions, x)
         memory.keep(key, found)
         self.alike[_likeness(weights, relu, conditions)] = found
         return found

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from ..common.hooks import user_hooks
 from ..common.progress import Done, show_parts
-from ..topology.geometry import Matrix
+from ..topology.geometry import Geometry, Matrix
 from .choice import Memory
 from .eager import refusal, refuse_tracing
 from .explanation import Explanation
@@ -21,7 +20,7 @@ from .graph.layers import PACKED, geometry_of
 from .graph.simplify import change, simplify
 from .graph.trace import Untraceable
 from .inplace import as_it_is, layers_in_place, own_layers
-from .laying_out import Chooser, LayerToPack
+from .laying_out import Chooser, LayerInput, LayerToPack
 from .layouts import VALUES
 from .packed import Frozen
 
@@ -120,11 +119,11 @@ def pack(
     simplified = layers_in_place(simplified, example_inputs)
     graph = simplified.module.eval()
     layers = {change.name: LayerToPack.of(graph.get_submodule(change.name)) for change in simplified.layers}
-    shapes = _input_shapes(graph, layers, example_inputs)
+    given = _inputs_of_layers(graph, layers, example_inputs)
     rows = []
     with _choosing(threads, values, tune, memory) as chooser, _shown(len(layers), progress) as done:
         for change in simplified.layers:
-            row, packed = chooser.packed(layers[change.name], change, shapes[change.name])
+            row, packed = chooser.packed(layers[change.name], change, given[change.name])
             graph.set_submodule(change.name, packed)
             rows.append(row)
             done(row.layer, row.layout)
@@ -189,7 +188,7 @@ def pack_layers(
         for name, everywhere in places.items():
             layer = model.get_submodule(name)
             to_pack = LayerToPack.of(layer)
-            row, packed = chooser.packed(to_pack, change(name, [layer], layer), (batch, to_pack.weights.topology.shape[1]))
+            row, packed = chooser.packed(to_pack, change(name, [layer], layer), LayerInput((batch, to_pack.weights.topology.shape[1])))
             for place in everywhere:
                 model.set_submodule(place, packed)
             rows.append(row)
@@ -234,16 +233,14 @@ def _refuse_other_dtypes(model: nn.Module) -> None:
             )
 
 
-def _input_shapes(graph: nn.Module, layers: Mapping[str, LayerToPack], example: Example) -> Mapping[str, tuple[int, ...]]:
-    """The shape in which each layer's kernel gets its input, samples first."""
-    shapes: dict[str, tuple[int, ...]] = {}
+def _inputs_of_layers(graph: nn.Module, layers: Mapping[str, LayerToPack], example: Example) -> Mapping[str, LayerInput]:
+    """What each layer's kernel gets as its input, in its first call."""
+    found: dict[str, LayerInput] = {}
 
-    def noted(name: str, geometry: Any) -> Any:
-        features = geometry.sample_ndim
-
+    def noted(name: str, geometry: Geometry) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            lead, sample = args[0].shape[:-features], args[0].shape[-features:]
-            shapes.setdefault(name, (prod(lead), *sample))
+            if name not in found:
+                found[name] = LayerInput.of(args[0], geometry)
 
         return hook
 
@@ -254,4 +251,4 @@ def _input_shapes(graph: nn.Module, layers: Mapping[str, LayerToPack], example: 
     finally:
         for handle in handles:
             handle.remove()
-    return shapes
+    return found

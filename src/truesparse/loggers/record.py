@@ -39,6 +39,7 @@ OF_LAYERS: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
     "dead_inputs": lambda layer: layer.get("dead_inputs"),
     "gradient_norm": lambda layer: layer.get("gradient_norm"),
     "flops": lambda layer: layer.get("flops"),
+    "zero_inputs": lambda layer: layer.get("zero_inputs"),
 }
 HISTOGRAMS = ("fan_in", "fan_out")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..nn import TopologyLayer, topology_layers
 from ..rewiring import Rewirer
 from ..topology import Move, Topology
+from .activations import activations
 from .energy import energy_at
 from .flops import Flops, layer_flops, output_positions, weight_layers
 from .history import Explored, Lineage
@@ -42,7 +43,8 @@ class Tracker:
     Args:
         model: dense, sparse or masked.
         rewirer: of the model; None where nothing rewires.
-        example: an input of the model, run once for the output positions of its layers; None: operations are not counted.
+        example: an input of the model, run once for the output positions of its layers, and at each report for the zeros that they
+            read; None: neither is counted.
         samples: in `example`; None: its first dimension.
         every: looks at one in so many rewirings; None: at each, or, where less than `STEPS_BETWEEN_LOOKS` steps lie between them, at
             one in as many as make that. What grows and is dropped between two looks goes unseen, and a connection that is dropped
@@ -62,7 +64,7 @@ class Tracker:
         samples: int | None = None,
         every: int | None = None,
     ) -> None:
-        self.model, self.rewirer = model, rewirer
+        self.model, self.rewirer, self.example = model, rewirer, example
         self.every = every or (ceil(STEPS_BETWEEN_LOOKS / rewirer.schedule.every) if rewirer is not None else 1)
         self.layers = topology_layers(model)
         self.positions = None if example is None else output_positions(model, example, samples)
@@ -103,6 +105,7 @@ class Tracker:
         if self._looked_at[-1] != self._now:
             self._look()
         flops = {} if self.positions is None else layer_flops(self.model, self.positions)
+        zeros = {} if self.example is None else activations(self.model, (self.example,)).layers
         norms = gradient_norms or {}
         layers: dict[str, dict[str, Any]] = {}
         for name in weight_layers(self.model):
@@ -111,6 +114,8 @@ class Tracker:
                 line["gradient_norm"] = _rounded(norms[name]) if isfinite(norms[name]) else None
             if name in flops:
                 line["flops"] = flops[name].sparse
+            if name in zeros and (share := zeros[name].share) is not None:
+                line["zero_inputs"] = _rounded(share)
             layers[name] = line
         self._changes = {name: [] for name in self.layers}
         report: dict[str, Any] = {"layers": layers}

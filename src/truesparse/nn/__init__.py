@@ -1,5 +1,6 @@
-"""Modules that hold only their connections, and their masked twins."""
+"""Modules that hold only their connections, their masked twins, and activation functions that make zeros."""
 
+from .activations import ThresholdReLU, TopK
 from .base import TopologyLayer
 from .conv import SparseConv1d, SparseConv2d, SparseConv3d
 from .convert import densify, sparsify, topology_layers
@@ -38,6 +39,8 @@ __all__ = [
     "SparseConvTranspose3d",
     "SparseLayer",
     "SparseLinear",
+    "ThresholdReLU",
+    "TopK",
     "TopologyLayer",
     "densify",
     "sparsify",

@@ -56,6 +56,7 @@ def _run(run: Run, name: str, count: int) -> dict[str, Any]:
         "gradients": {} if variant is None else {name: _gradient_norms(run, variant, name) for name in run.layers},
         "sample": run.sample,
         "layers": [] if variant is None or not run.metrics[variant] else _layers(run, variant, MOST_CHANGES / count),
+        "zeroInputs": {} if variant is None or not run.metrics[variant] else _zero_inputs(run, variant),
         "pruning": run.pruning,
     }
 
@@ -110,6 +111,12 @@ def _step_seconds(run: Run, variant: str) -> dict[str, float] | None:
 
 def _gradient_norms(run: Run, variant: str, layer: str) -> list[float | None]:
     return [line.get("layers", {}).get(layer, {}).get("gradient_norm") for line in run.metrics[variant]]
+
+
+def _zero_inputs(run: Run, variant: str) -> dict[str, float]:
+    """The share of zeros in what each layer read at the end; of those of which it is known."""
+    layers = run.metrics[variant][-1].get("layers", {})
+    return {name: own["zero_inputs"] for name, own in layers.items() if "zero_inputs" in own}
 
 
 def _layers(run: Run, variant: str, most_changes: float) -> list[dict[str, Any]]:

@@ -34,6 +34,7 @@ from .updates import Updates
 from .user_file import failure
 
 Metrics = dict[str, Any]
+LOOKED_AT = 64  # samples, at the end of each epoch, for the zeros that layers read
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Variant:
         if self.rewirer is not None:
             self.rewirer.steps = self.epoch * train.steps + self.step
         with torch.random.fork_rng(devices=[]):
-            self.tracker = Tracker(self.model, self.rewirer, test.first(1), samples=1)
+            self.tracker = Tracker(self.model, self.rewirer, test.first(LOOKED_AT), samples=min(LOOKED_AT, test.samples))
         self.updates = Updates(self.rewirer, train.steps) if self.rewirer is not None else None
         self.last_updates: dict[str, NDArray[Any]] = {}  # of the epoch completed last
         self.penalty, self.grace, self.average = self._made_stable()

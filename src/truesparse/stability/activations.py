@@ -1,4 +1,4 @@
-"""How are neurons kept from dying? A penalty on what layers give, before the activation function."""
+"""How are neurons kept from dying, and how do activations become sparse? By a penalty on what modules give."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..nn import topology_layers
 
 
 class ActivationPenalty:
-    """A term of the loss: the mean absolute value and the mean square of the outputs of some modules.
+    """A term of the loss: the mean absolute value, the mean square and the Hoyer measure of the outputs of some modules.
 
         penalty = ActivationPenalty(hidden_layers(model), l2=1e-4)
         ...
@@ -22,7 +22,10 @@ class ActivationPenalty:
     gradients: a ReLU that is 0 for all inputs passes none, but the penalty stands before it. Shi et al. 2019,
     https://doi.org/10.1007/s11063-018-9883-8. On the outputs of activation functions (Merity et al. 2017, https://arxiv.org/abs/1708.01009,
     "AR") it keeps them small and revives nothing. `l1` makes activations sparse (Glorot et al. 2011,
-    https://proceedings.mlr.press/v15/glorot11a.html, section 3).
+    https://proceedings.mlr.press/v15/glorot11a.html, section 3), and so does `hoyer`, which asks for few activations, not for small ones:
+    (sum |a|)^2 / (n sum a^2) of the n outputs a for a sample, from 1 where all are equal to 1/n where one alone is not zero (Kurtz et
+    al. 2020, https://proceedings.mlr.press/v119/kurtz20a.html, section 3, without the division by n; 0 where all are zero). Give both
+    the outputs of activation functions: `[module for module in model.modules() if isinstance(module, nn.ReLU)]`.
 
     Only forward passes in training mode, with gradients enabled, count.
 
@@ -30,19 +33,20 @@ class ActivationPenalty:
         modules: whose outputs are penalised.
         l1: factor of the mean absolute value of each module's outputs, at least 0.
         l2: factor of their mean square, at least 0.
+        hoyer: factor of the mean over the samples of their Hoyer measure, at least 0. The first dimension of outputs is that of samples.
 
     Raises:
         ValueError: if a factor is negative, or there is no module.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], l1: float = 0.0, l2: float = 0.0) -> None:
+    def __init__(self, modules: Iterable[nn.Module], l1: float = 0.0, l2: float = 0.0, hoyer: float = 0.0) -> None:
         modules = list(modules)
-        for name, factor in (("l1", l1), ("l2", l2)):
+        for name, factor in (("l1", l1), ("l2", l2), ("hoyer", hoyer)):
             if not 0 <= factor < float("inf"):
                 raise ValueError(f"{name} must be at least 0, got {factor}")
         if not modules:
             raise ValueError("expected modules whose outputs are penalised, got none")
-        self.l1, self.l2 = l1, l2
+        self.l1, self.l2, self.hoyer = l1, l2, hoyer
         self._terms: list[Tensor] = []
         self._handles = [module.register_forward_hook(_Penalise(self)) for module in modules]
 
@@ -62,7 +66,16 @@ class ActivationPenalty:
             term = term + self.l1 * output.abs().mean(dtype=term.dtype)
         if self.l2:
             term = term + self.l2 * output.to(term.dtype).square().mean()
+        if self.hoyer:
+            term = term + self.hoyer * _hoyer(output.to(term.dtype)).mean()
         self._terms.append(term)
+
+
+def _hoyer(output: Tensor) -> Tensor:
+    """(sum |a|)^2 / (n sum a^2) of each sample, [samples]; 0, with a gradient of 0, where all is zero."""
+    of_samples = output.flatten(1) if output.ndim > 1 else output[None]
+    squares = of_samples.square().sum(1).clamp_min(torch.finfo(output.dtype).tiny)
+    return of_samples.abs().sum(1).square() / squares / of_samples.shape[1]
 
 
 def hidden_layers(model: nn.Module) -> list[nn.Module]:

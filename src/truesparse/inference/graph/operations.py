@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 from torch.nn.modules import activation
 
+from ...nn import ThresholdReLU
 from .biases import Table, biases
 from .channels import Axis, Channels, Constants, Operation, Resized, described
 from .fold import NORMS, calls_of, is_fixed, scale_and_shift
@@ -25,6 +26,7 @@ from .trace import module_of, shape_of
 
 _MIX_CHANNELS = ("MultiheadAttention", "PReLU", "RReLU", "GLU", "Softmax", "Softmax2d", "Softmin", "LogSoftmax")
 POINTWISE_MODULES = {
+    ThresholdReLU,
     *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
     *(getattr(activation, name) for name in activation.__all__ if name not in _MIX_CHANNELS),
 }

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from ...common.hooks import user_hooks, users_on, without_training_hooks
-from ...nn import TopologyLayer
+from ...nn import ThresholdReLU, TopK, TopologyLayer
 from ...nn.opened import Opened, OpenedEmbedding
 from ...nn.wrapped import unwrapped
 from .example import Example, Form, call, form_of, inputs_of
@@ -179,7 +179,7 @@ def replaced(module: fx.GraphModule, modules: Mapping[str, nn.Module] | None = N
 class _Tracer(fx.Tracer):
     def __init__(self, form: Form, leaves: tuple[type[nn.Module], ...]) -> None:
         super().__init__()
-        self.form, self.leaves = form, (TopologyLayer, *leaves)
+        self.form, self.leaves = form, (TopologyLayer, TopK, ThresholdReLU, *leaves)
         self.entered: list[nn.Module] = []  # not left again when an error comes: it tells where
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -1,14 +1,15 @@
 """Layouts, a file each: `candidates` says what is worth a try for a layer. A new layout is a file and a name in `KINDS`."""
 
 from ..graph.layers import Weights
-from . import dense, pairs, planes, rearranged, trained, windows
+from . import columns, dense, pairs, planes, rearranged, trained, windows
 from .base import VALUES, Candidate, Conditions, Finish, Layout
+from .columns import Columns, ColumnsCandidate
 from .dense import Dense, DenseCandidate
 from .pairs import Pairs, PairShape
 from .planes import Planes, PlanesCandidate
 from .windows import Windows, WindowsCandidate
 
-KINDS = dense, planes, pairs, windows, rearranged, trained
+KINDS = dense, planes, pairs, windows, columns, rearranged, trained
 
 
 def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
@@ -19,6 +20,8 @@ def candidates(weights: Weights, conditions: Conditions) -> list[Candidate]:
 __all__ = [
     "VALUES",
     "Candidate",
+    "Columns",
+    "ColumnsCandidate",
     "Conditions",
     "Dense",
     "DenseCandidate",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ... import _core
+from ...topology import Topology
 from ...topology.geometry import Geometry, Matrix
 from ..graph.layers import Weights
 
@@ -74,12 +75,14 @@ class Conditions:
         threads: of torch and of the kernels.
         values: how connections may be held: "float32", "bfloat16", "int8".
         finish: of a convolution.
+        zeros: the share of the inputs that is zero, 0 to 1, as far as it is known and could matter.
     """
 
     input_shape: tuple[int, ...]
     threads: int
     values: str = "float32"
     finish: Finish = NOTHING
+    zeros: float = 0.0
 
     @property
     def batch(self) -> int:
@@ -110,6 +113,17 @@ class Candidate(ABC):
 def nbytes(*arrays: Tensor | None) -> int:
     """Bytes of all that is there."""
     return sum(array.nbytes for array in arrays if array is not None)
+
+
+def row_scales(topology: Topology, values: Tensor) -> Tensor:
+    """[rows] so that the largest value of each row becomes 127."""
+    largest = torch.zeros(topology.shape[0]).scatter_reduce(0, topology.rows.long(), values.abs(), "amax")
+    return torch.where(largest > 0, largest / 127, 1.0)
+
+
+def held_as(values: Tensor, kind: str) -> Tensor:
+    """One of `VALUES`; for "int8" in units of the scales."""
+    return values.round().to(torch.int8) if kind == "int8" else values.to(VALUES[kind])
 
 
 BYTE = 1 / 29  # nanoseconds, from beyond the second cache

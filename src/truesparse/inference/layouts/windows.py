@@ -15,7 +15,7 @@ from ...topology import Topology
 from ...topology.geometry import Matrix
 from ...topology.merge import threads_for
 from ..graph.layers import Weights
-from .base import VALUES, Candidate, Conditions, Layout, nbytes, on_large_pages, reading
+from .base import VALUES, Candidate, Conditions, Layout, held_as, nbytes, on_large_pages, reading, row_scales
 from .dense import COPY, FEW_SAMPLES, MULTIPLY_ADD
 
 LANES = 16  # of a vector, each of them a row or two
@@ -89,7 +89,7 @@ class Windows(Layout):
         topology, held = weights.topology, weights.values.float().contiguous()
         scales = None
         if values == "int8":
-            scales = _scales(topology, held)
+            scales = row_scales(topology, held)
             held = held / scales[topology.rows.long()]
         order = _order(topology, kind.bits)
         starts = _starts(topology, order, kind)
@@ -100,7 +100,7 @@ class Windows(Layout):
         made = (array.data_ptr() for array in (first, places, own))
         where = topology.indptr.data_ptr(), topology.indices.data_ptr(), held.data_ptr(), order.data_ptr()
         _core.fill_windows(self.rows, self.columns, *where, kind.bits, kind.shown, *made)
-        self.arrays = tuple(on_large_pages(array) for array in (order, starts, first, places, _held_as(own, values)))
+        self.arrays = tuple(on_large_pages(array) for array in (order, starts, first, places, held_as(own, values)))
         self.scales = None if scales is None else _in_lanes(scales, order)
         self.bias = None if weights.bias is None else _in_lanes(weights.bias, order)
         self.dense_from = _dense_from(topology.size, stops * STEPS, kind)
@@ -174,16 +174,6 @@ def _starts(topology: Topology, order: Tensor, kind: WindowsCandidate) -> Tensor
     where = topology.indptr.data_ptr(), topology.indices.data_ptr(), order.data_ptr()
     _core.count_stops(*topology.shape, *where, kind.bits, kind.shown, starts.data_ptr())
     return starts
-
-
-def _scales(topology: Topology, values: Tensor) -> Tensor:
-    """[rows] so that the largest value of each row becomes 127."""
-    largest = torch.zeros(topology.shape[0]).scatter_reduce(0, topology.rows.long(), values.abs(), "amax")
-    return torch.where(largest > 0, largest / 127, 1.0)
-
-
-def _held_as(values: Tensor, kind: str) -> Tensor:
-    return values.round().to(torch.int8) if kind == "int8" else values.to(VALUES[kind])
 
 
 def _of_rows(in_lanes: Tensor, order: Tensor, rows: int) -> Tensor:

@@ -17,9 +17,9 @@ function frameOf(run, layer) {
 }
 
 function layers() {
-  const what = "Every layer with a topology. The mark on each bar is the layer's budget: the connections it was given at the start, or, where the method prunes, those it shall have at the end. Choose a layer to see how it lives.";
+  const what = "Every layer with a topology. The mark on each bar is the layer's budget: the connections it was given at the start, or, where the method prunes, those it shall have at the end. Zeros read are the share of zeros in the inputs of the layer, of 64 samples of the test data. Choose a layer to see how it lives.";
   const body = element("tbody", {});
-  const heads = ["layer", "kind", "positions", "budget", "connections", "sparsity", "density", "explored", "ablated", "dead inputs"];
+  const heads = ["layer", "kind", "positions", "budget", "connections", "sparsity", "density", "explored", "ablated", "dead inputs", "zeros read"];
   const table = element("table", {}, element("thead", {}, element("tr", {}, heads.map((head, place) => element("th", { scope: "col", class: place < 2 || place === 6 ? "left" : null }, head)))), body);
   redraw.layers = () => body.replaceChildren(...shownRun().layers.map(layerRow));
   return section("layers", "Layers and their budgets", what, runChoice(), element("div", { class: "scroll" }, table));
@@ -40,12 +40,13 @@ function layerRow(layer) {
   const bar = drawn("svg", { class: "meter", viewBox: "0 0 100 10", preserveAspectRatio: "none", role: "img", "aria-label": `${shareLabel(density)} dense, budget ${shareLabel(layer.budget / size)}` },
     drawn("rect", { width: 100, height: 10, fill: "var(--grid)" }), drawn("rect", { width: 100 * density, height: 10, fill: hue(state.run, shownRun().shown) }),
     drawn("rect", { x: Math.min(100 * (layer.budget / size), 99.4) - 0.3, width: 0.9, height: 10, fill: "var(--ink)" }));
+  const zeros = shownRun().zeroInputs[layer.name];
   const difference = now - layer.budget;
   const button = element("button", { type: "button", class: "plain", "aria-pressed": String(layer.name === shownLayer().name) }, layer.name || "(model)");
   const picked = layer.name === shownLayer().name;
   return element("tr", { class: picked ? "pick picked" : "pick", "data-layer": layer.name, onclick: () => pickLayer(layer.name) }, element("td", {}, button), element("td", { class: "left" }, layer.title), element("td", {}, count(size)),
     element("td", {}, count(layer.budget)), element("td", {}, count(now), difference ? element("small", {}, `${difference > 0 ? "+" : "−"}${count(Math.abs(difference))}`) : null),
-    element("td", {}, percent(1 - density)), element("td", { class: "wide" }, bar), element("td", {}, shareLabel(layer.itop.at(-1))), element("td", {}, count(layer.deadOutputs.at(-1))), element("td", {}, count(layer.deadInputs.at(-1))));
+    element("td", {}, percent(1 - density)), element("td", { class: "wide" }, bar), element("td", {}, shareLabel(layer.itop.at(-1))), element("td", {}, count(layer.deadOutputs.at(-1))), element("td", {}, count(layer.deadInputs.at(-1))), element("td", {}, zeros === undefined ? "–" : shareLabel(zeros)));
 }
 
 function player() {
