@@ -2,7 +2,7 @@
 
 from ..graph.layers import Weights
 from . import dense, pairs, planes, rearranged, trained, windows
-from .base import VALUES, Candidate, Conditions, Finish, Layout
+from .base import VALUES, Candidate, Conditions, Epilogue, Finish, Layout
 from .dense import Dense, DenseCandidate
 from .pairs import Pairs, PairShape
 from .planes import Planes, PlanesCandidate
@@ -22,6 +22,7 @@ __all__ = [
     "Conditions",
     "Dense",
     "DenseCandidate",
+    "Epilogue",
     "Finish",
     "Layout",
     "PairShape",
