@@ -84,6 +84,7 @@ class PackedLayer(Frozen):
     """
 
     epilogue: Epilogue | None = None
+    _checked: torch.Size | None = None  # the shape of the last input that fits
 
     def __init__(self, layout: Layout, geometry: Geometry, like: nn.Module, epilogue: Epilogue | None = None) -> None:
         super().__init__()
@@ -95,6 +96,7 @@ class PackedLayer(Frozen):
                 setattr(self, name, getattr(like, name))
         if isinstance(like, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvolutionInterface)):
             self._padding, self._padding_mode = padding_of(like)[1], PADDING_MODES[like.padding_mode]
+        self._pads = any(self._padding)
         self.eval()
 
     def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
@@ -117,15 +119,19 @@ class PackedLayer(Frozen):
             raise TypeError(
                 f"a packed network takes dense tensors on the CPU, got a {x.layout} one on {x.device}; convert it with .to_dense().cpu()"
             )
-        if any(self._padding):
+        if self._pads:
             x = F.pad(x, self._padding, mode=self._padding_mode)
-        self.geometry.check_input(x)
-        if x.ndim == features + 1:
-            y = self.layout(x if x.is_contiguous() else x.contiguous())
+        if x.shape != self._checked:
+            self.geometry.check_input(x)
+            self._checked = x.shape
+        lead = x.ndim - features
+        if lead == 1:
+            y = self.layout(x.contiguous())
+        elif lead:
+            y = self.layout(x.flatten(0, lead - 1).contiguous())
+            y = y.reshape(*x.shape[:lead], *y.shape[1:])  # a torch.Size takes 2 us more
         else:
-            lead = x.shape[: x.ndim - features]
-            y = self.layout(x.reshape(prod(lead), *x.shape[x.ndim - features :]))
-            y = y.reshape(*lead, *y.shape[1:])
+            y = self.layout(x.unsqueeze(0).contiguous()).squeeze(0)
         return y if self.epilogue is None else self._finished(self.epilogue, y, added)
 
     def _finished(self, epilogue: Epilogue, y: Tensor, added: Tensor | None) -> Tensor:
@@ -141,7 +147,7 @@ class PackedLayer(Frozen):
     def call(self, shape: Sequence[int]) -> Any:
         """What gives the layout's part for inputs of a shape, as a step of a `_core.Program`; None where only torch can do it."""
         lead = len(shape) - self.geometry.sample_ndim
-        return None if any(self._padding) else self.layout.call((prod(shape[:lead]), *shape[lead:]))
+        return None if self._pads else self.layout.call((prod(shape[:lead]), *shape[lead:]))
 
     @property
     def weight(self) -> Tensor:

@@ -27,7 +27,7 @@ def fuse_sums(module: fx.GraphModule) -> fx.GraphModule:
     for name, nodes in calls_of(new, LAYERS).items():
         for node in nodes:
             found = _sum_of(node)
-            if found is None or written & {node, node.args[0], *found}:
+            if found is None or written & {node, *node.all_input_nodes, *found}:
                 continue
             layer = new.get_submodule(name)
             if not isinstance(layer, FusedLayer):
