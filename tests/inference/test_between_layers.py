@@ -110,9 +110,30 @@ def shortcut_of_zeros(net, x):
     return F.relu(net.c(F.pad(net.b(y)[:, :, ::2, 1::2], (0, 1, 1, 0))) + shorter)
 
 
+def sizes(net, x):
+    batch = x.size(0)
+    y = net.b(F.relu(net.a(x)))
+    y = net.score(y.mean((2, 3)).view(batch, 4)) + batch
+    z = net.c(net.b(x)).flatten(2).transpose(1, 2)
+    return y, net.score(z.reshape(-1, z.shape[-1])).view(batch, -1)
+
+
+def taken_by_places(net, x):
+    y = net.b(F.relu(net.a(x)))
+    return net.c(net.a(y[:, [3, 2, 1, 0]])), net.c(net.b(y[torch.arange(x.shape[0]).flip(0)]))
+
+
+def views_written_later(net, x):
+    y = net.b(net.a(x))
+    even, odd = y[:, ::2], y[:, 1::2]
+    even.add_(1)
+    return y, odd, net.c(net.a(y))
+
+
 FUSED = {
     **{residual: 1, other_order: 1, in_place: 1, into_the_shortcut: 0, chain: 4, projected_later: 1, used_twice: 2, twice_itself: 0},
     **{of_other_size: 0, with_and_without: 1, scaled: 0, gelu: 3, written_between: 0, shortcut_of_zeros: 1},
+    **{sizes: 0, taken_by_places: 0, views_written_later: 0},
 }
 
 

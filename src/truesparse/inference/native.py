@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.passes.shape_prop import TensorMetadata
 from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _core
@@ -25,10 +26,11 @@ NOTHING = -1  # is added
 MOST_PLANS = 4  # of a run, for as many shapes
 
 # What only looks at the memory of its input in another way, or asks for sizes.
+_OF_SIZES: set[Any] = {operator.add, operator.sub, operator.mul, operator.floordiv, getattr, "size"}
 _VIEWS: set[Any] = {
-    *(operator.getitem, getattr, cropped, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze),
-    *("flatten", "reshape", "view", "transpose", "permute", "squeeze", "unsqueeze", "size", "contiguous"),
-    *(operator.add, operator.sub, operator.mul, operator.floordiv),  # of sizes
+    *_OF_SIZES,
+    *(operator.getitem, cropped, torch.flatten, torch.reshape, torch.transpose, torch.permute, torch.squeeze, torch.unsqueeze),
+    *("flatten", "reshape", "view", "transpose", "permute", "squeeze", "unsqueeze", "contiguous"),
 }
 
 
@@ -38,7 +40,9 @@ def with_runs(module: fx.GraphModule) -> fx.GraphModule | None:
     Args:
         module: of packed layers; its nodes know the shapes that they have for the example.
     """
-    runs = [run for run in map(_trimmed, _runs(module)) if sum(_is_layer(module, node) for node in run) >= LEAST_LAYERS]
+    runs = [
+        run for run in map(_trimmed, _runs(module)) if sum(_is_layer(module, node) for node in run) >= LEAST_LAYERS and _gives_tensors(run)
+    ]
     if not runs:
         return None
     new = replaced(module)
@@ -77,14 +81,25 @@ def _whole(run: list[fx.Node]) -> Iterable[list[fx.Node]]:
 
 
 def _is_known(module: fx.GraphModule, node: fx.Node) -> bool:
+    source = node.args[0] if node.args else None
     if node.op == "call_module":
-        return _is_layer(module, node) or _is_mean(module.get_submodule(str(node.target))) or type(_called(module, node)) is nn.Flatten
+        called = _called(module, node)
+        return not node.kwargs and (_is_layer(module, node) or _is_mean(called) or type(called) is nn.Flatten)
     if node.op not in ("call_function", "call_method"):
         return False
-    if node.target is F.pad:
-        return _zeros_around(node) is not None
-    sizes = node.target in (operator.add, operator.sub, operator.mul, operator.floordiv)
-    return node.target in _VIEWS and not (sizes and shape_of(node) is not None)
+    if shape_of(node) is None:  # of sizes
+        return node.target in _VIEWS
+    if not isinstance(source, fx.Node) or shape_of(source) is None:
+        return False
+    if node.target is operator.getitem:
+        return _is_slice(node.args[1])
+    return node.target in _VIEWS - _OF_SIZES or (node.target is F.pad and _zeros_around(node) is not None)
+
+
+def _is_slice(index: Any) -> bool:
+    """Whether an index gives a view: no tensor and no list is in it."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(one is None or one is Ellipsis or isinstance(one, (int, slice)) for one in parts)
 
 
 def _called(module: fx.GraphModule, node: fx.Node) -> nn.Module:
@@ -112,9 +127,20 @@ def _zeros_around(node: fx.Node) -> list[Any] | None:
 
 
 def _trimmed(run: list[fx.Node]) -> list[fx.Node]:
-    """Without what is at the ends and does no work."""
+    """Without what is at the ends and does no work, but for sizes that are asked for before."""
     works = [number for number, node in enumerate(run) if node.op == "call_module" and shape_of(node) is not None]
-    return run[works[0] : works[-1] + 1] if works else []
+    if not works:
+        return []
+    return [*(node for node in run[: works[0]] if shape_of(node) is None), *run[works[0] : works[-1] + 1]]
+
+
+def _gives_tensors(run: list[fx.Node]) -> bool:
+    """Whether all that it reads and gives are tensors of float32."""
+    inside = set(run)
+    read = [source for node in run for source in node.all_input_nodes if source not in inside]
+    given = [node for node in run if any(user not in inside for user in node.users)]
+    metas = [node.meta.get("tensor_meta") for node in (*read, *given)]
+    return all(isinstance(meta, TensorMetadata) and meta.dtype == torch.float32 for meta in metas)
 
 
 def _become_one(module: fx.GraphModule, run: list[fx.Node], name: str) -> None:
@@ -299,12 +325,11 @@ class _Planner(fx.Interpreter):
         if not self.possible:
             return Plan(None, ())
         inputs = [self.values[node].place for node in nodes if node.op == "placeholder"]
-        outputs = []
-        for node in nodes[-1].args[0]:
-            value = self._contiguous(node)
-            if value.place in inputs or value.place in [one.place for one in outputs]:
-                return Plan(None, ())
-            outputs.append(value)
+        given = [self.values[node] for node in nodes[-1].args[0]]  # type: ignore[union-attr]
+        places = [one.place for one in given]
+        if len({*inputs, *places}) < len(inputs) + len(places):  # whoever writes in one of them writes in others
+            return Plan(None, ())
+        outputs = [self._contiguous(node) for node in nodes[-1].args[0]]  # type: ignore[union-attr]
         outside = [*inputs, *(one.place for one in outputs)]
         offsets, size = _planned(self.steps, self.sizes, outside)
         order = [*outside, *offsets]
