@@ -216,6 +216,20 @@ def test_resnet_is_one_run():
             assert float((packed(x) - expected).abs().max()) < 1e-4 * float(expected.abs().max())
 
 
+def test_a_size_that_is_asked_for_before_a_run_ends_none():
+    def asked(net, x):
+        batch, height = x.size(0), x.shape[2]
+        y = F.relu(net.a(x))
+        return torch.tanh(net.c(net.b(y.view(-1, 4, height, y.shape[3]))).mean((2, 3)).view(batch, -1))
+
+    packed = ts.pack(trained(asked), torch.randn(2, 4, 8, 8), tune=False)
+    assert str(packed.explain()).endswith("3 of 3 layers run without Python between them")
+    x = torch.randn(3, 4, 9, 8)
+    with torch.inference_mode():
+        for _ in range(2):
+            same(packed(x), ts.densify(trained(asked)).double()(x.double()))
+
+
 def test_runs_give_what_the_graph_gives_bit_for_bit():
     packed = ts.pack(trained(chain), torch.randn(2, 4, 16, 16), tune=False)
     x = torch.randn(2, 4, 16, 16)

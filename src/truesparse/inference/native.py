@@ -127,11 +127,15 @@ def _zeros_around(node: fx.Node) -> list[Any] | None:
 
 
 def _trimmed(run: list[fx.Node]) -> list[fx.Node]:
-    """Without what is at the ends and does no work, but for sizes that are asked for before."""
+    """Without what is at the ends and does no work, but for sizes that nobody else asks for."""
     works = [number for number, node in enumerate(run) if node.op == "call_module" and shape_of(node) is not None]
     if not works:
         return []
-    return [*(node for node in run[: works[0]] if shape_of(node) is None), *run[works[0] : works[-1] + 1]]
+    kept = run[works[0] : works[-1] + 1]
+    for node in reversed(run[: works[0]]):
+        if shape_of(node) is None and node.users and all(user in kept for user in node.users):
+            kept.insert(0, node)
+    return kept
 
 
 def _gives_tensors(run: list[fx.Node]) -> bool:
