@@ -7,6 +7,7 @@
 
 #include "columns.h"
 #include "convolution.h"
+#include "epilogue.h"
 #include "isa.h"
 #include "layout.h"
 #include "matrix.h"
@@ -14,6 +15,7 @@
 #include "paths.h"
 #include "peak.h"
 #include "planned_convolution.h"
+#include "program.h"
 #include "rewiring.h"
 #include "runs.h"
 #include "threads.h"
@@ -28,6 +30,11 @@ using namespace truesparse;
 namespace {
 
 using Address = uintptr_t;  // what torch's data_ptr() returns; 0 means "not given"
+
+// What a program calls, as an object of Python.
+struct Step {
+  Call call;
+};
 
 template <class T>
 T* at(Address address) {
@@ -199,7 +206,15 @@ void bind_pairs(nb::module_& m) {
           [](const Pairs& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
             pairs_spmm(self, at<const float>(bias), relu, at<const float>(x), at<float>(y), batch, threads);
           },
-          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a)
+      .def(
+          "call",
+          [](const Pairs& self, Address bias, bool relu, int64_t batch, int64_t threads) -> Step {
+            return {[&self, bias, relu, batch, threads](const float* x, const float*, float* y) {
+              pairs_spmm(self, at<const float>(bias), relu, x, y, batch, threads);
+            }};
+          },
+          nb::keep_alive<0, 1>(), "bias"_a, "relu"_a, "batch"_a, "threads"_a);
 }
 
 template <class V>
@@ -222,7 +237,57 @@ void bind_windows(nb::module_& m, const char* suffix) {
           [](const Windows<V>& self, Address bias, bool relu, Address x, Address y, int64_t batch, int64_t threads) {
             windows_spmv(self, at<const float>(bias), relu, at<const float>(x), at<float>(y), batch, threads);
           },
-          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a);
+          nb::call_guard<nb::gil_scoped_release>(), "bias"_a, "relu"_a, "x"_a, "y"_a, "batch"_a, "threads"_a)
+      .def(
+          "call",
+          [](const Windows<V>& self, Address bias, bool relu, int64_t batch, int64_t threads) -> Step {
+            return {[&self, bias, relu, batch, threads](const float* x, const float*, float* y) {
+              windows_spmv(self, at<const float>(bias), relu, x, y, batch, threads);
+            }};
+          },
+          nb::keep_alive<0, 1>(), "bias"_a, "relu"_a, "batch"_a, "threads"_a);
+}
+
+void bind_programs(nb::module_& m) {
+  nb::class_<Step>(m, "Call");
+  m.def(
+      "finish",
+      [](bool gelu, float low, float high, Address added, Address y, int64_t count, int64_t threads) {
+        finish({gelu, low, high}, at<const float>(added), at<float>(y), count, threads);
+      },
+      nb::call_guard<nb::gil_scoped_release>(), "gelu"_a, "low"_a, "high"_a, "added"_a, "y"_a, "count"_a, "threads"_a);
+  m.def(
+      "finish_call",
+      [](bool gelu, float low, float high, int64_t count, int64_t threads) -> Step {
+        return {[=](const float*, const float* added, float* y) { finish({gelu, low, high}, added, y, count, threads); }};
+      },
+      "gelu"_a, "low"_a, "high"_a, "count"_a, "threads"_a);
+  m.def(
+      "copy_call",
+      [](int64_t from_start, int64_t to_start, int64_t size, bool zeros, std::vector<int64_t> extents, std::vector<int64_t> from_strides,
+         std::vector<int64_t> to_strides) -> Step {
+        return {[own = Copy{from_start, to_start, size, zeros, std::move(extents), std::move(from_strides), std::move(to_strides)}](
+                    const float* x, const float*, float* y) { copy(own, x, y); }};
+      },
+      "from_start"_a, "to_start"_a, "size"_a, "zeros"_a, "extents"_a, "from_strides"_a, "to_strides"_a);
+  m.def(
+      "mean_call",
+      [](int64_t rows, int64_t count) -> Step { return {[=](const float* x, const float*, float* y) { mean(x, rows, count, y); }}; }, "rows"_a,
+      "count"_a);
+  m.def(
+      "small_product_call",
+      [](Address weight, Address bias, bool relu, int64_t rows, int64_t columns, int64_t batch) -> Step {
+        return {[=](const float* x, const float*, float* y) {
+          small_product(at<const float>(weight), at<const float>(bias), relu, rows, columns, batch, x, y);
+        }};
+      },
+      "weight"_a, "bias"_a, "relu"_a, "rows"_a, "columns"_a, "batch"_a);
+  nb::class_<Program>(m, "Program")
+      .def(nb::init<int64_t, std::vector<int64_t>, int64_t>(), "outside"_a, "offsets"_a, "size"_a)
+      .def(
+          "add", [](Program& self, const Step& step, int64_t x, int64_t added, int64_t y) { self.add(step.call, x, added, y); },
+          nb::keep_alive<1, 2>(), "call"_a, "x"_a, "added"_a, "y"_a)
+      .def("run", &Program::run, nb::call_guard<nb::gil_scoped_release>(), "addresses"_a);
 }
 
 template <class V>
@@ -315,6 +380,10 @@ NB_MODULE(_core, m) {
       .def(
           "run", [](const PlannedConvolution& self, Address x, Address y) { self.run(at<const float>(x), at<float>(y)); },
           nb::call_guard<nb::gil_scoped_release>(), "x"_a, "y"_a)
+      .def(
+          "call",
+          [](const PlannedConvolution& self) -> Step { return {[&self](const float* x, const float*, float* y) { self.run(x, y); }}; },
+          nb::keep_alive<0, 1>())
       .def_prop_ro("nbytes", &PlannedConvolution::bytes);
 
   m.def(
@@ -352,6 +421,7 @@ NB_MODULE(_core, m) {
       },
       nb::call_guard<nb::gil_scoped_release>(), "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "values"_a, "order"_a, "bits"_a, "shown"_a, "first"_a,
       "places"_a, "own"_a);
+  bind_programs(m);
   bind_pairs(m);
   m.def("use_large_pages", [](Address array, int64_t bytes) { use_large_pages(at<void>(array), bytes); }, "array"_a, "bytes"_a);
   bind_columns<float>(m, "_float32");

@@ -13,8 +13,8 @@ namespace {
 
 template <class T, class S>
 struct Table {
-  static constexpr Kernels<T, S> table = {lanes<T>, TILE_VECTORS, pack<T, S>, unpack<T, S>, widen<T, S>, narrow<T, S>, every<T, S>, copy_rows<T>, pool<T>,
-                                          spmm<T>, sum<T>, spmv<T>, gather<T>, scan<T>};
+  static constexpr Kernels<T, S> table = {lanes<T>, TILE_VECTORS, pack<T, S>, unpack<T, S>, widen<T, S>, narrow<T, S>, every<T, S>, copy_rows<T>, keep<T>,
+                                          pool<T>, spmm<T>, sum<T>, spmv<T>, gather<T>, scan<T>};
 };
 
 }  // namespace truesparse::ISA

@@ -74,6 +74,9 @@ struct Kernels {
   void (*every)(const S* from, int64_t count, int64_t step, T* to);
   // Row i of `columns` numbers from from + i * from_pitch to to + i * to_pitch. They do not overlap.
   void (*copy_rows)(const T* from, int64_t from_pitch, int64_t rows, int64_t columns, T* to, int64_t to_pitch);
+  // to = `before` zeros, from[i] for i of `count` where kept[i % period] is not 0, else 0, and `after` zeros. Of `period` and the lanes one is a
+  // multiple of the other; kept is as long as the larger of them.
+  void (*keep)(const T* from, const T* kept, int64_t period, int64_t before, int64_t count, int64_t after, T* to);
   // to[i] = the largest of two by two positions, 2i and 2i + 1 of the row at `from` and of the one `pitch` elements after it; NaN if one is.
   // `width` samples side by side: 1 or a multiple of the lanes. `to` may be `from`.
   void (*pool)(const T* from, int64_t pitch, int64_t count, int64_t width, T* to);

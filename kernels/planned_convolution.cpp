@@ -18,6 +18,8 @@ constexpr int64_t nearest_cache = 40 << 10;  // bytes of source that a tile touc
 constexpr int64_t second_cache = 3 << 19;    // bytes of packed planes per chunk
 constexpr int64_t of_groups = 256 << 10;     // the same where each row reads a few channels only: several chunks, for the prefetcher
 constexpr int64_t line = 64;
+constexpr int64_t aligned = 8;           // positions: vectors that begin at a multiple of it are loaded at once, or nearly so
+constexpr int64_t worth_a_copy = 4;      // connections that read a copy of a channel: fewer gain less than it costs
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -36,7 +38,6 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   output_ = {c.output(size.height, &Pair::height), c.output(size.width, &Pair::width)};
   reach_ = {(c.kernel.height - 1) * c.dilation.height / c.stride.height, (c.kernel.width - 1) * c.dilation.width / c.stride.width};
   const Pair phase{divide_up(size.height + c.padding.height, c.stride.height), divide_up(size.width + c.padding.width, c.stride.width)};
-  pitch_ = std::max(phase.width, output_.width);
   height_ = std::max(phase.height, output_.height);
 
   const int64_t pixels = size.height * size.width;
@@ -44,13 +45,19 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   // Samples side by side make aligned vectors, but have to be transposed.
   width_ = !c.pointwise() && 2 * divide_up(batch, lanes) * lanes <= 3 * batch ? lanes : 1;
 
+  shifted_ = width_ == 1 && c.groups == 1 && phases == 1 && c.kernel.width > 1 && output_.width > 0 && output_.width % aligned == 0 &&
+             indptr[rows] >= worth_a_copy * c.in_channels * c.kernel.width;
+  if (shifted_) reach_.width = 0;
+  planes_ = shifted_ ? c.kernel.width : phases;
+  pitch_ = shifted_ ? output_.width : std::max(phase.width, output_.width);
+
   // Rows of the weights.
-  const int64_t sample_bytes = (c.channels_per_group() * phases + per_group) * height_ * pitch_ * width_ * static_cast<int64_t>(sizeof(float));
+  const int64_t sample_bytes = (c.channels_per_group() * planes_ + per_group) * height_ * pitch_ * width_ * static_cast<int64_t>(sizeof(float));
   part_ = c.groups > 1 ? std::clamp<int64_t>(of_groups / std::max<int64_t>(1, sample_bytes), 1, c.groups) * per_group : rows;
 
   // Samples one below the other, as many as there is room for; or rows of one.
   const int64_t in_part = c.groups > 1 ? part_ / per_group * c.channels_per_group() : c.in_channels;
-  const int64_t row_bytes = (in_part * phases + part_) * pitch_ * width_ * static_cast<int64_t>(sizeof(float));
+  const int64_t row_bytes = (in_part * planes_ + part_) * pitch_ * width_ * static_cast<int64_t>(sizeof(float));
   const int64_t most_rows = std::max<int64_t>(1, second_cache / std::max<int64_t>(1, row_bytes));
   stacked_ = width_ > 1 || direct_ ? 1 : std::clamp<int64_t>(most_rows / height_, 1, std::max<int64_t>(1, divide_up(batch, threads)));
   band_ = direct_ || most_rows >= height_ ? output_.height : std::clamp<int64_t>(most_rows - reach_.height, 1, output_.height);
@@ -66,6 +73,8 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   part_ = std::max<int64_t>(1, part_);
   parts_ = divide_up(rows, part_);
 
+  straight_ = direct_ || (shifted_ && !finish.pool && stacked_ == 1 && pitch_ % lanes == 0);
+
   // An odd number of cache lines: an even one would let the channels compete for a few sets of the cache.
   const auto odd_lines = [&](int64_t positions) {
     const int64_t bytes = width_ * static_cast<int64_t>(sizeof(float));
@@ -74,10 +83,11 @@ PlannedConvolution::PlannedConvolution(const Convolution& convolution, const int
   const int64_t slack = lanes / width_, positions = ((stacked_ - 1) * height_ + band_) * pitch_;
   source_plane_ = direct_ ? pixels : odd_lines(positions + reach_.height * pitch_ + reach_.width + slack);
   target_plane_ = direct_ ? pixels : odd_lines(positions + slack);
-  if (c.in_channels * phases * source_plane_ > INT32_MAX)
-    throw std::length_error("rows of an image hold " + std::to_string(c.in_channels * phases * source_plane_) +
+  if (c.in_channels * planes_ * source_plane_ > INT32_MAX)
+    throw std::length_error("rows of an image hold " + std::to_string(c.in_channels * planes_ * source_plane_) +
                             " numbers, and a convolution takes up to 2^31 - 1 at a time: pass narrower images");
   order_connections(indptr, indices, values);
+  if (shifted_) plan_copies();
   if (width_ == 1) return;
   for (int64_t row = 0; row < (band_ + reach_.height) * c.stride.height; ++row)
     for (int64_t column = c.padding.width; column < c.padding.width + size.width; ++column)
@@ -101,8 +111,8 @@ void PlannedConvolution::order_connections(const int32_t* indptr, const int32_t*
   std::vector<int32_t> of_column(channels * taps);
   for (int64_t i = 0; i < channels * taps; ++i) {
     const int64_t h = i / c.kernel.width % c.kernel.height * c.dilation.height, w = i % c.kernel.width * c.dilation.width;
-    const int64_t phase = h % c.stride.height * c.stride.width + w % c.stride.width;
-    of_column[i] = static_cast<int32_t>((i / taps * c.phases() + phase) * source_plane_ + h / c.stride.height * pitch_ + w / c.stride.width);
+    const int64_t plane = shifted_ ? i % c.kernel.width : h % c.stride.height * c.stride.width + w % c.stride.width;
+    of_column[i] = static_cast<int32_t>((i / taps * planes_ + plane) * source_plane_ + h / c.stride.height * pitch_ + (shifted_ ? 0 : w / c.stride.width));
   }
   begins_.reserve(blocks_ * rows + 1);
   offsets_.reserve(indptr[rows]);
@@ -113,7 +123,7 @@ void PlannedConvolution::order_connections(const int32_t* indptr, const int32_t*
       const int64_t group = c.groups > 1 ? row % part_ / per_group : 0, end = (block + 1) * in_block;
       begins_.push_back(static_cast<int32_t>(offsets_.size()));
       for (int32_t& p = next[row]; p < indptr[row + 1] && indices[p] < end; ++p) {
-        offsets_.push_back(of_column[indices[p]] + static_cast<int32_t>(group * channels * c.phases() * source_plane_));
+        offsets_.push_back(of_column[indices[p]] + static_cast<int32_t>(group * channels * planes_ * source_plane_));
         values_.push_back(values[p]);
       }
     }
@@ -155,7 +165,7 @@ void PlannedConvolution::run(const float* x, float* y) const {
   }
   const int64_t per_group = std::max<int64_t>(1, c.out_channels / c.groups);
   const int64_t channels = c.groups > 1 ? part_ / per_group * c.channels_per_group() : c.in_channels;
-  const size_t source_bytes = lines<float>(channels * c.phases() * source_plane_ * width_), target_bytes = lines<float>(part_ * target_plane_ * width_);
+  const size_t source_bytes = lines<float>(channels * planes_ * source_plane_ * width_), target_bytes = straight_ ? 0 : lines<float>(part_ * target_plane_ * width_);
   const size_t split_bytes = c.stride.width > 1 ? lines<float>(size_.height * divide_up(size_.width, c.stride.width)) : 0;
   const size_t bytes = source_bytes + target_bytes + split_bytes;
   const Workspace scratch(bytes * threads_);
@@ -164,13 +174,20 @@ void PlannedConvolution::run(const float* x, float* y) const {
     float* target = scratch.as<float>(bytes * slot + source_bytes);
     const Chunk own = chunk(number);
     const int64_t stacked = width_ > 1 ? 1 : own.samples, stride = target_plane_ * width_;
+    const int64_t positions = ((stacked - 1) * height_ + own.rows) * pitch_ * width_;
     pack(own, x, source, scratch.as<float>(bytes * slot + source_bytes + target_bytes));
-    multiply(own, ((stacked - 1) * height_ + own.rows) * pitch_ * width_, source, target - own.first * stride, stride);
+    if (straight_) {
+      const int64_t pixels = output_.height * output_.width;
+      multiply(own, positions, source, y + own.sample * c.out_channels * pixels + own.row * output_.width, pixels);
+      return;
+    }
+    multiply(own, positions, source, target - own.first * stride, stride);
     unpack(own, target, y);
   });
 }
 
 void PlannedConvolution::pack(const Chunk& chunk, const float* x, float* source, float* split) const {
+  if (shifted_) return pack_shifted(chunk, x, source);
   const Convolution& c = convolution_;
   const int64_t per_group = std::max<int64_t>(1, c.out_channels / c.groups), pixels = size_.height * size_.width;
   const int64_t first = c.groups > 1 ? chunk.first / per_group * c.channels_per_group() : 0;
@@ -179,8 +196,8 @@ void PlannedConvolution::pack(const Chunk& chunk, const float* x, float* source,
   const bool full = pitch_ == size_.width && c.phases() == 1 && c.padding.height == 0 && width_ == 1;
   const int64_t written = full ? std::min(rows, stacked * size_.height) * pitch_ : 0;
   for (int64_t channel = first; channel < last; ++channel) {
-    float* const planes = source + (channel - first) * c.phases() * source_plane_ * width_;
-    std::memset(planes + written * width_, 0, (c.phases() * source_plane_ - written) * width_ * sizeof(float));
+    float* const planes = source + (channel - first) * planes_ * source_plane_ * width_;
+    std::memset(planes + written * width_, 0, (planes_ * source_plane_ - written) * width_ * sizeof(float));
     if (width_ > 1) {
       const int64_t above = c.padding.height - chunk.row * c.stride.height;  // rows of phases before the image
       const int64_t top = std::max<int64_t>(0, above), bottom = std::min(rows * c.stride.height, above + size_.height);
@@ -193,6 +210,44 @@ void PlannedConvolution::pack(const Chunk& chunk, const float* x, float* source,
       for (int64_t side = 0; side < c.stride.width; ++side)
         pack_columns(x + ((chunk.sample + sample) * c.in_channels + channel) * pixels, side, chunk.row, sample + 1 < stacked ? height_ : rows - sample * height_,
                      split, planes + side * source_plane_ + sample * height_ * pitch_);
+  }
+}
+
+// Of the columns of each copy, which are inside the image. Where rows of the copy are as long as those of the image, the kernel wants to know.
+void PlannedConvolution::plan_copies() {
+  const Convolution& c = convolution_;
+  const bool fits = pitch_ == size_.width && (pitch_ % kernels_.lanes == 0 || kernels_.lanes % pitch_ == 0);
+  period_ = fits ? std::max(pitch_, kernels_.lanes) : 0;
+  for (int64_t copy = 0; copy < planes_; ++copy)
+    for (int64_t i = 0; i < period_; ++i) {
+      const int64_t column = i % pitch_ + copy * c.dilation.width - c.padding.width;
+      kept_.push_back(column >= 0 && column < size_.width ? 1.0f : 0.0f);
+    }
+}
+
+void PlannedConvolution::pack_shifted(const Chunk& chunk, const float* x, float* source) const {
+  const Convolution& c = convolution_;
+  const int64_t columns = size_.width, pixels = size_.height * columns, rows = (chunk.samples - 1) * height_ + chunk.rows + reach_.height;
+  for (int64_t sample = 0; sample < chunk.samples; ++sample) {
+    const bool last = sample + 1 == chunk.samples;
+    const int64_t own = last ? rows - sample * height_ : height_, above = c.padding.height - chunk.row;
+    const int64_t top = std::clamp<int64_t>(above, 0, own), bottom = std::clamp<int64_t>(above + size_.height, top, own);
+    const int64_t count = (bottom - top) * pitch_, end = last ? source_plane_ - sample * height_ * pitch_ : own * pitch_;
+    for (int64_t copy = 0; copy < planes_; ++copy) {
+      const int64_t shift = copy * c.dilation.width - c.padding.width;
+      const int64_t left = std::clamp<int64_t>(-shift, 0, pitch_), right = std::clamp<int64_t>(columns - shift, left, pitch_);
+      for (int64_t channel = 0; channel < c.in_channels; ++channel) {
+        const int64_t place = ((chunk.sample + sample) * c.in_channels + channel) * pixels + (top - above) * columns + shift;  // in x
+        float* const to = source + (channel * planes_ + copy) * source_plane_ + sample * height_ * pitch_;
+        // What lies before and after a row is of its neighbours, and left out; those at the ends of x have none.
+        if (period_ && place >= 0 && place + count <= batch_ * c.in_channels * pixels) {
+          kernels_.keep(x + place, kept_.data() + copy * period_, period_, top * pitch_, count, end - top * pitch_ - count, to);
+          continue;
+        }
+        std::fill_n(to, end, 0.0f);
+        if (left < right && count) kernels_.copy_rows(x + place + left, columns, bottom - top, right - left, to + top * pitch_ + left, pitch_);
+      }
+    }
   }
 }
 

@@ -37,6 +37,8 @@ class PlannedConvolution {
   Chunk chunk(int64_t number) const;
   void multiply(const Chunk& chunk, int64_t positions, const float* source, float* target, int64_t stride) const;
   void pack(const Chunk& chunk, const float* x, float* source, float* split) const;
+  void plan_copies();
+  void pack_shifted(const Chunk& chunk, const float* x, float* source) const;
   void pack_columns(const float* image, int64_t side, int64_t first, int64_t rows, float* split, float* planes) const;
   void unpack(const Chunk& chunk, float* target, float* y) const;
 
@@ -49,16 +51,21 @@ class PlannedConvolution {
 
   Pair output_, reach_;       // reach: rows and columns from the first to the last tap, in output positions
   bool direct_;               // x and y are used where they are
+  bool shifted_;              // a copy of each channel for each column of taps, shifted by that many: vectors are aligned in memory
+  bool straight_;             // sums are written where they belong
+  int64_t planes_;            // of a channel: phases, or copies
   int64_t width_, stacked_;   // samples side by side, or one below the other
   int64_t pitch_, height_;    // positions from row to row; rows from sample to sample
   int64_t band_, bands_;      // rows of the output at once
   int64_t part_, parts_;      // rows of the weights at once
   int64_t blocks_, alike_;
-  int64_t source_plane_, target_plane_;  // elements of a channel (and phase)
+  int64_t source_plane_, target_plane_;  // elements of a channel (and phase, or copy)
 
   // Block by block, row by row: what the kernel reads is in sequence.
   std::vector<int32_t> begins_, offsets_;
   std::vector<float> values_;
+  std::vector<float> kept_;  // of each copy, which columns have something of the image
+  int64_t period_;
   std::vector<int32_t> source_place_, target_place_;  // of samples side by side
 };
 

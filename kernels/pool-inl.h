@@ -41,6 +41,29 @@ void copy_rows(const T* from, int64_t from_pitch, int64_t rows, int64_t columns,
   for (int64_t row = 0; row < rows; ++row) copy_row<T, lanes<T>>(from + row * from_pitch, columns, to + row * to_pitch);
 }
 
+template <class T>
+inline __attribute__((always_inline)) T* zeros(int64_t count, T* to) {
+  constexpr int n = lanes<T>;
+  int64_t i = 0;
+  for (; i + n <= count; i += n) store<T>(to + i, Vector<T>{});
+  for (; i < count; ++i) to[i] = T(0);
+  return to + count;
+}
+
+template <class T>
+void keep(const T* from, const T* kept, int64_t period, int64_t before, int64_t count, int64_t after, T* to) {
+  constexpr int n = lanes<T>;
+  to = zeros(before, to);
+  int64_t i = 0;
+  for (int64_t at = 0; i + n <= count; i += n) {
+    store<T>(to + i, load<T>(kept + at) != T(0) ? load<T>(from + i) : Vector<T>{});
+    at += n;
+    if (at >= period) at = 0;
+  }
+  for (; i < count; ++i) to[i] = kept[i % period] != T(0) ? from[i] : T(0);
+  zeros(after, to + count);
+}
+
 template <class V>
 inline __attribute__((always_inline)) V larger(V a, V b) {
   return ((a > b) | (a != a)) ? a : b;

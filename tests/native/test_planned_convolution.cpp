@@ -27,6 +27,13 @@ constexpr Shape shapes[] = {
     {{2, 4, {2, 3}, {3, 1}, {0, 2}, {2, 1}, 2}, {9, 4}, 0.5},
     {{40, 3, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {5, 20}, 0.1},
     {{2, 3, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {4, 4}, 0},
+    // Copies that are shifted: rows of a vector, of half of one, of several; wider and narrower than the image; dilated; padded by more than it has.
+    {{3, 6, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {7, 8}, 0.8},
+    {{2, 7, {3, 3}, {1, 1}, {1, 1}, {1, 1}, 1}, {5, 16}, 0.9},
+    {{4, 5, {2, 5}, {1, 1}, {1, 2}, {2, 1}, 1}, {6, 24}, 0.7},
+    {{3, 8, {3, 3}, {1, 1}, {0, 0}, {1, 1}, 1}, {6, 10}, 0.8},
+    {{2, 9, {1, 3}, {1, 1}, {0, 3}, {1, 2}, 1}, {3, 6}, 0.9},
+    {{1, 16, {3, 3}, {1, 1}, {1, 5}, {1, 4}, 1}, {2, 6}, 1},
 };
 
 void hold(Random& random, const Shape& shape, int64_t batch, bool pool, bool limited, bool with_bias) {

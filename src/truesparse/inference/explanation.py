@@ -21,6 +21,7 @@ class PackedRow:
         zeros: the share of zeros in the input that the example gave the layer, 0 to 1; None if there was none.
         layout: in words.
         bytes: of the layout.
+        follows: what is done with it in one go: "sum", the name of an activation, "max-pool".
         seconds, dense_seconds: of one call at the example's batch, the layout and a dense one of the same layer; None if not measured.
     """
 
@@ -32,6 +33,7 @@ class PackedRow:
     bytes: int
     seconds: float | None
     dense_seconds: float | None
+    follows: tuple[str, ...] = ()
 
     @property
     def dense_bytes(self) -> int:
@@ -56,6 +58,7 @@ class Explanation:
         whole: names of modules or layers that stay as they are: nobody looked inside, or they were not called with the example.
         hooked: {name of a module on which a hook of yours is: "forward hook" or "forward pre-hook"}. The hook goes on to be called. Such
             a layer is not packed, of such a module each layer is by itself.
+        native: how many of the layers run one after the other without Python between them.
     """
 
     batch: int
@@ -64,6 +67,7 @@ class Explanation:
     untraced: str = ""
     whole: tuple[str, ...] = ()
     hooked: Mapping[str, str] = field(default_factory=dict)
+    native: int = 0
 
     def table(self) -> Table:
         """A row for each layer; times are of one call, in microseconds."""
@@ -78,6 +82,8 @@ class Explanation:
             said += f"; not looked into, since hooks of yours are on them: {named}"
         if self.untraced:
             said += f"; each layer by itself, nothing folded, removed or joined: {self.untraced}"
+        if self.native:
+            said += f"; {self.native} of {len(self.rows)} layers run without Python between them"
         return Table(heads, tuple(map(_cells, self.rows)), numeric=frozenset({1, 2, 5, 6, 7, 8}), caption=said)
 
     def by_layout(self) -> Table:
@@ -108,7 +114,8 @@ def _cells(row: PackedRow) -> tuple[str, ...]:
     times = ("-" if seconds is None else f"{seconds * 1e6:.1f}" for seconds in (row.seconds, row.dense_seconds))
     ratio = "-" if row.times_as_fast is None else f"{row.times_as_fast:.1f}"
     zeros = "-" if row.zeros is None else f"{row.zeros:.1%}"
-    return row.layer, f"{row.sparsity:.1%}", zeros, removed or "-", row.layout, f"{row.bytes:,}", *times, ratio
+    layout = ", ".join((row.layout, *row.follows))
+    return row.layer, f"{row.sparsity:.1%}", zeros, removed or "-", layout, f"{row.bytes:,}", *times, ratio
 
 
 def _together(rows: Sequence[PackedRow]) -> tuple[str, ...]:

@@ -17,29 +17,45 @@ from .explanation import PackedRow
 from .graph.join import joined_name
 from .graph.layers import FusedLayer, Weights, weights_of
 from .graph.simplify import LayerChange
-from .layouts import Conditions, Dense, Finish, candidates, columns
-from .packed import PackedLayer
+from .layouts import Conditions, Dense, Epilogue, Finish, candidates, columns
+from .packed import Followed, PackedLayer
 
 
 @dataclass(frozen=True, eq=False)
 class LayerToPack:
-    """A layer of the simplified graph, its weights read once, and what follows it: all that its layout does, then modules of their own."""
+    """A layer of the simplified graph, its weights read once; what follows in its layout, then in one pass, then as modules."""
 
     module: nn.Module
     weights: Weights
     relu: bool
     finish: Finish
-    others: tuple[nn.Module, ...]
+    epilogue: Epilogue | None = None
+    others: tuple[nn.Module, ...] = ()
+    adds: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> LayerToPack:
         fused = module if isinstance(module, FusedLayer) else FusedLayer(module, None)
         weights, activation, pool = weights_of(fused.layer), fused.activation, fused.pool
-        limited = isinstance(activation, nn.ReLU6) and isinstance(weights.geometry, Convolution)
-        relu = isinstance(activation, nn.ReLU) or limited
-        if activation is None or relu:
-            return cls(fused.layer, weights, relu, Finish(6.0 if limited else math.inf, pool is not None), ())
-        return cls(fused.layer, weights, False, Finish(), (activation,) if pool is None else (activation, pool))
+        limited = isinstance(activation, nn.ReLU6)
+        relu, images = isinstance(activation, nn.ReLU) or limited, isinstance(weights.geometry, Convolution)
+        if not fused.adds and (activation is None or relu) and (images or not limited):
+            return cls(fused.layer, weights, relu, Finish(6.0 if limited else math.inf, pool is not None))
+        gelu = isinstance(activation, nn.GELU) and activation.approximate == "none"
+        least, most = 0.0 if relu else -math.inf, 6.0 if limited else math.inf
+        known = activation is None or relu or gelu
+        epilogue = Epilogue(gelu, least, most) if known or fused.adds else None
+        others = (None if known else activation, pool)
+        return cls(fused.layer, weights, False, Finish(), epilogue, tuple(one for one in others if one is not None), fused.adds)
+
+    @property
+    def follows(self) -> tuple[str, ...]:
+        """In words, what is done with the layer in one go."""
+        finish, after = self.finish, self.epilogue or Epilogue()
+        limits = max(after.least, 0.0 if self.relu else -math.inf), min(after.most, finish.most)
+        limited = {(0.0, math.inf): "ReLU", (0.0, 6.0): "ReLU6"}.get(limits)
+        said = ("sum" if self.adds else None, "GELU" if after.gelu else None, limited, "max-pool" if finish.pool else None)
+        return tuple(one for one in said if one is not None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +115,10 @@ class Chooser:
             bytes=layout.nbytes,
             seconds=None if measured is None else measured.seconds[str(candidate)],
             dense_seconds=None if measured is None else measured.seconds[Dense.name],
+            follows=layer.follows,
         )
-        packed = PackedLayer(layout, weights.geometry, layer.module)
-        return row, nn.Sequential(packed, *layer.others) if layer.others else packed
+        packed = PackedLayer(layout, weights.geometry, layer.module, layer.epilogue)
+        return row, Followed(packed, *layer.others) if layer.others else packed
 
     def _measured(self, weights: Weights, relu: bool, conditions: Conditions, x: Tensor | None, memory: Memory) -> Measured:
         key = key_of(weights, relu, conditions, (processor(), torch.__version__, __version__))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 from typing import Any, Self
 
@@ -13,12 +14,13 @@ from ..common import shown
 from ..nn.conv import PADDING_MODES, ConvolutionInterface, padding_of
 from ..topology.geometry import Geometry
 from .eager import refusal
-from .layouts import Layout
+from .layouts import Epilogue, Layout
 
 SETTINGS = (
     *("in_features", "out_features", "in_channels", "out_channels"),
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
 )
+WITHOUT_GRADIENTS = "a packed network gives no gradients: call it under torch.inference_mode(), or use the network it came from"
 
 
 class Frozen(nn.Module):
@@ -71,18 +73,22 @@ class Described(Tensor):
 
 
 class PackedLayer(Frozen):
-    """One linear layer or convolution, with the ReLU after it if there is one.
+    """One linear layer or convolution, with the sum and the activation after it if there are any.
 
     Attributes:
         layout: how its weights are held.
         geometry: the dense operation it stands for.
+        epilogue: what follows the layout, or None.
         weight, bias: `Described`, or None, for models whose Python reads the dtype or shape of a layer. What else the layer was made
             with (`in_features`, `stride`, ...) can be read, too.
     """
 
-    def __init__(self, layout: Layout, geometry: Geometry, like: nn.Module) -> None:
+    epilogue: Epilogue | None = None
+    _checked: torch.Size | None = None  # the shape of the last input that fits
+
+    def __init__(self, layout: Layout, geometry: Geometry, like: nn.Module, epilogue: Epilogue | None = None) -> None:
         super().__init__()
-        self.layout, self.geometry = layout, geometry
+        self.layout, self.geometry, self.epilogue = layout, geometry, epilogue
         self._padding, self._padding_mode = (0,), "constant"
         self._has_bias = like.bias is not None
         for name in SETTINGS:
@@ -90,10 +96,15 @@ class PackedLayer(Frozen):
                 setattr(self, name, getattr(like, name))
         if isinstance(like, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvolutionInterface)):
             self._padding, self._padding_mode = padding_of(like)[1], PADDING_MODES[like.padding_mode]
+        self._pads = any(self._padding)
         self.eval()
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
         """
+        Args:
+            input: as of the layer that it stands for.
+            added: to what the layer gives, before its activation; only where there is an `epilogue`.
+
         Raises:
             ValueError: if the shape of `input` does not fit.
             TypeError: if `input` is not float32 on the CPU.
@@ -101,21 +112,42 @@ class PackedLayer(Frozen):
         """
         x, features = input, self.geometry.sample_ndim
         if x.requires_grad and torch.is_grad_enabled():
-            raise RuntimeError("a packed network gives no gradients: call it under torch.inference_mode(), or use the network it came from")
+            raise RuntimeError(WITHOUT_GRADIENTS)
         if x.dtype != torch.float32:
             raise TypeError(f"a packed network computes in float32, got an input of {x.dtype}; convert it with .float()")
         if not x.is_cpu or x.layout is not torch.strided:
             raise TypeError(
                 f"a packed network takes dense tensors on the CPU, got a {x.layout} one on {x.device}; convert it with .to_dense().cpu()"
             )
-        if any(self._padding):
+        if self._pads:
             x = F.pad(x, self._padding, mode=self._padding_mode)
-        self.geometry.check_input(x)
-        if x.ndim == features + 1:
-            return self.layout(x if x.is_contiguous() else x.contiguous())
-        lead = x.shape[: x.ndim - features]
-        y = self.layout(x.reshape(prod(lead), *x.shape[x.ndim - features :]))
-        return y.reshape(*lead, *y.shape[1:])
+        if x.shape != self._checked:
+            self.geometry.check_input(x)
+            self._checked = x.shape
+        lead = x.ndim - features
+        if lead == 1:
+            y = self.layout(x.contiguous())
+        elif lead:
+            y = self.layout(x.flatten(0, lead - 1).contiguous())
+            y = y.reshape(*x.shape[:lead], *y.shape[1:])  # a torch.Size takes 2 us more
+        else:
+            y = self.layout(x.unsqueeze(0).contiguous()).squeeze(0)
+        return y if self.epilogue is None else self._finished(self.epilogue, y, added)
+
+    def _finished(self, epilogue: Epilogue, y: Tensor, added: Tensor | None) -> Tensor:
+        if added is not None and added.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(WITHOUT_GRADIENTS)
+        plain = added is None or (
+            type(added) is Tensor and added.dtype == torch.float32 and added.is_contiguous() and added.shape == y.shape
+        )
+        if added is not None and not plain:
+            y, added = y + added, None  # other sizes than the example had may broadcast
+        return epilogue(y if y.is_contiguous() else y.contiguous(), added)
+
+    def call(self, shape: Sequence[int]) -> Any:
+        """What gives the layout's part for inputs of a shape, as a step of a `_core.Program`; None where only torch can do it."""
+        lead = len(shape) - self.geometry.sample_ndim
+        return None if self._pads else self.layout.call((prod(shape[:lead]), *shape[lead:]))
 
     @property
     def weight(self) -> Tensor:
@@ -126,10 +158,24 @@ class PackedLayer(Frozen):
         return Described(self.geometry.outputs) if self._has_bias else None
 
     def extra_repr(self) -> str:
-        return f"{self.geometry.arguments}, {self.layout}{', relu' if self.layout.relu else ''}"
+        followers = "relu" if self.layout.relu else "" if self.epilogue is None else str(self.epilogue)
+        return f"{self.geometry.arguments}, {self.layout}{', ' if followers else ''}{followers}"
 
     def _repr_html_(self) -> str:
         """For a notebook: what the layer computes, and how its weights are held."""
-        after = [("then", "ReLU")] if self.layout.relu else []
+        after = [("then", "ReLU")] if self.layout.relu else [] if self.epilogue is None else [("then", str(self.epilogue))]
         pairs = [("layout", str(self.layout)), *after, ("held in", shown.nbytes_said(self.layout.nbytes))]
         return shown.facts(f"{type(self).__name__}({self.geometry.arguments})", pairs)
+
+
+class Followed(Frozen):
+    """A packed layer, and modules of torch after it that nothing here can do with it."""
+
+    def __init__(self, layer: PackedLayer, *others: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.others = layer, nn.Sequential(*others)
+        self.eval()
+
+    def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
+        y: Tensor = self.others(self.layer(input, added))
+        return y

@@ -18,10 +18,11 @@ from .explanation import Explanation
 from .graph.example import Example, Form, call, form_of, inputs_of
 from .graph.layers import PACKED, geometry_of
 from .graph.simplify import change, simplify
-from .graph.trace import Untraceable
+from .graph.trace import Untraceable, with_shapes
 from .inplace import as_it_is, layers_in_place, own_layers
 from .laying_out import Chooser, LayerInput, LayerToPack
 from .layouts import VALUES
+from .native import layers_in_runs, with_runs
 from .packed import Frozen
 
 
@@ -32,9 +33,11 @@ class PackedNetwork(Frozen):
         graph: the network, layer by layer; a `torch.fx.GraphModule` unless it could not be traced.
     """
 
-    def __init__(self, graph: nn.Module, explanation: Explanation, form: Form | None = None) -> None:
+    def __init__(self, graph: nn.Module, explanation: Explanation, form: Form | None = None, runs: fx.GraphModule | None = None) -> None:
         super().__init__()
         self.graph, self._explanation, self._form = graph, explanation, form or Form()
+        # The same graph with runs without Python; no submodule, since its layers are those of the graph. Nothing for what is no graph.
+        self._runs = (runs or graph,) if isinstance(graph, fx.GraphModule) else ()
         self.requires_grad_(False)
         self.eval()
 
@@ -50,18 +53,19 @@ class PackedNetwork(Frozen):
             torch._dynamo.graph_break(refusal("torch.compile(fullgraph=True)"))  # which says so where a break is an error
             outside: Callable[..., Any] = torch.compiler.disable(self.forward)  # type: ignore[assignment]
             return outside(*inputs, **named)
-        names = self._form.names
-        if self._form.has_dicts and isinstance(self.graph, fx.GraphModule):
-            inputs = self._form.row(inputs)
+        form, runs = self._form, self._runs
+        names = form.names
+        if form.has_dicts and runs:
+            inputs = form.row(inputs)
         refuse_tracing(inputs)
         if named:
             refuse_tracing(tuple(named.values()))
-        if not isinstance(self.graph, fx.GraphModule):
+        if not runs:
             return self.graph(*inputs, **named)
         if names and (inputs or named.keys() != set(names)):
             given = [*(f"argument {number}" for number in range(len(inputs))), *named]
             raise TypeError(f"packed for the arguments {', '.join(names)} by name, got {', '.join(given)}; pack it with these")
-        return self.graph.forward(*inputs, **named)  # a GraphModule's call takes 4 us more, for better tracebacks
+        return runs[0].forward(*inputs, **named)  # a GraphModule's call takes 4 us more, for better tracebacks
 
     def explain(self) -> Explanation:
         """What became of each layer; `print` it for a table."""
@@ -127,11 +131,13 @@ def pack(
             graph.set_submodule(change.name, packed)
             rows.append(row)
             done(row.layer, row.layout)
+    runs = None
     if isinstance(graph, fx.GraphModule):
         graph.delete_all_unused_submodules()
+        runs = with_runs(with_shapes(graph, example_inputs))
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
-    explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole, user_hooks(graph))
-    return PackedNetwork(graph, explanation, form_of(example_inputs))
+    explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole, user_hooks(graph), layers_in_runs(runs))
+    return PackedNetwork(graph, explanation, form_of(example_inputs), runs)
 
 
 def pack_layers(

@@ -57,12 +57,14 @@ def fuse_activations(module: fx.GraphModule) -> fx.GraphModule:
     A layer that is called several times is fused if the same activation follows it every time.
     """
     new = replaced(module)
-    for layer, nodes in calls_of(new, LAYERS).items():
+    for layer, nodes in calls_of(new, (*LAYERS, FusedLayer)).items():
         followers = _only_followers(nodes)
         activations = [module_of(new, follower) for follower in followers]
         alike = len({repr(_pure(activation)) for activation in activations}) == 1
         if alike and type(activations[0]) in ACTIVATIONS:
-            new.set_submodule(layer, FusedLayer(new.get_submodule(layer), _pure(activations[0])))  # type: ignore[arg-type]
+            submodule = new.get_submodule(layer)
+            own, adds = (submodule.layer, submodule.adds) if isinstance(submodule, FusedLayer) else (submodule, False)
+            new.set_submodule(layer, FusedLayer(own, _pure(activations[0]), adds=adds))
             _absorb(nodes, followers)
     return cleaned(new)
 
@@ -76,8 +78,10 @@ def fuse_pools(module: fx.GraphModule) -> fx.GraphModule:
     for layer, nodes in calls_of(new, (*LAYERS, FusedLayer)).items():
         followers = _only_followers(nodes)
         submodule = new.get_submodule(layer)
-        own, activation = (submodule.layer, submodule.activation) if isinstance(submodule, FusedLayer) else (submodule, None)
-        images = isinstance(own, (nn.Conv2d, ConvolutionInterface)) and all(len(shape_of(node) or ()) == 4 for node in nodes)
+        own, activation, adds = (
+            (submodule.layer, submodule.activation, submodule.adds) if isinstance(submodule, FusedLayer) else (submodule, None, False)
+        )
+        images = isinstance(own, (nn.Conv2d, ConvolutionInterface)) and not adds and all(len(shape_of(node) or ()) == 4 for node in nodes)
         if images and followers and all(_pools_two_by_two(module_of(new, follower)) for follower in followers):
             new.set_submodule(layer, FusedLayer(own, activation, nn.MaxPool2d(2)))
             _absorb(nodes, followers)
@@ -116,9 +120,15 @@ def calls_of(module: fx.GraphModule, kinds: tuple[type[nn.Module], ...]) -> dict
             closed.add(str(node.target).rpartition(".")[0])
         elif node.op == "call_module" and type(module.get_submodule(str(node.target))) in kinds:
             calls.setdefault(str(node.target), []).append(node)
-            if module_of(module, node) is None:
+            if module_of(module, node) is None and not _adds(module, node):
                 closed.add(str(node.target))
     return {name: nodes for name, nodes in calls.items() if name not in closed}
+
+
+def _adds(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node calls a layer with something to add: one that a pass made, on which are no hooks."""
+    called = module.get_submodule(str(node.target))
+    return isinstance(called, FusedLayer) and called.adds
 
 
 def is_fixed(norm: nn.Module | None) -> TypeGuard[_BatchNorm]:

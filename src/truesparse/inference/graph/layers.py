@@ -176,20 +176,21 @@ def _places_before(layer: TopologyLayer, weights: Weights, rows: Tensor, inputs:
 
 
 class FusedLayer(nn.Module):
-    """A layer followed by its activation and a max-pool, as one module: what a kernel does in one go.
+    """A layer followed by a sum, an activation and a max-pool, as one module: what is done in one go.
 
     Attributes:
         layer: one of the sparse or dense layers.
         activation: a module of torch.nn without parameters, or None.
         pool: of two by two positions, or None.
+        adds: whether a call may come with something to add to what the layer gives.
     """
 
-    def __init__(self, layer: nn.Module, activation: nn.Module | None, pool: nn.MaxPool2d | None = None) -> None:
+    def __init__(self, layer: nn.Module, activation: nn.Module | None, pool: nn.MaxPool2d | None = None, adds: bool = False) -> None:
         super().__init__()
-        self.layer, self.activation, self.pool = layer, activation, pool
+        self.layer, self.activation, self.pool, self.adds = layer, activation, pool, adds
 
-    def forward(self, input: Tensor) -> Tensor:
-        y = self.layer(input)
+    def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
+        y = self.layer(input) if added is None else self.layer(input) + added
         for follower in (self.activation, self.pool):
             y = y if follower is None else follower(y)
         return y

@@ -71,7 +71,8 @@ def _padded_convolutions(module: fx.GraphModule, kinds: tuple[type[nn.Module], .
         called, padded = module.get_submodule(name), nodes[0].all_input_nodes[0]
         layer, zeros = called.layer if isinstance(called, FusedLayer) else called, module_of(module, padded)
         simple = isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
-        if simple and type(zeros) is nn.ZeroPad2d and len(nodes) == len(padded.users) == 1 and min(zeros.padding) >= 0:
+        once = len(nodes) == len(padded.users) == len(nodes[0].args) == 1
+        if simple and type(zeros) is nn.ZeroPad2d and once and min(zeros.padding) >= 0:
             yield name, padded, zeros.padding
 
 

@@ -13,6 +13,7 @@ from .join import join_layers
 from .layers import LAYERS, PACKED, FusedLayer, weights_of
 from .padding import crop_instead_of_padding, fold_padding
 from .prune import prune
+from .sums import fuse_sums
 from .trace import Leaves, trace, whole_with_layers
 
 
@@ -44,6 +45,7 @@ class LayerChange:
         connections: weights that are not zero.
         norm: name of the BatchNorm that became part of it, or None.
         activation: the one that is applied with it, as torch names it, or "".
+        adds: whether a sum is taken with it, before its activation.
         dense_bytes: of the dense float32 weight and bias before.
     """
 
@@ -55,10 +57,11 @@ class LayerChange:
     norm: str | None
     activation: str
     dense_bytes: int
+    adds: bool = False
 
 
 def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplified:
-    """`model` in eval mode with BatchNorm folded, what can never matter removed, and activations fused.
+    """`model` in eval mode with BatchNorm folded, what can never matter removed, and sums and activations fused.
 
     The output is the same but for rounding.
 
@@ -73,7 +76,7 @@ def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplif
     traced = trace(model, example, leaves)
     folded, norms = fold_norms(fold_padding(without_identities(convert_masks_once(traced))))
     small, joined = join_layers(prune(folded, example), example)
-    module = fuse_pools(crop_instead_of_padding(fuse_activations(small)))
+    module = fuse_pools(crop_instead_of_padding(fuse_activations(fuse_sums(small))))
     others = {name for names in joined.values() for name in names[1:]}
     changes = []
     for name in calls_of(traced, LAYERS):
@@ -85,9 +88,9 @@ def simplify(model: nn.Module, example: Example, leaves: Leaves = ()) -> Simplif
 
 def change(name: str, before: list[nn.Module], after: nn.Module, joined: tuple[str, ...] = (), norm: str | None = None) -> LayerChange:
     """What became of the layers `before`, which read the same input."""
-    layer, activation = (after.layer, repr(after.activation or "")) if isinstance(after, FusedLayer) else (after, "")
+    fused = after if isinstance(after, FusedLayer) else FusedLayer(after, None)
     old = [weights_of(one) for one in before]
-    new = weights_of(layer)
+    new = weights_of(fused.layer)
     return LayerChange(
         name=name,
         joined=joined,
@@ -95,6 +98,7 @@ def change(name: str, before: list[nn.Module], after: nn.Module, joined: tuple[s
         inputs=(old[0].inputs, new.inputs),
         connections=(sum(one.topology.nnz for one in old), new.topology.nnz),
         norm=norm,
-        activation=activation,
+        activation="" if fused.activation is None else repr(fused.activation),
         dense_bytes=4 * sum(one.topology.size + (0 if one.bias is None else one.bias.numel()) for one in old),
+        adds=fused.adds,
     )

@@ -2,7 +2,7 @@
 
 from ..graph.layers import Weights
 from . import columns, dense, pairs, planes, rearranged, trained, windows
-from .base import VALUES, Candidate, Conditions, Finish, Layout
+from .base import VALUES, Candidate, Conditions, Epilogue, Finish, Layout
 from .columns import Columns, ColumnsCandidate
 from .dense import Dense, DenseCandidate
 from .pairs import Pairs, PairShape
@@ -25,6 +25,7 @@ __all__ = [
     "Conditions",
     "Dense",
     "DenseCandidate",
+    "Epilogue",
     "Finish",
     "Layout",
     "PairShape",

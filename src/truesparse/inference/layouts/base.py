@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,8 +19,10 @@ from torch import Tensor
 from ... import _core
 from ...topology import Topology
 from ...topology.geometry import Geometry, Matrix
+from ...topology.merge import threads_for
 from ..graph.layers import Weights
 
+NUMBERS_OF_A_THREAD = 100_000  # that an epilogue goes over, some 20 microseconds: less is not worth another thread
 VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 
 
@@ -46,8 +49,44 @@ class Layout(ABC):
     def nbytes(self) -> int:
         """Bytes of what is held."""
 
+    def call(self, shape: Sequence[int]) -> Any:
+        """The same for inputs of one shape and as many threads as torch has now, as a step of a `_core.Program`; None where only torch can.
+
+        It reads memory of this layout, which has to live as long.
+        """
+        return None
+
     def __str__(self) -> str:
         return self.name
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What follows a layer: something may be added to its results, then comes an activation; in one pass, in their place.
+
+    Args:
+        gelu: each number times the share of a normal distribution that is below it, as `nn.GELU()`.
+        least, most: then what is less or more becomes these, as ReLU and ReLU6 do.
+    """
+
+    gelu: bool = False
+    least: float = -math.inf
+    most: float = math.inf
+
+    def __call__(self, y: Tensor, added: Tensor | None = None) -> Tensor:
+        """y, contiguous and float32, with `added` of the same size."""
+        address = 0 if added is None else added.data_ptr()
+        threads = threads_for(y.numel(), NUMBERS_OF_A_THREAD)
+        _core.finish(self.gelu, self.least, self.most, address, y.data_ptr(), y.numel(), threads)
+        return y
+
+    def __str__(self) -> str:
+        limits = "" if self.least == -math.inf else "relu" if self.most == math.inf else f"{self.least:g} to {self.most:g}"
+        return ", ".join(part for part in ("gelu" if self.gelu else "", limits) if part)
+
+    def call(self, count: int) -> Any:
+        """The same for results of `count` numbers and as many threads as torch has now, as a step of a `_core.Program`."""
+        return _core.finish_call(self.gelu, self.least, self.most, count, threads_for(count, NUMBERS_OF_A_THREAD))
 
 
 @dataclass(frozen=True)

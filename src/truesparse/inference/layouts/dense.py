@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from ... import _core
 from ...topology.geometry import Matrix
 from ..graph.layers import Weights
 from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
@@ -16,6 +19,7 @@ from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
 # Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.
 BYTE, MULTIPLY_ADD, NUMBER, POOLED, CALL = 1 / 28, 1 / 90, 0.3, 15, 15_000
 NUMBER_IN_GROUPS = 0.55
+SMALL = 16_000  # multiply-adds of a matrix that a program does by itself, some 2 microseconds: leaving it would cost more
 FEW_SAMPLES, COPY = 2, 0.3  # of a matrix, for more samples, torch lays the weight out anew in each call: nanoseconds of an entry
 
 
@@ -26,7 +30,8 @@ class Dense(Layout):
 
     def __init__(self, weights: Weights, relu: bool = False, finish: Finish = NOTHING) -> None:
         super().__init__(weights, relu)
-        self.geometry, self.bias, self.finish = weights.geometry, weights.bias, finish
+        self.geometry, self.finish = weights.geometry, finish
+        self.bias = None if weights.bias is None else weights.bias.contiguous()
         self.weight = weights.topology.scatter(weights.values).view(weights.geometry.weight_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -36,6 +41,12 @@ class Dense(Layout):
         elif self.relu:
             y.relu_()
         return F.max_pool2d(y, 2) if self.finish.pool else y
+
+    def call(self, shape: Sequence[int]) -> Any:
+        if not isinstance(self.geometry, Matrix) or shape[0] * self.weight.numel() > SMALL:
+            return None
+        bias = 0 if self.bias is None else self.bias.data_ptr()
+        return _core.small_product_call(self.weight.data_ptr(), bias, self.relu, self.rows, self.columns, shape[0])
 
     @property
     def nbytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,11 @@ class Pairs(Layout):
         threads = threads_for(batch * self.connections, WORK_OF_A_THREAD)
         kernel.spmm(0 if bias is None else bias.data_ptr(), self.relu, x.data_ptr(), y.data_ptr(), batch, threads)
         return y
+
+    def call(self, shape: Sequence[int]) -> Any:
+        kernel, bias, batch = self._kernel or self._made(), self.bias, shape[0]
+        threads = threads_for(batch * self.connections, WORK_OF_A_THREAD)
+        return kernel.call(0 if bias is None else bias.data_ptr(), self.relu, batch, threads)
 
     def _made(self) -> Any:
         self._kernel = _core.Pairs(*self._extents, *(array.data_ptr() for array in self.arrays))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -43,12 +44,19 @@ class Planes(Layout):
         self._planned: Planned | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        planned, case = self._planned, (x.shape, torch.get_num_threads())
-        if planned is None or planned[0] != case:
-            planned = self._planned = self._plan(*case)
+        planned = self._planned_for(x.shape, torch.get_num_threads())
         y = x.new_empty(planned[1])
         planned[2].run(x.data_ptr(), y.data_ptr())
         return y
+
+    def call(self, shape: Sequence[int]) -> Any:
+        return self._planned_for(torch.Size(shape), torch.get_num_threads())[2].call()
+
+    def _planned_for(self, shape: torch.Size, threads: int) -> Planned:
+        planned = self._planned
+        if planned is None or planned[0] != (shape, threads):
+            planned = self._planned = self._plan(shape, threads)
+        return planned
 
     def _plan(self, shape: torch.Size, threads: int) -> Planned:
         g, batch, (height, width) = self.geometry, shape[0], shape[2:]

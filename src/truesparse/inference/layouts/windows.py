@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,6 +115,13 @@ class Windows(Layout):
         threads = threads_for(batch * self.connections, WORK_OF_A_THREAD)
         kernel.spmv(0 if bias is None else bias.data_ptr(), self.relu, x.data_ptr(), y.data_ptr(), batch, threads)
         return y
+
+    def call(self, shape: Sequence[int]) -> Any:
+        kernel, bias, batch = self._kernel or self._made(), self.bias, shape[0]
+        if batch >= self.dense_from:
+            return None
+        threads = threads_for(batch * self.connections, WORK_OF_A_THREAD)
+        return kernel.call(0 if bias is None else bias.data_ptr(), self.relu, batch, threads)
 
     def _by_dense(self, kernel: Any, x: Tensor) -> Tensor:
         """Unpacked for the call: of many samples torch's product takes less time, that of unpacking included."""
