@@ -193,7 +193,7 @@ def test_a_model_that_is_one_layer(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["pack"], 2, "Missing argument 'RUN_OR_FILE'."),
+        (["pack"], 2, "Missing argument 'RUN_OR_FILE_OR_MODEL'."),
         (["pack", "nowhere"], 2, "nowhere is neither the folder of a run nor a file"),
         (["pack", "run", "--batch", "0"], 2, "Invalid value for '--batch': Input should be greater than or equal to 1"),
         (["pack", "run", "--values", "int4"], 2, "Invalid value for --values: expected one of float32, bfloat16, int8, got 'int4'"),
