@@ -7,7 +7,7 @@
 namespace truesparse {
 
 // The connections by target row, cut into blocks of columns so that the packed source of a block stays in the nearest cache.
-// The arrays belong to the caller. `starts` is [blocks + 1, rows]: row r holds in block b the connections starts[b][r] to starts[b + 1][r].
+// The arrays belong to the caller. `starts` is [blocks - 1, rows], where blocks 1 and on begin: block 0 begins and the last one ends with the row.
 struct Layout {
   int64_t rows, columns;
   const int32_t* indptr;       // [rows + 1]
@@ -18,10 +18,11 @@ struct Layout {
   int64_t alike;               // rows that share their columns, see rows_alike
 
   int64_t nnz() const { return indptr[rows]; }
-  const int32_t* start(int64_t block) const { return starts + (block < blocks ? block : blocks) * rows; }
+  // Row r holds in block b the connections start(b)[r] to start(b + 1)[r].
+  const int32_t* start(int64_t block) const { return block <= 0 ? indptr : block >= blocks ? indptr + 1 : starts + (block - 1) * rows; }
 };
 
-// Fills starts, [blocks + 1, rows], for blocks of `width` columns.
+// Fills starts, [blocks - 1, rows], for blocks of `width` columns.
 void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts,
                   int64_t threads = 1);
 
@@ -31,7 +32,6 @@ int64_t rows_alike(int64_t rows, const int32_t* indptr, const int32_t* indices, 
 
 // Sorts connections by key, stable. Connection p of row r has the key keys[group(r) * columns + indices[p]], in [0, targets), and
 // becomes index r * factor + indices[p] % factor. Fills t_indptr [targets + 1], t_indices and permutation [nnz].
-// Columns p and q with p / factor and q / factor different have no key in common where there are many connections.
 // A plain transpose has keys null (the column itself) and factor 1.
 void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, int64_t targets, const int32_t* keys,
                int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation, int64_t threads = 1);

@@ -21,7 +21,7 @@ struct Blocked {
   Blocked(Topology laid_out, Indices permuted, int64_t whole, int64_t connections, int64_t rows_per_group) : topology(std::move(laid_out)), permutation(std::move(permuted)) {
     const int64_t rows = topology.rows, columns = topology.columns, wanted = rows * columns * connections / std::max<int64_t>(1, topology.nnz());
     const int64_t width = std::min((std::max<int64_t>(1, wanted) + whole - 1) / whole * whole, columns), blocks = (columns + width - 1) / width;
-    starts = unwritten<int32_t>((blocks + 1) * rows);
+    starts = unwritten<int32_t>(std::max<int64_t>(0, blocks - 1) * rows);
     block_starts(rows, topology.indptr.data(), topology.indices.data(), width, blocks, starts.data());
     view = {rows,           columns, topology.indptr.data(), topology.indices.data(), permutation.empty() ? nullptr : permutation.data(),
             starts.data(), blocks,  width,   rows_alike(rows, topology.indptr.data(), topology.indices.data(), rows_per_group)};

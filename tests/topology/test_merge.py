@@ -206,13 +206,13 @@ def test_transposing_many():
 def test_block_starts(example, width):
     (rows, columns), pairs = example
     topology, blocks = made((rows, columns), pairs), max(-(-columns // width), 1)
-    starts = torch.full((blocks + 1, rows), -1, dtype=torch.int32)
+    starts = torch.full((blocks - 1, rows), -1, dtype=torch.int32)
     addresses = topology.indptr.data_ptr(), topology.indices.data_ptr()
     _core.block_starts(rows, *addresses, width, blocks, starts.data_ptr(), torch.get_num_threads())
     for row in range(rows):
         before = sum(other < row for other, _ in pairs)
-        for block in range(blocks + 1):
-            assert starts[block, row] == before + sum(other == row and column < block * width for other, column in pairs)
+        for block in range(1, blocks):
+            assert starts[block - 1, row] == before + sum(other == row and column < block * width for other, column in pairs)
 
 
 def test_blocks_of_the_largest_columns():
@@ -222,7 +222,7 @@ def test_blocks_of_the_largest_columns():
         blocks = -(-columns // width)
         if blocks > 10:
             continue
-        starts = torch.full((blocks + 1, 1), -1, dtype=torch.int32)
+        starts = torch.full((blocks - 1, 1), -1, dtype=torch.int32)
         _core.block_starts(1, topology.indptr.data_ptr(), topology.indices.data_ptr(), width, blocks, starts.data_ptr(), 1)
-        expected = [sum(column < block * width for column in topology.indices.tolist()) for block in range(blocks + 1)]
+        expected = [sum(column < block * width for column in topology.indices.tolist()) for block in range(1, blocks)]
         assert starts.flatten().tolist() == expected

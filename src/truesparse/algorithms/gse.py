@@ -65,8 +65,8 @@ class GSE:
             return pattern.complement(topology)
         rows, columns = self._bounds(topology, signals)
         count = int(self.subset * grid.nnz)
-        row, column = (_drawn(bounds, extent, count, signals) for bounds, extent in zip((rows, columns), grid.shape, strict=True))
-        return pattern.absent_units(topology, (row * grid.shape[1] + column).to(topology.device))
+        keys = _drawn(rows, grid.shape[0], count, signals).mul_(grid.shape[1]).add_(_drawn(columns, grid.shape[1], count, signals))
+        return pattern.absent_units(topology, keys.to(topology.device))
 
     def _bounds(self, topology: Topology, signals: Signals) -> tuple[Tensor | None, Tensor | None]:
         return (None, None) if self.sampling == "uniform" else signals.absent.bounds()

@@ -32,12 +32,12 @@ class Blocked:
 
 
 def forward_blocks(topology: Topology) -> Blocked:
-    """The topology as it stands, cut into blocks. 4 bytes per row and block."""
+    """The topology as it stands, cut into blocks. 4 bytes per row and block but one."""
     return _blocked(topology.shape, topology.indptr, topology.indices, None, 1, topology.shape[0])
 
 
 def transposed_blocks(topology: Topology) -> Blocked:
-    """The transposed topology. 8 bytes per connection and 4 per row and block."""
+    """The transposed topology. 8 bytes per connection, and 4 per row and block."""
     rows, columns = topology.shape
     indptr, indices, permutation = _empty_transpose(topology, columns)
     _core.transpose(
@@ -98,7 +98,7 @@ def _blocked(
     width = max(COLUMNS_PER_BLOCK if whole == 1 else whole, math.ceil(CONNECTIONS_PER_BLOCK / density) if density else columns)
     width = min(math.ceil(width / whole) * whole, max(columns, 1))
     blocks = max(math.ceil(columns / width), 1)
-    starts = torch.empty((blocks + 1) * rows, dtype=torch.int32)
+    starts = torch.empty((blocks - 1) * rows, dtype=torch.int32)
     _core.block_starts(rows, indptr.data_ptr(), indices.data_ptr(), width, blocks, starts.data_ptr(), threads_for(indices.numel()))
     where = 0 if permutation is None else permutation.data_ptr()
     alike = _core.rows_alike(rows, indptr.data_ptr(), indices.data_ptr(), rows_per_group)

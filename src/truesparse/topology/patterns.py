@@ -269,9 +269,13 @@ class Pattern(ABC):
         return self._connections(grown, kept.shape)
 
     def absent_units(self, topology: Topology, keys: Tensor) -> Topology:
-        """The connections of those units at `keys` (positions among the units, repeats allowed) that `topology` has not."""
-        grid, keys = self.units(topology), keys.unique()
-        return self._connections(Topology._from_sorted_keys(grid.shape, keys[~grid.contains(keys)]), topology.shape)
+        """The connections of those units at `keys` (positions among the units, repeats allowed) that `topology` has not.
+
+        `keys` are sorted in place: they may be many.
+        """
+        grid = self.units(topology)
+        drawn = Topology._from_sorted_keys(grid.shape, merge.unique_(keys))
+        return self._connections(drawn.keep(merge.followed(grid.shape[1], grid._connections, drawn._connections) < 0), topology.shape)
 
     def complement(self, topology: Topology) -> Topology:
         """All connections that `topology` has not. Costs rows x columns: for topologies that have half of them or more."""
