@@ -100,6 +100,12 @@ void bind_rewiring(nb::module_& m) {
       },
       Release(), "rows"_a, "columns"_a, "keys"_a, "count"_a, "indptr"_a, "indices"_a);
   m.def(
+      "collect",
+      [](int64_t rows, Address row, Address column, int64_t count, Address indptr, Address indices) {
+        return collect(rows, at<const int32_t>(row), at<const int32_t>(column), count, at<int32_t>(indptr), at<int32_t>(indices));
+      },
+      Release(), "rows"_a, "row"_a, "column"_a, "count"_a, "indptr"_a, "indices"_a);
+  m.def(
       "kept_starts",
       [](int64_t rows, Address indptr, Address kept, Address kept_indptr) {
         return kept_starts(rows, at<const int32_t>(indptr), at<const bool>(kept), at<int32_t>(kept_indptr));

@@ -102,6 +102,25 @@ void compress(int64_t rows, int64_t columns, const int64_t* keys, int64_t count,
   indptr[rows] = static_cast<int32_t>(p);
 }
 
+int64_t collect(int64_t rows, const int32_t* row, const int32_t* column, int64_t count, int32_t* indptr, int32_t* indices) {
+  std::fill(indptr, indptr + rows + 1, 0);
+  for (int64_t i = 0; i < count; ++i) ++indptr[row[i] + 1];
+  for (int64_t r = 0; r < rows; ++r) indptr[r + 1] += indptr[r];
+  for (int64_t i = 0; i < count; ++i) indices[indptr[row[i]]++] = column[i];
+  // Each row now begins where it ended: they are sorted and moved up one by one.
+  int32_t begin = 0, kept = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int32_t end = indptr[r];
+    std::sort(indices + begin, indices + end);
+    indptr[r] = kept;
+    for (int32_t p = begin; p < end; ++p)
+      if (p == begin || indices[p] != indices[kept - 1]) indices[kept++] = indices[p];
+    begin = end;
+  }
+  indptr[rows] = kept;
+  return kept;
+}
+
 int64_t kept_starts(int64_t rows, const int32_t* indptr, const bool* kept, int32_t* kept_indptr) {
   kept_indptr[0] = 0;
   for (int64_t r = 0; r < rows; ++r) {

@@ -17,6 +17,10 @@ void key_of_each(int64_t rows, int64_t columns, const int32_t* indptr, const int
 // The topology of `count` ascending keys inside the matrix.
 void compress(int64_t rows, int64_t columns, const int64_t* keys, int64_t count, int32_t* indptr, int32_t* indices);
 
+// The topology of `count` pairs inside the matrix, in any order; what is there several times counts once. indices has room for all. Returns how
+// many there are.
+int64_t collect(int64_t rows, const int32_t* row, const int32_t* column, int64_t count, int32_t* indptr, int32_t* indices);
+
 // Where the rows of the connections begin for which `kept` [nnz] is true. Returns how many there are.
 int64_t kept_starts(int64_t rows, const int32_t* indptr, const bool* kept, int32_t* kept_indptr);
 

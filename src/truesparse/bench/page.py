@@ -17,7 +17,7 @@ from .timing import break_even
 SHOWN = (0.8, 0.9, 0.95, 0.99)  # sparsities with a column
 SAME_SPARSITY = 0.005  # a pattern rounds to whole units
 Curve = Mapping[float, float]  # times as fast, by sparsity
-RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, RewireRow, InferenceRow)
+RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, ScaleRow, RewireRow, InferenceRow)
 
 
 def write_page(path: Path, marker: str, tables: str) -> None:

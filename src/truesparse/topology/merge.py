@@ -54,6 +54,16 @@ def compressed(shape: tuple[int, int], keys: Tensor) -> Connections:
     return indptr, indices
 
 
+def collected(shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Connections:
+    """The connections at (rows[i], columns[i]), [n] each, inside the matrix; what is there several times counts once."""
+    if not _here(rows, columns):
+        return compressed(shape, (rows.to(torch.int64) * shape[1] + columns).unique())
+    rows, columns = rows.to(torch.int32).contiguous(), columns.to(torch.int32).contiguous()
+    indptr, indices = torch.empty(shape[0] + 1, dtype=torch.int32), torch.empty_like(columns)
+    count = _core.collect(shape[0], rows.data_ptr(), columns.data_ptr(), columns.numel(), indptr.data_ptr(), indices.data_ptr())
+    return indptr, indices[:count].clone() if count < indices.numel() else indices
+
+
 def kept(columns: int, connections: Connections, chosen: Tensor) -> Connections:
     """The connections where `chosen` [nnz] bool is true."""
     indptr, indices = connections
@@ -143,12 +153,6 @@ def placed(sums: Tensor, wanted: Tensor) -> Tensor:
     places = torch.empty(wanted.numel(), dtype=torch.int64)
     _core.place(sums.data_ptr(), sums.numel(), wanted.data_ptr(), wanted.numel(), places.data_ptr(), threads_for(wanted.numel()))
     return places
-
-
-def unique_(keys: Tensor) -> Tensor:
-    """`keys` in ascending order, each once; `keys` itself is sorted."""
-    keys = sort_(keys)
-    return keys[torch.cat([keys.new_ones(min(keys.numel(), 1), dtype=torch.bool), keys[1:] != keys[:-1]])]
 
 
 def accepted(present: Tensor, taken: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:

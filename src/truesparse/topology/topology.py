@@ -76,6 +76,12 @@ class Topology:
         return cls._trusted(shape, *merge.compressed(shape, keys))
 
     @classmethod
+    def _collected(cls, shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Topology:
+        """The topology of the pairs (rows[i], columns[i]), [n] integers each, legal and in any order; repeats count once."""
+        _check_count(rows.numel())
+        return cls._trusted(shape, *merge.collected(shape, rows, columns))
+
+    @classmethod
     def from_mask(cls, mask: Tensor) -> Topology:
         """The topology of the true entries of `mask`, [rows, ...]; trailing dimensions are flattened to columns."""
         if mask.ndim < 2:
