@@ -116,6 +116,12 @@ void bind_rewiring(nb::module_& m) {
       },
       Release(), "rows"_a, "columns"_a, "keys"_a, "count"_a, "indptr"_a, "indices"_a);
   m.def(
+      "collect",
+      [](int64_t rows, Address row, Address column, int64_t count, Address indptr, Address indices) {
+        return collect(rows, at<const int32_t>(row), at<const int32_t>(column), count, at<int32_t>(indptr), at<int32_t>(indices));
+      },
+      Release(), "rows"_a, "row"_a, "column"_a, "count"_a, "indptr"_a, "indices"_a);
+  m.def(
       "kept_starts",
       [](int64_t rows, Address indptr, Address kept, Address kept_indptr) {
         return kept_starts(rows, at<const int32_t>(indptr), at<const bool>(kept), at<int32_t>(kept_indptr));
@@ -140,15 +146,20 @@ void bind_rewiring(nb::module_& m) {
       "follow",
       [](int64_t rows, int64_t columns, Address old_indptr, Address old_indices, Address new_indptr, Address new_indices, Address source, int64_t threads) {
         follow(rows, columns, at<const int32_t>(old_indptr), at<const int32_t>(old_indices), at<const int32_t>(new_indptr),
-               at<const int32_t>(new_indices), at<int64_t>(source), threads);
+               at<const int32_t>(new_indices), at<int32_t>(source), threads);
       },
       Release(), "rows"_a, "columns"_a, "old_indptr"_a, "old_indices"_a, "new_indptr"_a, "new_indices"_a, "source"_a, "threads"_a);
-  m.def(
-      "move",
-      [](int64_t bytes, Address array, Address source, int64_t count, Address fill, Address moved, int64_t threads) {
-        move(bytes, at<const void>(array), at<const int64_t>(source), count, at<const void>(fill), at<void>(moved), threads);
-      },
-      Release(), "bytes"_a, "array"_a, "source"_a, "count"_a, "fill"_a, "moved"_a, "threads"_a);
+  const auto bind_move = [&m](const char* name, auto index) {
+    using Index = decltype(index);
+    m.def(
+        name,
+        [](int64_t bytes, Address array, Address source, int64_t count, Address fill, Address moved, int64_t threads) {
+          move(bytes, at<const void>(array), at<const Index>(source), count, at<const void>(fill), at<void>(moved), threads);
+        },
+        Release(), "bytes"_a, "array"_a, "source"_a, "count"_a, "fill"_a, "moved"_a, "threads"_a);
+  };
+  bind_move("move_int32", int32_t{});
+  bind_move("move_int64", int64_t{});
   const auto bind_lowest = [&m](const char* name, auto type) {
     using T = decltype(type);
     m.def(
@@ -160,6 +171,12 @@ void bind_rewiring(nb::module_& m) {
   };
   bind_lowest("lowest_float32", float{});
   bind_lowest("lowest_float64", double{});
+  m.def(
+      "place",
+      [](Address sums, int64_t size, Address wanted, int64_t count, Address places, int64_t threads) {
+        place(at<const double>(sums), size, at<const double>(wanted), count, at<int64_t>(places), threads);
+      },
+      Release(), "sums"_a, "size"_a, "wanted"_a, "count"_a, "places"_a, "threads"_a);
   m.def(
       "accept",
       [](Address present, int64_t present_count, Address taken, int64_t taken_count, Address drawn, int64_t drawn_count, Address merged,

@@ -6,7 +6,7 @@
 
 namespace truesparse {
 
-// Fills starts, [blocks + 1, rows], for blocks of `width` columns: row r holds in block b the connections starts[b][r] to starts[b + 1][r].
+// Where blocks 1 and on of `width` columns begin: fills starts, [blocks - 1, rows]. Block 0 begins and the last one ends with the row.
 void block_starts(int64_t rows, const int32_t* indptr, const int32_t* indices, int64_t width, int64_t blocks, int32_t* starts,
                   int64_t threads = 1);
 
@@ -16,7 +16,6 @@ int64_t rows_alike(int64_t rows, const int32_t* indptr, const int32_t* indices, 
 
 // Sorts connections by key, stable. Connection p of row r has the key keys[group(r) * columns + indices[p]], in [0, targets), and
 // becomes index r * factor + indices[p] % factor. Fills t_indptr [targets + 1], t_indices and permutation [nnz].
-// Columns p and q with p / factor and q / factor different have no key in common where there are many connections.
 // A plain transpose has keys null (the column itself) and factor 1.
 void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, int64_t targets, const int32_t* keys,
                int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation, int64_t threads = 1);

@@ -19,14 +19,15 @@ void for_rows(int64_t rows, const int32_t* indptr, int64_t threads, Body&& body)
   parallel_for(static_cast<int64_t>(boundaries.size()) - 1, threads, [&](int64_t, int64_t item) { body(boundaries[item], boundaries[item + 1]); });
 }
 
-template <class Word>
-void move_words(const Word* array, const int64_t* source, int64_t count, Word fill, Word* moved, int64_t threads) {
+template <class Word, class Index>
+void move_words(const Word* array, const Index* source, int64_t count, Word fill, Word* moved, int64_t threads) {
   constexpr int64_t chunk = 65536;
   parallel_for((count + chunk - 1) / chunk, threads, [&](int64_t, int64_t item) {
     for (int64_t i = item * chunk, end = std::min(count, i + chunk); i < end; ++i) {
       // In bits, since compilers make a branch of a choice, which would be guessed wrong too often.
-      const Word grown = static_cast<Word>(source[i] >> 63);
-      moved[i] = static_cast<Word>((array[source[i] & ~(source[i] >> 63)] & ~grown) | (fill & grown));
+      const Index none = source[i] >> (8 * sizeof(Index) - 1);
+      const Word grown = static_cast<Word>(none);
+      moved[i] = static_cast<Word>((array[source[i] & ~none] & ~grown) | (fill & grown));
     }
   });
 }
@@ -101,6 +102,25 @@ void compress(int64_t rows, int64_t columns, const int64_t* keys, int64_t count,
   indptr[rows] = static_cast<int32_t>(p);
 }
 
+int64_t collect(int64_t rows, const int32_t* row, const int32_t* column, int64_t count, int32_t* indptr, int32_t* indices) {
+  std::fill(indptr, indptr + rows + 1, 0);
+  for (int64_t i = 0; i < count; ++i) ++indptr[row[i] + 1];
+  for (int64_t r = 0; r < rows; ++r) indptr[r + 1] += indptr[r];
+  for (int64_t i = 0; i < count; ++i) indices[indptr[row[i]]++] = column[i];
+  // Each row now begins where it ended: they are sorted and moved up one by one.
+  int32_t begin = 0, kept = 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int32_t end = indptr[r];
+    std::sort(indices + begin, indices + end);
+    indptr[r] = kept;
+    for (int32_t p = begin; p < end; ++p)
+      if (p == begin || indices[p] != indices[kept - 1]) indices[kept++] = indices[p];
+    begin = end;
+  }
+  indptr[rows] = kept;
+  return kept;
+}
+
 int64_t kept_starts(int64_t rows, const int32_t* indptr, const bool* kept, int32_t* kept_indptr) {
   kept_indptr[0] = 0;
   for (int64_t r = 0; r < rows; ++r) {
@@ -154,7 +174,7 @@ bool grow(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* i
 }
 
 void follow(int64_t rows, int64_t columns, const int32_t* old_indptr, const int32_t* old_indices, const int32_t* new_indptr,
-            const int32_t* new_indices, int64_t* source, int64_t threads) {
+            const int32_t* new_indices, int32_t* source, int64_t threads) {
   const bool table_pays = columns <= old_indptr[rows] + new_indptr[rows];
   for_rows(rows, new_indptr, threads, [&](int64_t begin, int64_t end) {
     std::vector<int32_t> where(table_pays ? static_cast<size_t>(columns) : 0, -1);  // of each column, the last connection so far
@@ -172,7 +192,7 @@ void follow(int64_t rows, int64_t columns, const int32_t* old_indptr, const int3
       }
       while (i < i_end && j < j_end) {
         const int32_t x = old_indices[i], y = new_indices[j];
-        source[j] = x == y ? i : -1;  // written anew until the old column has caught up
+        source[j] = x == y ? static_cast<int32_t>(i) : -1;  // written anew until the old column has caught up
         i += x <= y;
         j += y <= x;
       }
@@ -181,7 +201,8 @@ void follow(int64_t rows, int64_t columns, const int32_t* old_indptr, const int3
   });
 }
 
-void move(int64_t bytes, const void* array, const int64_t* source, int64_t count, const void* fill, void* moved, int64_t threads) {
+template <class Index>
+void move(int64_t bytes, const void* array, const Index* source, int64_t count, const void* fill, void* moved, int64_t threads) {
   const auto words = [&](auto word) {
     std::memcpy(&word, fill, sizeof word);
     move_words(static_cast<const decltype(word)*>(array), source, count, word, static_cast<decltype(word)*>(moved), threads);
@@ -194,6 +215,9 @@ void move(int64_t bytes, const void* array, const int64_t* source, int64_t count
   }
 }
 
+template void move<int32_t>(int64_t, const void*, const int32_t*, int64_t, const void*, void*, int64_t);
+template void move<int64_t>(int64_t, const void*, const int64_t*, int64_t, const void*, void*, int64_t);
+
 template <>
 void lowest<float>(const float* scores, int64_t size, int64_t count, int64_t* indices, int64_t threads) {
   lowest_words<float, uint32_t>(scores, size, count, indices, threads);
@@ -202,6 +226,26 @@ void lowest<float>(const float* scores, int64_t size, int64_t count, int64_t* in
 template <>
 void lowest<double>(const double* scores, int64_t size, int64_t count, int64_t* indices, int64_t threads) {
   lowest_words<double, uint64_t>(scores, size, count, indices, threads);
+}
+
+void place(const double* sums, int64_t size, const double* wanted, int64_t count, int64_t* places, int64_t threads) {
+  // The range is cut into as many equal parts as there are sums, and the first sum beyond the beginning of each is noted. Rounding may put
+  // a number into the part beside its own, so the search goes back first.
+  const double parts = static_cast<double>(size) / sums[size - 1];
+  std::vector<int32_t> firsts(static_cast<size_t>(size));
+  for (int64_t part = 0, i = 0; part < size; ++part) {
+    while (i < size - 1 && sums[i] * parts <= static_cast<double>(part)) ++i;
+    firsts[part] = static_cast<int32_t>(i);
+  }
+  constexpr int64_t chunk = 65536;
+  parallel_for((count + chunk - 1) / chunk, threads, [&](int64_t, int64_t item) {
+    for (int64_t j = item * chunk, end = std::min(count, j + chunk); j < end; ++j) {
+      int64_t i = firsts[static_cast<int64_t>(std::clamp(wanted[j] * parts, 0.0, static_cast<double>(size - 1)))];
+      while (i > 0 && sums[i - 1] > wanted[j]) --i;
+      while (i < size - 1 && sums[i] <= wanted[j]) ++i;
+      places[j] = i;
+    }
+  });
 }
 
 int64_t accept(const int64_t* present, int64_t present_count, const int64_t* taken, int64_t taken_count, const int64_t* drawn,

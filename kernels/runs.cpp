@@ -39,9 +39,11 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
     : rows(rows), columns(columns), nnz(indptr[rows]), width(width), alike(rows_alike(rows, indptr, indices, rows_per_group)),
       part_begins_(parts_of(rows, indptr, alike, parts)) {
   const int64_t pieces = blocks() * this->parts();
-  std::vector<int32_t> starts(static_cast<size_t>((blocks() + 1) * rows));
+  std::vector<int32_t> starts(static_cast<size_t>((blocks() - 1) * rows));
   block_starts(rows, indptr, indices, width, blocks(), starts.data(), threads);
-  const auto begin_of = [&](int64_t block, int64_t row) { return starts[block * rows + row]; };
+  const auto begin_of = [&](int64_t block, int64_t row) {
+    return !block ? indptr[row] : block == blocks() ? indptr[row + 1] : starts[(block - 1) * rows + row];
+  };
   const auto for_bands = [&](int64_t piece, auto&& body) {
     const int64_t block = piece / this->parts(), part = piece % this->parts();
     for (int64_t row = part_begin(part); row < part_begin(part + 1); row += alike) body(block, row, begin_of(block, row), begin_of(block + 1, row));

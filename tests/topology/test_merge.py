@@ -84,6 +84,24 @@ def test_growing(example, data):
                 run(torch.cat([keys, keys[:1]]))
 
 
+@given(connections(), st.data())
+def test_collecting(example, data):
+    shape, pairs = example
+    often = data.draw(st.lists(st.sampled_from(sorted(pairs)))) if pairs else []
+    mixed = data.draw(st.permutations([*sorted(pairs), *often]))
+    rows, columns = torch.tensor(mixed, dtype=torch.int32).view(-1, 2).unbind(1)
+    collected = Topology._collected(shape, rows, columns)
+    same(collected, made(shape, pairs))
+    same(collected, in_torch(Topology._collected, shape, rows, columns))
+
+
+@given(st.lists(st.sampled_from([0.0, 1e-9, 0.5, 1.0, 3.0, 1e6]), min_size=1, max_size=40), st.lists(st.floats(0, 1), max_size=40))
+def test_places_in_a_running_sum_are_those_of_a_search(weights, shares):
+    sums = torch.tensor([*weights, 1.0], dtype=torch.float64).cumsum(0)
+    wanted = torch.cat([torch.tensor(shares, dtype=torch.float64) * sums[-1], sums])
+    assert torch.equal(merge.placed(sums, wanted), torch.searchsorted(sums, wanted, right=True).clamp_(max=sums.numel() - 1))
+
+
 @given(connections(), st.data(), st.booleans())
 def test_following(example, data, wide):
     shape, old = example

@@ -390,9 +390,9 @@ def test_complement_and_absent_units(layer, data):
     absent = {unit for unit, pairs in units.items() if not pairs & pairs_of(topology)}
     assert pairs_of(pattern.complement(topology)) == {pair for unit in absent for pair in units[unit]}
     wanted = data.draw(st.lists(st.sampled_from(sorted(units)), max_size=8)) if units else []
-    across = pattern.units(topology).shape[1]
-    keys = torch.tensor([row * across + column for row, column in wanted], dtype=torch.int64)
-    assert pairs_of(pattern.absent_units(topology, keys)) == {pair for unit in absent & set(wanted) for pair in units[unit]}
+    row, column = torch.tensor(wanted, dtype=torch.int32).view(-1, 2).unbind(1)
+    drawn = Topology._collected(pattern.units(topology).shape, row, column)
+    assert pairs_of(pattern.absent_units(topology, drawn)) == {pair for unit in absent & set(wanted) for pair in units[unit]}
 
 
 def test_only_windows_fix_the_count():

@@ -66,14 +66,14 @@ class GSE:
         rows, columns = self._bounds(topology, signals)
         count = int(self.subset * grid.nnz)
         row, column = (_drawn(bounds, extent, count, signals) for bounds, extent in zip((rows, columns), grid.shape, strict=True))
-        return pattern.absent_units(topology, (row * grid.shape[1] + column).to(topology.device))
+        return pattern.absent_units(topology, Topology._collected(grid.shape, row, column).to(topology.device))
 
     def _bounds(self, topology: Topology, signals: Signals) -> tuple[Tensor | None, Tensor | None]:
         return (None, None) if self.sampling == "uniform" else signals.absent.bounds()
 
 
 def _drawn(bounds: Tensor | None, extent: int, count: int, signals: Signals) -> Tensor:
-    """`count` of the `extent` rows or columns of units."""
+    """`count` of the `extent` rows or columns of units, int32."""
     if bounds is None:
-        return torch.randint(extent, (count,), generator=signals.generator)
-    return weighted(bounds.view(extent, -1).sum(1), count, signals.generator)
+        return torch.randint(extent, (count,), generator=signals.generator).to(torch.int32)
+    return weighted(bounds.view(extent, -1).sum(1), count, signals.generator).to(torch.int32)

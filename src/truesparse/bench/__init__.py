@@ -1,6 +1,6 @@
 """How fast and how small, beside dense PyTorch, here? Layers, whole steps, memory, rewiring, inference: `truesparse bench`."""
 
-from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow, read_document
+from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, ScaleRow, StepRow, read_document
 from .inference import InferenceCase, measure_inference
 from .inference_cases import LinearCase, NetworkCase, RunCase
 from .layers import LayerCase, measure_layers
@@ -8,6 +8,7 @@ from .memory import MemoryCase, measure_memory
 from .networks import NETWORKS
 from .request import Conditions
 from .rewire import RewireCase, measure_rewirings
+from .scale import ScaleCase, measure_scale
 from .steps import StepCase, measure_steps
 from .wrong import WrongResult
 
@@ -26,6 +27,8 @@ __all__ = [
     "RewireCase",
     "RewireRow",
     "RunCase",
+    "ScaleCase",
+    "ScaleRow",
     "StepCase",
     "StepRow",
     "WrongResult",
@@ -33,6 +36,7 @@ __all__ = [
     "measure_layers",
     "measure_memory",
     "measure_rewirings",
+    "measure_scale",
     "measure_steps",
     "read_document",
 ]

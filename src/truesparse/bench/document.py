@@ -4,9 +4,9 @@ As JSON (`--json`), schema 1, times in seconds, ratios as "times as fast as dens
 
     {"schema": 1, "command": "linear", "machine": {...}, "dtype": "float32", "peaks": [Peaks...], "rows": [LayerRow...]}
 
-`command` is linear or conv (rows are `LayerRow`), step (`StepRow`), memory (`MemoryRow`), rewire (`RewireRow`) or inference
-(`InferenceRow`); `machine` is that of a training run: processor, instruction_set, threads (as torch chose them), torch, ...; `peaks` has an
-entry for each number of threads (empty for memory, rewire and inference).
+`command` is linear or conv (rows are `LayerRow`), step (`StepRow`), memory (`MemoryRow`), scale (`ScaleRow`), rewire (`RewireRow`) or
+inference (`InferenceRow`); `machine` is that of a training run: processor, instruction_set, threads (as torch chose them), torch, ...;
+`peaks` has an entry for each number of threads (empty for memory, scale, rewire and inference).
 """
 
 from __future__ import annotations
@@ -126,6 +126,36 @@ class MemoryRow:
 
 
 @dataclass(frozen=True)
+class ScaleRow:
+    """Three hidden layers of many neurons with a few connections each, SGD with momentum and GSE, in a process of their own.
+
+    Args:
+        neurons: of the hidden layers together.
+        bytes: held between the optimizer's step and `zero_grad`, by kind, as in `MemoryRow`.
+        bytes_per_connection: their sum over the connections.
+        peak_bytes_per_connection: the most the process had at once beyond torch and truesparse, over the connections.
+        making_seconds: of drawing the topologies and values.
+        first_step_seconds: with the plans of the kernels, which are made in it.
+        step_seconds: median of those that neither make plans nor rewire.
+        rewiring_seconds: of one rewiring of all layers.
+        connections_per_second: trained in a step, over its seconds.
+    """
+
+    neurons: int
+    connections: int
+    batch: int
+    threads: int
+    bytes: Mapping[str, int]
+    bytes_per_connection: float
+    peak_bytes_per_connection: float
+    making_seconds: float
+    first_step_seconds: float
+    step_seconds: float
+    rewiring_seconds: float
+    connections_per_second: float
+
+
+@dataclass(frozen=True)
 class RewireRow:
     """Changes of the topology of one linear layer under AdamW, three tenths of the connections each time.
 
@@ -200,12 +230,13 @@ class InferenceRow:
         return self.times_as_fast["packed"] > 1 and set(self.layouts) != {"dense"}
 
 
-Row = LayerRow | StepRow | MemoryRow | RewireRow | InferenceRow
+Row = LayerRow | StepRow | MemoryRow | ScaleRow | RewireRow | InferenceRow
 ROWS: Mapping[str, type[Row]] = {
     "linear": LayerRow,
     "conv": LayerRow,
     "step": StepRow,
     "memory": MemoryRow,
+    "scale": ScaleRow,
     "rewire": RewireRow,
     "inference": InferenceRow,
 }

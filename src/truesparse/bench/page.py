@@ -9,7 +9,7 @@ from typing import TypeVar
 from ..common.markdown import table_head, table_row, write_between_markers
 from ..runs import ConfigError
 from ..runs.machine import threads_said
-from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, Row, StepRow
+from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, Row, ScaleRow, StepRow
 from .layers import BOTH, FORWARD
 from .page_inference import inference_tables
 from .timing import break_even
@@ -17,7 +17,7 @@ from .timing import break_even
 SHOWN = (0.8, 0.9, 0.95, 0.99)  # sparsities with a column
 SAME_SPARSITY = 0.005  # a pattern rounds to whole units
 Curve = Mapping[float, float]  # times as fast, by sparsity
-RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, RewireRow, InferenceRow)
+RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, ScaleRow, RewireRow, InferenceRow)
 
 
 def write_page(path: Path, marker: str, tables: str) -> None:
@@ -57,6 +57,8 @@ def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
             parts.append(_compiled_table(compiled))
     if memory := _rows(documents, MemoryRow):
         parts.append(_memory_table(memory))
+    if scale := _rows(documents, ScaleRow):
+        parts.append(_scale_table(scale))
     if rewirings := _rows(documents, RewireRow):
         parts.append(_rewire_table(rewirings))
     parts += inference_tables(_rows(documents, InferenceRow))
@@ -150,6 +152,16 @@ def _memory_table(rows: Sequence[MemoryRow]) -> str:
         name = f"{row.layers} layers of {row.size} x {row.size} at {row.sparsity:.0%}"
         peak = f"{row.resident_peak / 1e9:.2f} GB ({row.resident_before / 1e9:.2f} before)"
         lines.append(table_row(name, f"{row.connections:,}", f"{row.bytes_per_connection:.1f}", peak, f"{row.dense_bytes / 1e9:.1f} GB"))
+    return "\n".join(lines)
+
+
+def _scale_table(rows: Sequence[ScaleRow]) -> str:
+    said = ("connections", "first step", "step", "rewiring", "million connections a second", "bytes per connection, live", "peak")
+    lines = table_head("neurons, SGD with momentum, GSE", *said)
+    for row in rows:
+        times = (f"{own:.2f} s" for own in (row.first_step_seconds, row.step_seconds, row.rewiring_seconds))
+        held = (f"{own:.1f}" for own in (row.bytes_per_connection, row.peak_bytes_per_connection))
+        lines.append(table_row(f"{row.neurons:,}", f"{row.connections:,}", *times, f"{row.connections_per_second / 1e6:.1f}", *held))
     return "\n".join(lines)
 
 

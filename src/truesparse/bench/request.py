@@ -123,6 +123,21 @@ def counts_of(option: str, text: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_counts(option, text)))
 
 
+def large_counts_of(option: str, text: str) -> tuple[int, ...]:
+    """The same, where 1e6 is a million.
+
+    Raises:
+        ConfigError: unless it is a list of whole numbers from 1.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = [0.0]
+    if not all(number >= 1 and number.is_integer() for number in numbers):
+        raise ConfigError(f"{option} expects whole numbers from 1, such as 1e6,1e7, got {text!r}")
+    return tuple(dict.fromkeys(map(int, numbers)))
+
+
 def pattern_of(text: str) -> Pattern:
     """
     Raises:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Take = Callable[[Sequence[Peaks], Callable[[str], None]], Iterator[Row]]
 
 STDOUT = Path("-")
-WITHOUT_PEAKS = ("memory", "rewire", "inference")  # no line of theirs is a share of a peak
+WITHOUT_PEAKS = ("memory", "scale", "rewire", "inference")  # no line of theirs is a share of a peak
 
 bench = typer.Typer(
     help="Measure truesparse beside dense PyTorch on this machine: medians of interleaved calls, in one process.\n\n"
@@ -156,6 +156,25 @@ def memory(
     conditions = make_conditions(str(count), 1.0, "float32")
     cases = [MemoryCase(layers, size, share, batch, count) for share in sparsities_of(sparsity)]
     _measure("memory", conditions, isa, json, len(cases), lambda _, tell: (measure_memory(case, _core.isa(), tell) for case in cases))
+
+
+@bench.command()
+def scale(
+    neurons: Annotated[str, typer.Option(metavar="N[,N]", help="Of three hidden layers together; 1e6 is a million.")] = "1e6,1e7",
+    fan_in: Annotated[int, typer.Option(help="Connections of a neuron.")] = 10,
+    batch: Annotated[int, typer.Option(help="Samples in a step.")] = 8,
+    threads: Annotated[int, typer.Option(help="Of torch and of the kernels.")] = 1,
+    isa: Isa = None,
+    json: Json = None,
+) -> None:
+    """Millions of neurons with a few connections each: connections a second, bytes a connection, each size in a process of its own."""
+    from .. import _core
+    from ..bench import ScaleCase, measure_scale
+    from ..bench.request import large_counts_of, make_conditions
+
+    conditions = make_conditions(str(threads), 1.0, "float32")
+    cases = [ScaleCase(count, fan_in, batch, threads) for count in large_counts_of("--neurons", neurons)]
+    _measure("scale", conditions, isa, json, len(cases), lambda _, tell: (measure_scale(case, _core.isa(), tell) for case in cases))
 
 
 @bench.command()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from ..bench import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow
+from ..bench import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, ScaleRow, StepRow
 from ..bench.page_inference import as_time
 from ..runs.machine import threads_said
 from ..runs.results import NAMES
@@ -31,6 +31,7 @@ def print_document(document: Document) -> None:
     layers = [row for row in document.rows if isinstance(row, LayerRow)]
     steps = [row for row in document.rows if isinstance(row, StepRow)]
     memory = [row for row in document.rows if isinstance(row, MemoryRow)]
+    scale = [row for row in document.rows if isinstance(row, ScaleRow)]
     rewirings = [row for row in document.rows if isinstance(row, RewireRow)]
     inference = [row for row in document.rows if isinstance(row, InferenceRow)]
     for table in (
@@ -38,6 +39,7 @@ def print_document(document: Document) -> None:
         *([_step_table(steps), _phase_table(steps)] if steps else []),
         *([_compiled_table(compiled)] if (compiled := [row for row in steps if row.compiled_over_compiled]) else []),
         *([_memory_table(memory)] if memory else []),
+        *([_scale_table(scale)] if scale else []),
         *([_rewire_table(rewirings)] if rewirings else []),
         *([_inference_table(inference)] if inference else []),
     ):
@@ -118,6 +120,18 @@ def _memory_table(rows: Sequence[MemoryRow]) -> Table:
         times = (f"{row.step_seconds * 1e3:.0f} ms", f"{row.rewiring_seconds * 1e3:.0f} ms")
         given = (f"{row.layers} of {row.size} x {row.size}", f"{row.sparsity:.1%}", f"{row.connections:,}")
         table.add_row(*given, *held, f"{row.bytes_per_connection:.1f}", *sizes, *times)
+    return table
+
+
+def _scale_table(rows: Sequence[ScaleRow]) -> Table:
+    caption = "three hidden layers, SGD with momentum, GSE, each size in a process of its own; live: from the optimizer's step to zero_grad"
+    numbers = ("connections", "making", "first step", "step", "rewiring", "M connections / s", "bytes / connection, live", "peak")
+    table = _table("scale", caption, ("neurons", "batch", "threads"), numbers)
+    for row in rows:
+        times = (f"{own:.2f} s" for own in (row.making_seconds, row.first_step_seconds, row.step_seconds, row.rewiring_seconds))
+        held = (f"{own:.1f}" for own in (row.bytes_per_connection, row.peak_bytes_per_connection))
+        given = (f"{row.neurons:,}", str(row.batch), str(row.threads), f"{row.connections:,}")
+        table.add_row(*given, *times, f"{row.connections_per_second / 1e6:.1f}", *held)
     return table
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch._C import _is_any_autocast_enabled
 
 from ..common.tracing import JIT_TRACE, SYMBOLIC_TRACE, follower, may_be_followed
 
@@ -33,6 +34,13 @@ def check_followed(layer: nn.Module, x: Tensor) -> bool:
     if followed or type(x) is not Tensor or x.layout is not DENSE:  # never, nearly always
         _check(type(layer).__name__, x)
     return followed
+
+
+def nothing_unusual(x: Tensor) -> bool:
+    """Whether nobody compiles, follows or rounds a call with this input, and it is a dense tensor of no class of its own."""
+    return not (
+        torch.compiler.is_compiling() or may_be_followed() or type(x) is not Tensor or x.layout is not DENSE or _is_any_autocast_enabled()
+    )
 
 
 def _check(kind: str, x: Tensor) -> None:

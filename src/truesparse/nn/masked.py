@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..topology import Move, Topology
-from ..topology.identity import identity_of
+from ..topology.identity import state_of
 from .base import Magnitudes, TopologyLayer
 from .conv import ConvolutionInterface
 from .linear import LinearInterface
@@ -38,12 +38,12 @@ class MaskedLayer(TopologyLayer):
     def _set_topology(self, topology: Topology) -> None:
         self.register_buffer("mask", topology.mask().view(self.geometry.weight_shape))
         self._topology = topology
-        self._topology_mask, self._seen = self.mask, identity_of(self.mask)
+        self._topology_mask, self._seen = self.mask, state_of(self.mask)
 
     @property
     def topology(self) -> Topology:
         """Which connections exist."""
-        seen = identity_of(self.mask)
+        seen = state_of(self.mask)
         if self._topology_mask is not self.mask or self._seen != seen:
             self._topology, self._topology_mask, self._seen = Topology.from_mask(self.mask), self.mask, seen
         return self._topology

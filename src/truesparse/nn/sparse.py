@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from .. import ops
 from ..common.tracing import follower
-from ..ops import operators
+from ..ops import autograd, operators
 from ..ops.listeners import NOBODY, leaves, numbered
 from ..topology import Move, Topology
 from ..topology.identity import fingerprint, identity_of, version_of
 from .base import Part, Sample, TopologyLayer
 from .compiled import of_any_length
-from .eager import check_followed, refusal
+from .eager import check_followed, nothing_unusual, refusal
 from .state import ARRAYS, stated_topology
 from .values import as_plain, recognised, values_parameter
 from .weight import DenseWeight
@@ -69,11 +69,11 @@ class SparseLayer(TopologyLayer):
         """
         # Whatever swaps a buffer (.to(device), deepcopy, assign=True), writes into it or moves its memory (share_memory) is seen
         # here: kernels have plans and addresses of the topology that they were made for.
-        indptr, indices = self._buffers["indptr"], self._buffers["indices"]  # each look-up as an attribute costs a microsecond
-        assert indptr is not None
-        assert indices is not None
-        seen, topology = identity_of(indptr, indices), self._topology
-        if seen != self._seen or topology.indptr is not indptr or topology.indices is not indices:
+        held = self.__dict__  # each look-up as an attribute of a module costs a microsecond
+        buffers, topology = held["_buffers"], held["_topology"]
+        indptr, indices = buffers["indptr"], buffers["indices"]
+        seen = identity_of(indptr, indices)
+        if seen != held["_seen"] or topology.indptr is not indptr or topology.indices is not indices:
             self._topology = topology = self._still(indptr, indices)
             self._seen = seen
         return topology
@@ -115,6 +115,19 @@ class SparseLayer(TopologyLayer):
             TypeError: if `input` and the values differ in dtype, outside of autocast; if a program is being traced or transformed.
             NotImplementedError: if there is no kernel for this device and dtype.
         """
+        if nothing_unusual(input):
+            # The same as below in less time: of a small layer, most of a call is Python.
+            held = self.__dict__
+            parameters, geometry, dtype = held["_parameters"], self.geometry, input.dtype
+            values, bias = parameters.get("values"), parameters.get("bias", _ABSENT)  # where a parametrization computes them, they are not
+            if values is not None and bias is not _ABSENT and values.dtype is dtype and held["_buffers"]["acting"] is None:
+                x = self._prepared(input)
+                geometry.check_input(x)
+                verbs = ops.verbs_for(self.topology, geometry, dtype)
+                heard = partial(_tell, self._gradient_hooks, values, values._version)
+                if x.ndim == geometry.sample_ndim + 1:
+                    return autograd.product(values, x, bias, verbs, heard)
+                return self._shaped(autograd.product(values, self._flat(x), bias, verbs, heard), x)
         values = self._array("values")
         if check_followed(self, input):
             values = as_plain(values)
@@ -128,13 +141,13 @@ class SparseLayer(TopologyLayer):
             raise TypeError(
                 f"expected an input of {held}, the dtype of the values, got {x.dtype}; convert the input, or the layer with .to(...)"
             )
-        y = self._product(values, self._flat(x))
-        y = y if held == output else y.to(output)
-        lead = x.shape[: x.ndim - self.geometry.sample_ndim]
-        return y if len(lead) == 1 else y.reshape(*lead, *y.shape[1:])
+        y = operators.product(values, self._flat(x), self._array("bias"), self)
+        return self._shaped(y if held == output else y.to(output), x)
 
-    def _product(self, values: Tensor, x: Tensor) -> Tensor:
-        return operators.product(values, x, self._array("bias"), self)
+    def _shaped(self, y: Tensor, x: Tensor) -> Tensor:
+        """An output of the kernels with the batch dimensions of `x`."""
+        lead = x.ndim - self.geometry.sample_ndim
+        return y if lead == 1 else y.reshape(*x.shape[:lead], *y.shape[1:])
 
     def operands(self) -> tuple[Tensor, Tensor, str, int]:
         """(indptr, indices, geometry, listener), as operators take them."""
@@ -168,7 +181,7 @@ class SparseLayer(TopologyLayer):
 
     def verbs(self, dtype: torch.dtype | None = None) -> ops.Verbs:
         """Those for inputs of `dtype`; None is the dtype of the values."""
-        return ops.verbs_for(self.topology, self.geometry, dtype or self.values.dtype)
+        return ops.verbs_for(self.topology, self.geometry, self.values.dtype if dtype is None else dtype)
 
     def heard(self) -> Callable[[Tensor, Tensor, Tensor], None]:
         """What tells the hooks of the gradients of the forward pass under way."""
@@ -371,8 +384,10 @@ def _tell(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, version: int,
     """
     if version_of(of) != version:
         raise RuntimeError(ops.CHANGED)
-    for hook in list(hooks.values()):
-        hook(Part(of, dvalues, (dy, x)))
+    if hooks:  # in few steps somebody listens
+        part = Part(of, dvalues.detach(), (dy.detach(), x.detach()))
+        for hook in list(hooks.values()):
+            hook(part)
 
 
 def tell_of_rows(hooks: Mapping[int, Callable[[Part], None]], of: Tensor, dvalues: Tensor, rows: Tensor, dy: Tensor) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .verbs import Verbs, values_dtype, widened
+from .verbs import WIDE, Verbs, values_dtype, widened
 
 CHANGED = (
     "a sparse layer changed between a forward pass and its backward pass (it was rewired, loaded or stepped by an optimizer): "
@@ -31,10 +31,12 @@ def product(values: Tensor, x: Tensor, bias: Tensor | None, verbs: Verbs, heard:
     Beside x in a 16-bit dtype, values and bias may be of that dtype too: they are widened for the call and their gradients rounded.
 
     Args:
-        heard: called with (dvalues, dy, x), detached, whenever a backward pass takes dy^T x for a gradient of `values`: dvalues is what
+        heard: called with (dvalues, dy, x), not detached, whenever a backward pass takes dy^T x for a gradient of `values`: dvalues is what
             it is at the connections. The dense gradient is the sum of dy^T x everywhere, whatever the order of differentiation.
     """
-    result: Tensor = _apply_product(widened(values), x, None if bias is None else widened(bias), verbs, heard)
+    if x.dtype not in WIDE:
+        values, bias = widened(values), None if bias is None else widened(bias)
+    result: Tensor = _apply_product(values, x, bias, verbs, heard)
     return result
 
 
@@ -57,9 +59,9 @@ class _Product(Function):
         values, x = _saved(ctx)
         need = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
-            gradients = ctx.verbs.backward(values, x, dy, need)
-            _tell(ctx, gradients[0], dy, x)
-            return *gradients, None, None
+            dvalues, dx, dbias = ctx.verbs.backward(values, x, dy, need)
+            _tell(ctx, dvalues, dy, x)
+            return dvalues, dx, dbias, None, None
         # Someone asked for create_graph: go through the differentiable verbs.
         dvalues = _Sampled.apply(dy, x, ctx.verbs, ctx.heard) if need[0] else None
         dx = _Transposed.apply(values, dy, x.shape, ctx.verbs, ctx.heard) if need[1] else None
@@ -108,7 +110,7 @@ _apply_product = super(Function, _Product).apply  # type: ignore[misc]
 
 def _tell(ctx: Any, dvalues: Tensor | None, dy: Tensor, x: Tensor) -> None:
     if ctx.heard is not None and dvalues is not None:
-        ctx.heard(dvalues.detach(), dy.detach(), x.detach())
+        ctx.heard(dvalues, dy, x)
 
 
 def _saved(ctx: Any) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -22,6 +23,8 @@ from .verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
 
+BESIDE = {dtype: values_dtype(dtype) for dtype in DTYPES}
+
 
 class _Kernels(ABC):
     """What both geometries share: the checks, and the verbs that are parts of `backward`."""
@@ -33,6 +36,9 @@ class _Kernels(ABC):
         if topology.shape != geometry.shape:
             raise ValueError(f"expected a topology of shape {geometry.shape}, got {topology.shape}")
         self.topology = topology
+        # A call of a small layer takes a few microseconds: what every call needs is counted once.
+        (self._rows, self._columns), self._nnz = topology.shape, topology.nnz
+        self._work = self._nnz + self._rows + self._columns
 
     @property
     def name(self) -> str:
@@ -74,7 +80,9 @@ class _Kernels(ABC):
             Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
         """
         rows, columns = kept.shape
-        dtype = _dtype({}, **{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
+        dtype = samples[0][1].dtype
+        if not all(one.dtype is dtype and one.is_cpu for pair in samples for one in pair) or dtype not in DTYPES:
+            _refuse(**{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
         k = min(k, kept.size - kept.nnz)
         best = _core.TopK(k)
         push = best.push_float64 if dtype == torch.float64 else best.push_float32
@@ -89,15 +97,31 @@ class _Kernels(ABC):
 
     def _threads(self, positions: int) -> int:
         """As many of torch's threads as the work can keep busy: waking one up costs more than a small product."""
-        return threads_for(positions * (self.topology.nnz + sum(self.topology.shape)), WORK_OF_A_THREAD)
+        work = positions * self._work
+        return 1 if work < 2 * WORK_OF_A_THREAD else threads_for(work, WORK_OF_A_THREAD)
 
-    def _check_values(self, values: Tensor) -> None:
-        if values.shape != (self.topology.nnz,):
-            raise ValueError(f"expected values of shape ({self.topology.nnz},), one per connection, got {tuple(values.shape)}")
+    def _checked(self, values: Tensor, x: Tensor, bias: Tensor | None = None, dy: Tensor | None = None) -> torch.dtype:
+        """The dtype of the samples, once dtypes, devices, values and bias are found to fit. In one place: it is part of every call.
 
-    def _check_bias(self, bias: Tensor | None) -> None:
-        if bias is not None and bias.shape != (self.topology.shape[0],):
-            raise ValueError(f"expected a bias of shape ({self.topology.shape[0]},), one per row, got {tuple(bias.shape)}")
+        Raises:
+            TypeError, ValueError: if they do not.
+        """
+        dtype = x.dtype
+        held = BESIDE.get(dtype)
+        if (
+            held is None
+            or not x.is_cpu
+            or values.dtype is not held
+            or not values.is_cpu
+            or (bias is not None and (bias.dtype is not held or not bias.is_cpu))
+            or (dy is not None and (dy.dtype is not dtype or not dy.is_cpu))
+        ):
+            _refuse(values=values, bias=bias, x=x, dy=dy)
+        if values.shape != (self._nnz,):
+            raise ValueError(f"expected values of shape ({self._nnz},), one per connection, got {tuple(values.shape)}")
+        if bias is not None and bias.shape != (self._rows,):
+            raise ValueError(f"expected a bias of shape ({self._rows},), one per row, got {tuple(bias.shape)}")
+        return dtype
 
 
 class MatrixKernels(_Kernels):
@@ -116,12 +140,10 @@ class MatrixKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype({"values": values, "bias": bias}, x=x)
-        self._check_values(values)
-        self._check_bias(bias)
-        batch = self._batch("x", x, 1)
+        dtype = self._checked(values, x, bias)
+        batch = self._batch("x", x, self._columns)
         x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
-        y = torch.empty((batch, self.topology.shape[0]), dtype=dtype)
+        y = torch.empty((batch, self._rows), dtype=dtype)
         self.plan.spmm(values, x, bias, y, self._threads(batch))
         return y
 
@@ -132,14 +154,13 @@ class MatrixKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        _dtype({"values": values}, x=x, dy=dy)
-        self._check_values(values)
-        batch = self._batch("dy", dy, 0)
-        if self._batch("x", x, 1) != batch:
+        self._checked(values, x, dy=dy)
+        batch = self._batch("dy", dy, self._rows)
+        if self._batch("x", x, self._columns) != batch:
             raise ValueError(f"expected x and dy of one batch, got {x.shape[0]} and {batch}")
         values, dy = values.contiguous(), dy.contiguous()
         x = x.contiguous() if need[0] else x
-        gradients = _empty_gradients(need, values, x, self.topology.shape[0])
+        gradients = _empty_gradients(need, values, x, self._rows)
         self.plan.backward(values, x, dy, gradients, self._threads(2 * batch))
         return gradients
 
@@ -147,10 +168,11 @@ class MatrixKernels(_Kernels):
         """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
         return widened(dy[:, start:stop]).T @ widened(x)
 
-    def _batch(self, name: str, tensor: Tensor, side: int) -> int:
-        if tensor.ndim != 2 or tensor.shape[1] != self.topology.shape[side]:
-            raise ValueError(f"expected {name} of shape (batch, {self.topology.shape[side]}), got {tuple(tensor.shape)}")
-        return tensor.shape[0]
+    def _batch(self, name: str, tensor: Tensor, width: int) -> int:
+        shape = tensor.shape
+        if len(shape) != 2 or shape[1] != width:
+            raise ValueError(f"expected {name} of shape (batch, {width}), got {tuple(shape)}")
+        return shape[0]
 
 
 class ConvolutionKernels(_Kernels):
@@ -170,9 +192,7 @@ class ConvolutionKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = _dtype({"values": values, "bias": bias}, x=x)
-        self._check_values(values)
-        self._check_bias(bias)
+        dtype = self._checked(values, x, bias)
         shape = self._output_shape(x.shape)
         x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
         y = torch.empty(shape, dtype=dtype)
@@ -186,13 +206,12 @@ class ConvolutionKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        _dtype({"values": values}, x=x, dy=dy)
-        self._check_values(values)
+        self._checked(values, x, dy=dy)
         if dy.shape != self._output_shape(x.shape):
             raise ValueError(f"expected dy of shape {self._output_shape(x.shape)}, got {tuple(dy.shape)}")
         values, dy = values.contiguous(), dy.contiguous()
         x = x.contiguous() if need[0] else x
-        gradients = _empty_gradients(need, values, x, self.topology.shape[0])
+        gradients = _empty_gradients(need, values, x, self._rows)
         self.plan.backward(values, x, dy, gradients, self._threads(2 * _positions(dy.shape)))
         return gradients
 
@@ -220,21 +239,12 @@ class ConvolutionKernels(_Kernels):
         return shape[0], self.geometry.out_channels, height, width
 
 
-def _dtype(values: dict[str, Tensor | None], **samples: Tensor) -> torch.dtype:
-    """The one dtype of all samples, which that of all `values` fits."""
-    dtype = next(iter(samples.values())).dtype
-    fits = dtype in DTYPES
-    for given, wanted in ((samples, dtype), (values, values_dtype(dtype))):
-        for tensor in given.values():
-            fits = fits and (tensor is None or (tensor.is_cpu and tensor.dtype == wanted))
-    if not fits:
-        every = (values | samples).items()
-        came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in every if tensor is not None)
-        raise TypeError(
-            "the CPU kernels take float32 or float64, one dtype for all, or bfloat16 samples with float32 values, on the CPU; "
-            f"got {came}; convert with .to(torch.float32)"
-        )
-    return dtype
+def _refuse(**tensors: Tensor | None) -> NoReturn:
+    came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
+    raise TypeError(
+        "the CPU kernels take float32 or float64, one dtype for all, or bfloat16 samples with float32 values, on the CPU; "
+        f"got {came}; convert with .to(torch.float32)"
+    )
 
 
 def _positions(shape: Sequence[int]) -> int:
@@ -243,8 +253,9 @@ def _positions(shape: Sequence[int]) -> int:
 
 
 def _empty_gradients(need: Need, values: Tensor, x: Tensor, rows: int) -> Gradients:
+    # Like another tensor: that takes half the time, which is that of a small product.
     return (
-        torch.empty(values.shape, dtype=values.dtype) if need[0] else None,
-        torch.empty(x.shape, dtype=x.dtype) if need[1] else None,
-        torch.empty(rows, dtype=values.dtype) if need[2] else None,
+        torch.empty_like(values) if need[0] else None,
+        torch.empty_like(x, memory_format=torch.contiguous_format) if need[1] else None,
+        values.new_empty(rows) if need[2] else None,
     )

@@ -100,7 +100,7 @@ class _Step(Function):
             dx = _Transposed.apply(values, dy, x.shape, steps.verbs, steps.heard) if need[2] else None
             dbias = dy.sum(0, dtype=values_dtype(dy.dtype)) if need[3] else None
             if steps.heard is not None and dvalues is not None:
-                steps.heard(dvalues.detach(), dy.detach(), x.detach())
+                steps.heard(dvalues, dy, x)
             return None, dvalues, dx, dbias, None  # type: ignore[return-value]
         if need[0]:
             steps.add(dy, x)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ _family: ContextVar[str | None] = ContextVar("family", default=None)
 def use(family: str) -> Iterator[None]:
     """Within this context, layers run on kernels of `family`: "native" or "reference".
 
-    The environment variable TRUESPARSE_KERNELS does the same for a whole process.
+    The environment variable TRUESPARSE_KERNELS does the same for a whole process. It is read once, when first needed.
 
     Raises:
         ValueError: if there is no such family.
@@ -82,7 +83,13 @@ def use(family: str) -> Iterator[None]:
 
 def family() -> str:
     """The family of kernels in force."""
-    return _family.get() or _checked(os.environ.get(ENVIRONMENT_VARIABLE) or FAMILIES[0])
+    return _family.get() or family_of_process()
+
+
+@cache
+def family_of_process() -> str:
+    """What the environment variable says, read once: every call of a layer asks, and a look at the environment takes four microseconds."""
+    return _checked(os.environ.get(ENVIRONMENT_VARIABLE) or FAMILIES[0])
 
 
 def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
@@ -91,7 +98,7 @@ def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Ver
     Raises:
         NotImplementedError: if no kernel of the family in force handles this device and dtype.
     """
-    return topology.derived(_chosen, geometry, dtype, family())
+    return topology.derived(_chosen, geometry, dtype, _family.get() or family_of_process())
 
 
 def _chosen(topology: Topology, geometry: Geometry, dtype: torch.dtype, wanted: str) -> Verbs:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..topology import Topology
 
+WIDE = (torch.float32, torch.float64)  # nearly always; to ask for the size takes longer
 Sample = tuple[Tensor, Tensor]  # (dy, x) of one backward pass
 Need = tuple[bool, bool, bool]  # of dvalues, dx, dbias
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]  # None for each that is not needed
@@ -22,7 +23,7 @@ def values_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def widened(tensor: Tensor) -> Tensor:
     """`tensor` as its sums are held. Differentiable: a gradient is rounded back."""
-    return tensor if tensor.dtype.itemsize >= 4 else tensor.float()
+    return tensor if tensor.dtype in WIDE or tensor.dtype.itemsize >= 4 else tensor.float()
 
 
 class Verbs(Protocol):

@@ -54,7 +54,9 @@ class Follower:
     def __init__(self, layer: TopologyLayer, before: Callable[[int], None], shared: bool = False) -> None:
         self.layer, self.before = layer, before
         self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
-        self._passes: dict[int, tuple[DenseGradient, Tensor]] = {}  # by the number of the backward pass, with what it is at connections
+        self._passes: dict[
+            int, tuple[DenseGradient, Tensor | None]
+        ] = {}  # by the number of the backward pass, with what it is at connections
         self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
         self._at = _identity(layer.parameter.grad)
         self._own: Tensor | None = self._zeros() if shared else None  # this process's part of .grad, at the connections
@@ -66,6 +68,11 @@ class Follower:
         for handle in self._handles:
             handle.remove()
         self._passes.clear()
+
+    def settle(self) -> None:
+        """Let go of the copy of `.grad`, after which `change()` can tell nothing any more."""
+        self.remove()
+        self._seen = None
 
     def change(self) -> float | None:
         """The number by which `.grad` was multiplied since it was last seen, 0 if it was discarded, NaN if it was changed otherwise.
@@ -122,23 +129,30 @@ class Follower:
         if part.of is not self.layer.parameter and part.of.is_leaf:
             return  # another tensor stood in for the values, and has the gradient
         if number not in self._passes:
-            self._passes[number] = DenseGradient(self.layer), self._zeros()
+            self._passes[number] = DenseGradient(self.layer), None
             torch.autograd.Variable._execution_engine.queue_callback(lambda: self._forget(number))
         gradient, present = self._passes[number]
         known = part.of is self.layer.parameter
         with exactly(self.layer):
             added = DenseGradient.of(self.layer, part) if known else DenseGradient(self.layer, unknown=COMPUTED)
-            self._passes[number] = gradient.plus(added), present + part.present
+            # A copy: what a backward pass has computed may be what becomes `.grad`.
+            here = part.present.to(values_dtype(part.present.dtype), copy=True) if present is None else present.add_(part.present)
+            self._passes[number] = gradient.plus(added), here
 
     def _forget(self, number: int) -> None:
         self._passes.pop(number, None)
 
     @torch.no_grad()
     def _accumulated(self, values: Tensor) -> None:
-        added, present = self._passes.pop(torch._C._current_graph_task_id(), (DenseGradient(self.layer), self._zeros()))
-        now = values.grad
+        added, present = self._passes.pop(torch._C._current_graph_task_id(), (DenseGradient(self.layer), None))
+        present, now = self._zeros() if present is None else present, values.grad
         if now is None:
             self.take(0.0)  # a hook has stepped an optimizer and discarded it
+            return
+        if self._seen is None and self._own is None and now.dtype == present.dtype and torch.equal(now, present):
+            # As nearly always: what the pass has computed is all there is. Told without any array more, for there may be little room.
+            self.gradient = self.gradient.plus(added)
+            self._seen, self._at = None if _vanished(now) else present, _identity(now)
             return
         before = torch.zeros_like(now) if self._seen is None else self._seen
         with exactly(self.layer):

@@ -79,6 +79,11 @@ class Recorder:
         for follower, change in changes.items():
             follower.take(usual if change is None else change)
 
+    def settle(self) -> None:
+        """The rewiring begins: what the gradients are made of changes no more, and copies of them serve nothing."""
+        for follower in self._followers.values():
+            follower.settle()
+
     def stop(self) -> None:
         """Listen no longer."""
         for follower in self._followers.values():

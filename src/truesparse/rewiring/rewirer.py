@@ -407,6 +407,10 @@ class Rewirer:
         self._pending = self._overdue = False
         # Two passes: whatever can be refused is refused before any layer changes.
         layers = self._rewired()
+        self._recorder.settle()
+        for layer in layers.values():
+            # The kernels' plans are of topologies that are about to go, and would be the largest part of what is held meanwhile.
+            layer.topology.forget()
         plans = {name: following(layer, self._wrapped, grown_state=self.grown_state) for name, layer in layers.items()}
         with exactly(next(iter(self.layers.values()))):
             new, memory = updated(self.algorithm, {name: self._signals(name, layer) for name, layer in layers.items()}, self.memory)

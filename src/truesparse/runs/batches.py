@@ -74,7 +74,7 @@ class Batches:
     def _batch(self, indices: Tensor) -> tuple[Any, Tensor]:
         if self.tensors is not None:
             inputs, targets = self.tensors
-            return inputs[indices], targets[indices]
+            return inputs.index_select(0, indices), targets.index_select(0, indices)  # half the time of inputs[indices]
         # In this process and through no DataLoader, which would draw from torch's generator each time it starts.
         batch = default_collate([self.dataset[index] for index in indices.tolist()])
         if not isinstance(batch, (list, tuple)) or len(batch) != 2 or not isinstance(batch[1], Tensor):

@@ -50,6 +50,8 @@ def made_optimizer(config: RunConfig, model: nn.Module) -> torch.optim.Optimizer
     settings: dict[str, Any] = {"lr": config.learning_rate}
     if config.optimizer in MOMENTUM:
         settings["momentum"] = MOMENTUM[config.optimizer]
+    if "fused" in known:
+        settings["fused"] = True  # one call for all parameters: of a small network's step, a quarter was the optimizer's Python
     if "weight_decay" in known:
         settings["weight_decay"] = config.weight_decay
     elif config.weight_decay:

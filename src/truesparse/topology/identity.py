@@ -14,9 +14,17 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def identity_of(*buffers: Tensor) -> tuple[tuple[int, int], ...]:
-    """What changes when a tensor is written in place or its memory moves."""
-    return tuple((version_of(buffer), buffer.data_ptr()) for buffer in buffers)
+def state_of(tensor: Tensor) -> tuple[int, int]:
+    """What changes when it is written in place or its memory moves."""
+    try:
+        return tensor._version, tensor.data_ptr()
+    except RuntimeError:  # an inference tensor counts nothing; asking first would take as long again
+        return version_of(tensor), tensor.data_ptr()
+
+
+def identity_of(indptr: Tensor, indices: Tensor) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The same of both arrays of a topology."""
+    return state_of(indptr), state_of(indices)
 
 
 def fingerprint(*buffers: Tensor) -> int:

@@ -15,6 +15,7 @@ WORK_OF_A_THREAD = 100_000  # connections, some 200 microseconds: less is not wo
 
 Connections = tuple[Tensor, Tensor]  # indptr, indices
 
+_MOVE = {torch.int32: _core.move_int32, torch.int64: _core.move_int64}
 _LOWEST = {torch.float32: _core.lowest_float32, torch.float64: _core.lowest_float64}
 
 
@@ -51,6 +52,16 @@ def compressed(shape: tuple[int, int], keys: Tensor) -> Connections:
     indptr, indices = torch.empty(rows + 1, dtype=torch.int32), torch.empty(keys.numel(), dtype=torch.int32)
     _core.compress(rows, columns, keys.data_ptr(), keys.numel(), indptr.data_ptr(), indices.data_ptr())
     return indptr, indices
+
+
+def collected(shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Connections:
+    """The connections at (rows[i], columns[i]), [n] each, inside the matrix; what is there several times counts once."""
+    if not _here(rows, columns):
+        return compressed(shape, (rows.to(torch.int64) * shape[1] + columns).unique())
+    rows, columns = rows.to(torch.int32).contiguous(), columns.to(torch.int32).contiguous()
+    indptr, indices = torch.empty(shape[0] + 1, dtype=torch.int32), torch.empty_like(columns)
+    count = _core.collect(shape[0], rows.data_ptr(), columns.data_ptr(), columns.numel(), indptr.data_ptr(), indices.data_ptr())
+    return indptr, indices[:count].clone() if count < indices.numel() else indices
 
 
 def kept(columns: int, connections: Connections, chosen: Tensor) -> Connections:
@@ -98,10 +109,10 @@ def grown(columns: int, connections: Connections, keys: Tensor) -> Connections |
 
 
 def followed(columns: int, old: Connections, new: Connections) -> Tensor:
-    """Index in `old` of each connection of `new`, or -1, [new.nnz] int64."""
+    """Index in `old` of each connection of `new`, or -1, [new.nnz] int32."""
     if not _here(*old, *new):
-        return position_in(key_of_each(columns, old), key_of_each(columns, new))
-    source = torch.empty(new[1].numel(), dtype=torch.int64)
+        return position_in(key_of_each(columns, old), key_of_each(columns, new)).to(torch.int32)
+    source = torch.empty(new[1].numel(), dtype=torch.int32)
     threads = threads_for(old[1].numel() + new[1].numel())
     before, after = (old[0].data_ptr(), old[1].data_ptr()), (new[0].data_ptr(), new[1].data_ptr())
     _core.follow(new[0].numel() - 1, columns, *before, *after, source.data_ptr(), threads)
@@ -109,16 +120,16 @@ def followed(columns: int, old: Connections, new: Connections) -> Tensor:
 
 
 def moved(array: Tensor, source: Tensor, fill: float) -> Tensor:
-    """`array[source]`, and `fill` where the source is -1. Differentiable."""
+    """`array[source]`, and `fill` where the source, int32 or int64, is -1. Differentiable."""
     if not array.numel():
         return array.new_full(source.shape, fill)
     tracked = array.requires_grad and torch.is_grad_enabled()
-    if not _here(array, source) or tracked or array.element_size() > 8:
+    if not _here(array, source) or tracked or array.element_size() > 8 or source.dtype not in _MOVE:
         return array[source.clamp(min=0)].masked_fill_(source < 0, fill)
     array, source, filling = array.contiguous(), source.contiguous(), array.new_tensor(fill)
     result = array.new_empty(source.shape)
     addresses = source.data_ptr(), source.numel(), filling.data_ptr(), result.data_ptr()
-    _core.move(array.element_size(), array.data_ptr(), *addresses, threads_for(source.numel()))
+    _MOVE[source.dtype](array.element_size(), array.data_ptr(), *addresses, threads_for(source.numel()))
     return result
 
 
@@ -131,6 +142,17 @@ def lowest(scores: Tensor, count: int) -> Tensor | None:
     scores, indices = scores.contiguous(), torch.empty(count, dtype=torch.int64)
     _LOWEST[scores.dtype](scores.data_ptr(), scores.numel(), count, indices.data_ptr(), threads_for(scores.numel()))
     return indices
+
+
+def placed(sums: Tensor, wanted: Tensor) -> Tensor:
+    """The first of the ascending `sums` that is larger than each of `wanted`, or the last one; float64 on the CPU, from 0 on, [n] int64.
+
+    As torch.searchsorted, in constant time for each where `wanted` are drawn uniformly.
+    """
+    sums, wanted = sums.contiguous(), wanted.contiguous()
+    places = torch.empty(wanted.numel(), dtype=torch.int64)
+    _core.place(sums.data_ptr(), sums.numel(), wanted.data_ptr(), wanted.numel(), places.data_ptr(), threads_for(wanted.numel()))
+    return places
 
 
 def accepted(present: Tensor, taken: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:

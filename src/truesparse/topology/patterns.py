@@ -268,15 +268,16 @@ class Pattern(ABC):
             grown = grown.grow(self._random_absent(grown, kept.shape, missing, generator))
         return self._connections(grown, kept.shape)
 
-    def absent_units(self, topology: Topology, keys: Tensor) -> Topology:
-        """The connections of those units at `keys` (positions among the units, repeats allowed) that `topology` has not."""
-        grid, keys = self.units(topology), keys.unique()
-        return self._connections(Topology._from_sorted_keys(grid.shape, keys[~grid.contains(keys)]), topology.shape)
+    def absent_units(self, topology: Topology, drawn: Topology) -> Topology:
+        """The connections of those of the units `drawn`, a topology of units, that `topology` has not."""
+        grid = self.units(topology)
+        return self._connections(drawn.keep(merge.followed(grid.shape[1], grid._connections, drawn._connections) < 0), topology.shape)
 
     def complement(self, topology: Topology) -> Topology:
         """All connections that `topology` has not. Costs rows x columns: for topologies that have half of them or more."""
         grid = self.units(topology)
-        return self.absent_units(topology, torch.arange(grid.size, device=grid.device))
+        every = Topology._from_sorted_keys(grid.shape, torch.arange(grid.size, device=grid.device))
+        return self.absent_units(topology, every)
 
     def best(self, kept: Topology, nnz: int, candidates: Topology, scores: Tensor) -> Tensor:
         """Which of the `candidates` may grow in `grow_scored`, [candidates.nnz] bool: whoever meets them in parts keeps the best so far."""
@@ -395,10 +396,15 @@ class Pattern(ABC):
         """Ascending keys of the candidate units of highest scores outside `grid`, at most `vacant[g]` in each group."""
         units, pooled = self.units(candidates), self.pool(candidates, scores)
         free = merge.followed(grid.shape[1], grid._connections, units._connections) < 0
-        keys, pooled = units.keys[free], pooled[free]
-        group = self._group_of(keys, candidates.shape)
-        free_units = torch.bincount(group, minlength=vacant.numel())
-        return keys[lowest_of_each(-pooled, group, torch.minimum(vacant, free_units))]
+        units, pooled = units.keep(free), pooled[free]
+        if vacant.numel() == 1:
+            chosen = lowest(-pooled, min(int(vacant), units.nnz))
+        else:
+            group = self._group_of(units.keys, candidates.shape)
+            chosen = lowest_of_each(-pooled, group, torch.minimum(vacant, torch.bincount(group, minlength=vacant.numel())))
+        best = torch.zeros(units.nnz, dtype=torch.bool, device=units.device)
+        best[chosen] = True
+        return units.keep(best).keys
 
     def _unit_keys(self, topology: Topology) -> Tensor:
         height, width = self.unit(topology.shape)

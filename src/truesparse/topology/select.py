@@ -17,6 +17,8 @@ from torch import Tensor
 
 from . import merge
 
+DRAWN_AT_ONCE = 2**20  # so that uniform numbers take no more memory than a few megabytes
+
 
 def highest(scores: Tensor, counts: Tensor) -> Tensor:
     """Where the `counts[g]` highest scores of each group stand.
@@ -64,8 +66,10 @@ def weighted(weights: Tensor, count: int, generator: torch.Generator | None) -> 
     running = weights.cpu().double().nan_to_num(nan=0.0).cumsum(0)
     if not running[-1] > 0:
         running = torch.arange(1.0, weights.numel() + 1, dtype=torch.float64)
-    drawn = torch.rand(count, dtype=torch.float64, generator=generator) * running[-1]
-    return torch.searchsorted(running, drawn, right=True).clamp_(max=weights.numel() - 1)
+    places = torch.empty(count, dtype=torch.int64)
+    for part in places.split(DRAWN_AT_ONCE):
+        part.copy_(merge.placed(running, torch.rand(part.numel(), dtype=torch.float64, generator=generator).mul_(running[-1])))
+    return places
 
 
 def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:

@@ -76,6 +76,12 @@ class Topology:
         return cls._trusted(shape, *merge.compressed(shape, keys))
 
     @classmethod
+    def _collected(cls, shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Topology:
+        """The topology of the pairs (rows[i], columns[i]), [n] integers each, legal and in any order; repeats count once."""
+        _check_count(rows.numel())
+        return cls._trusted(shape, *merge.collected(shape, rows, columns))
+
+    @classmethod
     def from_mask(cls, mask: Tensor) -> Topology:
         """The topology of the true entries of `mask`, [rows, ...]; trailing dimensions are flattened to columns."""
         if mask.ndim < 2:
@@ -188,6 +194,10 @@ class Topology:
             built = self._derived[key] = build(Topology._trusted(self.shape, self.indptr, self.indices), *settings)
             return built
 
+    def forget(self) -> None:
+        """Let go of what was derived; it is made anew when asked for."""
+        self._derived.clear()
+
     def to(self, device: torch.device | str) -> Topology:
         """The same topology on another device."""
         device = torch.device(device)
@@ -216,7 +226,7 @@ class Move:
     Args:
         old: the topology the arrays are in now.
         new: the topology they go to.
-        source: [new.nnz] int64; index in the old order, or -1 for a grown connection.
+        source: [new.nnz] int32 or int64; index in the old order, or -1 for a grown connection.
         grown_values: [number of -1 in source] initial values of grown connections; None means 0.
         acting: [new.nnz] bool, which connections act. The others exist and are trained, by the gradient they would have if they
             acted, but the layer computes without them. None means all act.
