@@ -117,8 +117,8 @@ def test_settings_that_cannot_be(tmp_path):
     path = tmp_path / "net.h"
     wrong = (
         ({"values": "int4"}, "values is one of float32, int8, got 'int4'"),
-        ({"values": "int8"}, "calibration=batches is for values='int8', which needs it; got values='int8' with none"),
-        ({"calibration": [x]}, "got values='float32' with some"),
+        ({"values": "int8"}, "values='int8' needs calibration=batches, inputs like those to come, or a model of ts.quantize"),
+        ({"calibration": [x]}, "calibration=batches is for values='int8'; got values='float32' with some"),
         ({"values": "int8", "calibration": []}, "at least one: ranges of activations come from them"),
         ({"values": "int8", "calibration": [x[:, 0]]}, r"expected batches of shape \[batch, 1, 30, 31\], got \(2, 30, 31\) as batch 0"),
         ({"values": "int8", "calibration": [x, x * torch.nan]}, "batch 1 leads to NaN or infinity"),

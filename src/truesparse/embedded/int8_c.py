@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from .dialect import Declared, Dialect
-from .integer import Factor, Scale, add_factors, powers, table
+from .integer import Factor, add_factors, mean_factor, powers, table
 from .network import Convolution, Copy, Function, Linear, Pair, Pool, Softmax, Step
 from .quantised import Quantised, function_of
+from .scale import Scale
 from .text import array, literal
 
 SUM_BYTES = 4
@@ -26,7 +27,7 @@ class Int8C(Dialect):
         "linear": ("narrowed", "matrix"),
         "convolution": ("narrowed", "matrix"),
         "pool_max": ("pool",),
-        "pool_mean": ("pool", "divided"),
+        "pool_mean": ("pool", "divided", "narrowed"),
         "add": ("narrowed",),
         "multiply": ("narrowed",),
         "copy": ("narrowed",),
@@ -57,6 +58,10 @@ class Int8C(Dialect):
         return tables, f"{fields}, {m.shift}, {m.target.zero}, {m.low}, {m.high}", nbytes
 
     def own_fields(self, step: Convolution | Pool) -> list[str]:
+        if isinstance(step, Pool):
+            factor = mean_factor(self._scale(step), self._target(step)) if step.mean else Factor(0, 0)
+            zeros = (self._scale(step).zero, self._target(step).zero) if step.mean else (0, 0)
+            return [str(one) for one in (zeros[0], factor.mantissa, factor.shift, zeros[1])]
         return [str(self._scale(step).zero)]
 
     def settings(self, step: Step, name: str) -> list[str]:

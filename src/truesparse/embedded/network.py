@@ -8,6 +8,8 @@ from math import inf, prod
 import numpy as np
 from numpy.typing import NDArray
 
+from .scale import Scale
+
 Floats = NDArray[np.float32]
 
 
@@ -31,6 +33,21 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
+class Stated:
+    """How `truesparse.quantize` has rounded a layer.
+
+    Args:
+        scales: of each row, of which its values are whole multiples, -127 to 127, [rows]; None: the values are entries of a codebook.
+        source: how the layer rounds what it reads; None: not at all.
+        target: how int8 can hold what it gives, if nothing says otherwise; None likewise.
+    """
+
+    scales: NDArray[np.float64] | None
+    source: Scale | None = None
+    target: Scale | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Matrix:
     """The weights of a layer.
 
@@ -41,6 +58,7 @@ class Matrix:
         values: [nnz].
         bias: [rows].
         low, high: what comes out is clamped to: a ReLU is 0 and infinity.
+        stated: how it is rounded already; None: it is not.
     """
 
     rows: int
@@ -51,6 +69,7 @@ class Matrix:
     bias: Floats
     low: float = -inf
     high: float = inf
+    stated: Stated | None = None
 
     @property
     def nnz(self) -> int:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from . import integer
 from .floats import FUNCTIONS, counts, padded, put, run, take
-from .integer import PROBABILITIES, SIGNED, Bytes, Factor, IntegerMatrix, Scale, integer_matrix
-from .network import Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose, sources_of
-
-FIXED = {"sigmoid": PROBABILITIES, "hardsigmoid": PROBABILITIES, "tanh": SIGNED}
+from .integer import Bytes, Factor, IntegerMatrix, integer_matrix
+from .network import Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, matrices_of, sources_of
+from .scale import Scale
+from .scaling import scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,35 +70,39 @@ def quantised(network: Network, found: Mapping[int, tuple[float, float]]) -> Qua
     """The network in int8.
 
     Args:
-        found: the range of each buffer.
+        found: the range of each buffer that no layer of `truesparse.quantize` has said anything about.
 
     Raises:
         TypeError: if a step has no int8 here.
-        ValueError: if a sum could leave 32 bits.
+        ValueError: if a sum could leave 32 bits, or a range is missing.
     """
-    scales = {0: Scale.of_range(*found[0])}
+    for step in network.steps:
+        _check_int8(step)
+    network, scales = scaled(network, found)
     matrices: dict[int, IntegerMatrix] = {}
     steps: list[Step] = []
     for step in network.steps:
-        source, buffer = scales[step.source.buffer], step.target.buffer
-        if isinstance(step, Recurrent):
-            raise TypeError(f"layer {step.name!r} ({step.mode}) has no int8 here; use values='float32', where recurrent layers are")
-        if isinstance(step, (Pool, Transpose)):
-            scales[buffer] = source
-        elif isinstance(step, Softmax):
-            scales[buffer] = PROBABILITIES
-        elif isinstance(step, Function) and step.kind in FIXED:
-            scales[buffer] = FIXED[step.kind]
-        else:
-            scales.setdefault(buffer, Scale.of_range(*found[buffer]))
+        buffer = step.target.buffer
         if isinstance(step, (Linear, Convolution)):
             try:
-                matrices[buffer] = integer_matrix(step.matrix, source, scales[buffer])
+                matrices[buffer] = integer_matrix(step.matrix, scales[step.source.buffer], scales[buffer])
             except ValueError as error:
                 raise ValueError(f"layer {step.name!r}: {error}") from error
             step = replace(step, matrix=matrices[buffer].matrix)
         steps.append(step)
     return Quantised(replace(network, steps=tuple(steps)), scales, matrices)
+
+
+def _check_int8(step: Step) -> None:
+    if isinstance(step, Recurrent):
+        raise TypeError(f"layer {step.name!r} ({step.mode}) has no int8 here; use values='float32', where recurrent layers are")
+    if any(one.stated is not None and one.stated.scales is None for one in matrices_of(step)):
+        raise TypeError(
+            f"layer {step.name!r} has a codebook, and int8 whole numbers with a scale a row: quantise by='row', or ts.dequantize(model) "
+            "first, after which its values are rounded once more; values='float32' has its values as they are"
+        )
+    if isinstance(step, Pool) and step.mean and step.window.taps > integer.MOST_AVERAGED:
+        raise TypeError(f"layer {step.name!r} has no int8 here: a mean over {step.window.taps:,}; at most {integer.MOST_AVERAGED:,}")
 
 
 def run_integers(model: Quantised, x: Bytes) -> Bytes:
@@ -130,7 +134,7 @@ def _computed(step: Step, weights: IntegerMatrix | None, sources: list[Bytes], s
         mantissas = weights.mantissas.astype(np.int64).reshape(shape)
         return integer.narrowed(sums, mantissas, weights.shift, target.zero, weights.low, weights.high)
     if isinstance(step, Pool):
-        return _pooled(step, x, scale)
+        return _pooled(step, x, scale, target)
     if isinstance(step, Function):
         return integer.table(scale, target, function_of(step))[x.astype(np.int64) + 128]
     if isinstance(step, Pair) and step.kind == "add":
@@ -160,7 +164,7 @@ def _sums(step: Linear | Convolution, weights: IntegerMatrix, x: Bytes) -> NDArr
     return sums.numpy().astype(np.int64) + weights.folded.astype(np.int64).reshape(-1, 1, 1)
 
 
-def _pooled(step: Pool, x: Bytes, scale: Scale) -> Bytes:
+def _pooled(step: Pool, x: Bytes, scale: Scale, target: Scale) -> Bytes:
     window = step.window
     outside = 0.0 if step.mean else -1e9
     images = padded(window, torch.from_numpy(x.astype(np.float64)) - (scale.zero if step.mean else 0), outside)
@@ -169,4 +173,4 @@ def _pooled(step: Pool, x: Bytes, scale: Scale) -> Bytes:
     if not step.mean:
         return reached.max(2).astype(np.int8)
     count = window.taps if step.with_padding else counts(window).numpy().astype(np.int64)
-    return np.clip(integer.divided(reached.sum(2).astype(np.int64), count) + scale.zero, -128, 127).astype(np.int8)
+    return integer.mean(reached.sum(2).astype(np.int64), count, scale, target)

@@ -14,10 +14,10 @@ from torch import Tensor, fx, nn
 
 from ..common.hooks import user_hooks
 from ..inference.graph.exported import Guards, Structure
-from ..inference.graph.fold import fold_norms, is_fixed, without_identities
+from ..inference.graph.fold import fold_norms, is_fixed, scale_and_shift, without_identities
 from ..inference.graph.layers import PACKED
 from ..inference.graph.padding import fold_padding
-from ..inference.graph.prune import prune
+from ..inference.graph.prune import prune_following
 from ..inference.graph.trace import copied, module_of, shape_of, trace
 from ..inference.packed import Frozen
 from ..nn.conv import ConvolutionInterface
@@ -28,6 +28,7 @@ from .network import Convolution, Copy, Function, Linear, Network, Pair, Place, 
 from .places import indexed, rotation
 from .pools import POOLS, mean_over, pool_of
 from .recurrent import Given, given_by, layers_of, reads_sequence
+from .stated import Told, without_rounding
 from .weights import convolution_of, diagonal, linear_of, scale_of, window_of
 
 BATCH = 2  # samples that the graph is read with: what has another first extent is no batch of samples
@@ -80,12 +81,15 @@ def read(model: nn.Module, example: Tensor) -> Network:
         ValueError: if a parameter is no number.
     """
     _check(model, example)
+    plain, said = without_rounding(model)
     samples = torch.cat([example[:1], example[:1]]) if len(example) == 1 else example[:BATCH]
     # Nobody looks into these anyway; without them said, torch.export would be asked to, in vain.
     whole = (OpenedRecurrent,) if any(isinstance(module, OpenedRecurrent) for module in model.modules()) else ()
-    graph = without_identities(trace(model, samples, leaves=whole))
-    folded, _ = fold_norms(fold_padding(graph))
-    return _Reader(prune(folded, samples)).network()
+    graph = fold_padding(without_identities(trace(plain, samples, leaves=whole)))
+    folded, norms = fold_norms(graph)
+    smaller, rows = prune_following(folded, samples)
+    scales = {layer: scale_and_shift(graph.get_submodule(norm))[0] for layer, norm in norms.items()}  # type: ignore[arg-type]
+    return _Reader(smaller, Told(said, rows, scales)).network()
 
 
 def _check(model: nn.Module, example: Tensor) -> None:
@@ -116,8 +120,8 @@ def _needed(steps: Sequence[Step], output: Place) -> tuple[Step, ...]:
 
 
 class _Reader:
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+    def __init__(self, module: fx.GraphModule, told: Told) -> None:
+        self.module, self.told = module, told
         self.steps: list[Step] = []
         self.buffers = 0
         self.places: dict[fx.Node, Place | Given | None] = {}
@@ -225,9 +229,11 @@ class _Reader:
             return given_by(layers, every)
         shape = self._shape(node)
         if isinstance(called, (nn.Linear, LinearInterface)) and type(called) in PACKED:
-            return self._made(Linear(name, source, self._new(shape), linear_of(called), prod(source.shape[:-1])))
+            matrix = self.told.of(name, linear_of(called))
+            return self._made(Linear(name, source, self._new(shape), matrix, prod(source.shape[:-1])))
         if isinstance(called, (nn.Conv1d, nn.Conv2d, ConvolutionInterface)) and type(called) in PACKED and len(source.shape) in (2, 3):
-            return self._made(Convolution(name, source, self._new(shape), *convolution_of(called, source, shape)))
+            matrix, window = convolution_of(called, source, shape)
+            return self._made(Convolution(name, source, self._new(shape), self.told.of(name, matrix), window))
         if isinstance(called, (nn.BatchNorm1d, nn.BatchNorm2d)) and is_fixed(called):
             return self._norm(node, name, called, source)
         if isinstance(called, nn.Flatten):
