@@ -5,12 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from c_build import NETWORKS, called, settled, sparse
+from c_build import NETWORKS, Gates, called, settled, sparse
 from torch import nn
 
 import truesparse as ts
 from truesparse.embedded import quantised, run_integers
-from truesparse.embedded.network import Copy, matrices_of
+from truesparse.embedded.network import Copy, Recurrent, matrices_of
 from truesparse.embedded.quantised import ranges
 from truesparse.embedded.read import read
 from truesparse.nn.rounded import RoundedInput
@@ -45,7 +45,13 @@ class Branches(nn.Module):
         return self.head(y.softmax(-1))
 
 
-MODELS = {"images": (images, (3, 16, 13)), "perceptron": (perceptron, (20,)), "branches": (Branches, (12,))}
+MODELS = {
+    "images": (images, (3, 16, 13)),
+    "perceptron": (perceptron, (20,)),
+    "branches": (Branches, (12,)),
+    "gru": (Gates, Gates.shape),
+    "lstm": (lambda: Gates(nn.LSTM), Gates.shape),
+}
 
 
 def rounded(kind, sparsity=0.7, **settings):
@@ -81,7 +87,7 @@ def test_it_gives_what_the_model_of_torch_gives_but_for_steps(kind, bits):
     given = run_integers(integers, integers.input_scale.quantised(x.numpy())).astype(int)
     with torch.no_grad():
         want = integers.output_scale.quantised(model(x).numpy()).astype(int)
-    assert np.abs(given - want).max() <= 3
+    assert np.abs(given - want).max() <= (6 if kind in ("gru", "lstm") else 3)
     assert (given.argmax(1) == want.argmax(1)).mean() > 0.97
 
 
@@ -93,9 +99,8 @@ def test_numbers_are_those_of_the_layers(kind, bits):
     integers = integers_of(model, x, [x])
     seen = 0
     for step in integers.network.steps:
-        for matrix in matrices_of(step):
-            ours, whole = integers.matrices[step.target.buffer], said[step.name]
-            topology = layers[step.name].topology
+        for name, ours in by_name(integers, step):
+            matrix, whole, topology = ours.matrix, said[name], layers[name].topology
             dense = torch.zeros(topology.shape, dtype=torch.int8)
             dense[topology.rows.long(), topology.indices.long()] = whole.numbers
             assert np.abs(ours.values).max() <= 2 ** (bits - 1) - 1
@@ -104,6 +109,15 @@ def test_numbers_are_those_of_the_layers(kind, bits):
             assert (ours.source.scale, ours.source.zero) == (whole.inputs.scale, whole.inputs.zero_point)
             seen += 1
     assert seen == len(said)
+
+
+def by_name(integers, step):
+    """(name of a layer of the model, its integers)"""
+    if isinstance(step, Recurrent):
+        layer, _, number = step.name.rpartition(".")
+        gates = integers.gates[step.target.buffer]
+        return [(f"{layer}.ih_{number}", gates.inputs), (f"{layer}.hh_{number}", gates.state)]
+    return [(step.name, integers.matrices[step.target.buffer])] if matrices_of(step) else []
 
 
 def by_row(matrix, values):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
@@ -15,7 +16,9 @@ from .network import Function as FunctionStep
 from .shapes_in_c import convolution_fields, pool_fields, taps
 from .text import TYPES, array, structure, wrapped
 
+KERNELS = Path(__file__).parent / "kernels"
 TAP_BYTES = 10
+GATES = {"GRU": 3, "LSTM": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,18 @@ class Call:
     sources: tuple[str, ...]
     target: str
     scratch: str
+
+
+def recurrent(step: Recurrent, name: str, parts: Mapping[str, tuple[list[str], str, int]], *others: str) -> Declared:
+    """The constants of a recurrent layer.
+
+    Args:
+        parts: "input" and "state": (tables of the weights, the fields of their structure, bytes of the tables).
+        others: fields that stand last in its own structure.
+    """
+    text = [one for part, (tables, fields, _) in parts.items() for one in (*tables, structure("NAME_matrix", f"{name}_{part}", fields))]
+    own = (f"&{name}_input", f"&{name}_state", str(step.steps), str(int(step.every)), *others)
+    return Declared((*text, structure("NAME_recurrent", name, *own)), sum(nbytes for *_, nbytes in parts.values()))
 
 
 class Dialect(ABC):
@@ -79,6 +94,10 @@ class Dialect(ABC):
         """Files of the functions that it calls, in the order in which they need each other."""
         kernel = self.kernel(step)
         return (*self.needed.get(kernel, ()), kernel)
+
+    def kernel_text(self, file: str) -> str:
+        """What stands in the file of a function."""
+        return (KERNELS / self.folder / f"{file}.h").read_text().rstrip().replace("COUNT_TYPE", self.count_type)
 
     def kernel(self, step: Step) -> str:
         """The file of the function that it calls."""

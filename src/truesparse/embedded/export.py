@@ -14,9 +14,10 @@ from ..export.written import check_place
 from ..inference.graph.trace import copied
 from ..quantization import quantized_layers
 from .budget import check_fits
+from .dialect import KERNELS
 from .float_c import FloatC
 from .floats import run, take
-from .header import KERNELS, Written, written
+from .header import Written, written
 from .int8_c import Int8C, constants
 from .network import Network
 from .quantised import Quantised, quantised, ranges

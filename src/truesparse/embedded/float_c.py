@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from .dialect import Declared, Dialect
+from .dialect import GATES, Declared, Dialect, recurrent
 from .network import Convolution, Function, Linear, Matrix, Recurrent, Step
-from .text import literal, structure
-
-GATES = {"GRU": 3, "LSTM": 4, "RNN_TANH": 1, "RNN_RELU": 1}
+from .text import literal
 
 
 class FloatC(Dialect):
@@ -35,13 +33,8 @@ class FloatC(Dialect):
     def declared(self, step: Step, name: str) -> Declared:
         if not isinstance(step, Recurrent):
             return super().declared(step, name)
-        text, nbytes = [], 0
-        for part, matrix in (("input", step.inputs), ("state", step.state)):
-            tables, fields, size = self._matrix(matrix, f"{name}_{part}")
-            text += [*tables, structure("NAME_matrix", f"{name}_{part}", fields)]
-            nbytes += size
-        whole = structure("NAME_recurrent", name, f"&{name}_input", f"&{name}_state", str(step.steps), str(int(step.every)))
-        return Declared((*text, whole), nbytes)
+        parts = {part: self._matrix(matrix, f"{name}_{part}") for part, matrix in (("input", step.inputs), ("state", step.state))}
+        return recurrent(step, name, parts)
 
     def scratch(self, step: Step) -> int:
         if not isinstance(step, Recurrent):

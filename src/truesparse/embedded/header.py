@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from .dialect import Call, Declared, Dialect
+from .dialect import KERNELS, Call, Declared, Dialect
 from .errors import NoC
 from .memory import Plan, plan
 from .network import Network, Place, Step, dense_multiply_adds, matrices_of, multiply_adds, sources_of
 from .report import Exported, Row
 from .shapes_in_c import said
 from .text import comment, identifiers, in_comment
-
-KERNELS = Path(__file__).parent / "kernels"
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ def written(
         "\n\n".join((f"/* {row.layer}: {row.operation} */", *one.text)) for row, one in zip(rows, declared, strict=True) if one.text
     ]
     parts = [
-        *((KERNELS / dialect.folder / f"{file}.h").read_text().rstrip().replace("COUNT_TYPE", dialect.count_type) for file in kernels),
+        *map(dialect.kernel_text, kernels),
         *constants,
         _memory(planned, dialect),
         _predict(network, dialect, planned, labels, rows),

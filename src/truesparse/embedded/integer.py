@@ -83,6 +83,13 @@ class IntegerMatrix:
     source: Scale
     target: Scale
 
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        """[rows, columns], of which products are exact: whole numbers below 2^53."""
+        dense = np.zeros((self.matrix.rows, self.matrix.columns))
+        dense[self.matrix.row_of_each, self.matrix.indices] = self.values
+        return dense
+
 
 def integer_matrix(matrix: Matrix, source: Scale, target: Scale) -> IntegerMatrix:
     """The weights of a layer between two scales: the numbers that it has been rounded to, or else the largest weight of a row is 127.

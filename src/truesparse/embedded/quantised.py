@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import integer
 from .floats import FUNCTIONS, counts, padded, put, run, take
+from .gates import LONGEST, IntegerGates, integer_gates, run_gates
 from .integer import Bytes, Factor, IntegerMatrix, integer_matrix
 from .network import Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, matrices_of, sources_of
 from .scale import Scale
@@ -27,11 +28,13 @@ class Quantised:
         network: its steps; layers with the values that their integers stand for.
         scales: of each buffer.
         matrices: of each layer, by the buffer that it writes.
+        gates: the same of recurrent layers.
     """
 
     network: Network
     scales: Mapping[int, Scale]
     matrices: Mapping[int, IntegerMatrix]
+    gates: Mapping[int, IntegerGates]
 
     @property
     def input_scale(self) -> Scale:
@@ -80,22 +83,30 @@ def quantised(network: Network, found: Mapping[int, tuple[float, float]]) -> Qua
         _check_int8(step)
     network, scales = scaled(network, found)
     matrices: dict[int, IntegerMatrix] = {}
+    gates: dict[int, IntegerGates] = {}
     steps: list[Step] = []
     for step in network.steps:
-        buffer = step.target.buffer
-        if isinstance(step, (Linear, Convolution)):
-            try:
-                matrices[buffer] = integer_matrix(step.matrix, scales[step.source.buffer], scales[buffer])
-            except ValueError as error:
-                raise ValueError(f"layer {step.name!r}: {error}") from error
-            step = replace(step, matrix=matrices[buffer].matrix)
+        source, buffer = scales[step.source.buffer], step.target.buffer
+        try:
+            if isinstance(step, (Linear, Convolution)):
+                matrices[buffer] = integer_matrix(step.matrix, source, scales[buffer])
+                step = replace(step, matrix=matrices[buffer].matrix)
+            if isinstance(step, Recurrent):
+                gates[buffer] = integer_gates(step, source)
+                step = replace(step, inputs=gates[buffer].inputs.matrix, state=gates[buffer].state.matrix)
+        except ValueError as error:
+            raise ValueError(f"layer {step.name!r}: {error}") from error
         steps.append(step)
-    return Quantised(replace(network, steps=tuple(steps)), scales, matrices)
+    return Quantised(replace(network, steps=tuple(steps)), scales, matrices, gates)
 
 
 def _check_int8(step: Step) -> None:
-    if isinstance(step, Recurrent):
-        raise TypeError(f"layer {step.name!r} ({step.mode}) has no int8 here; use values='float32', where recurrent layers are")
+    if isinstance(step, Recurrent) and step.mode == "RNN_RELU":
+        raise TypeError(
+            f"layer {step.name!r} ({step.mode}) has no int8 here, for its state may be of any size: use tanh, or values='float32'"
+        )
+    if isinstance(step, Recurrent) and step.steps > LONGEST:
+        raise TypeError(f"layer {step.name!r} has no int8 here for {step.steps:,} steps; at most {LONGEST:,}")
     if any(one.stated is not None and one.stated.scales is None for one in matrices_of(step)):
         raise TypeError(
             f"layer {step.name!r} has a codebook, and int8 whole numbers with a scale a row: quantise by='row', or ts.dequantize(model) "
@@ -115,7 +126,10 @@ def run_integers(model: Quantised, x: Bytes) -> Bytes:
     for step in model.network.steps:
         sources = [take(buffers, place).numpy() for place in sources_of(step)]
         scales = [model.scales[place.buffer] for place in sources_of(step)]
-        y = _computed(step, model.matrices.get(step.target.buffer), sources, scales, model.scales[step.target.buffer])
+        if isinstance(step, Recurrent):
+            y = run_gates(step, model.gates[step.target.buffer], sources[0], model.scales[step.target.buffer])
+        else:
+            y = _computed(step, model.matrices.get(step.target.buffer), sources, scales, model.scales[step.target.buffer])
         put(buffers, step.target, torch.from_numpy(np.ascontiguousarray(y)).reshape(len(x), *step.target.shape))
     return take(buffers, model.network.output).numpy()
 
@@ -152,14 +166,11 @@ def _computed(step: Step, weights: IntegerMatrix | None, sources: list[Bytes], s
 
 
 def _sums(step: Linear | Convolution, weights: IntegerMatrix, x: Bytes) -> NDArray[np.int64]:
-    """Exact: whole numbers below 2^53, in float64."""
-    dense = np.zeros((weights.matrix.rows, weights.matrix.columns))
-    dense[weights.matrix.row_of_each, weights.matrix.indices] = weights.values
     if isinstance(step, Linear):
-        return (x.astype(np.float64) @ dense.T).astype(np.int64) + weights.folded
+        return (x.astype(np.float64) @ weights.dense.T).astype(np.int64) + weights.folded
     window = step.window
     images = padded(window, torch.from_numpy(x.astype(np.float64)), float(weights.source.zero))
-    kernel = torch.from_numpy(dense).view(weights.matrix.rows, -1, *window.kernel)
+    kernel = torch.from_numpy(weights.dense).view(weights.matrix.rows, -1, *window.kernel)
     sums = torch.nn.functional.conv2d(images, kernel, None, window.stride, 0, window.dilation, window.groups)
     return sums.numpy().astype(np.int64) + weights.folded.astype(np.int64).reshape(-1, 1, 1)
 

@@ -223,7 +223,7 @@ class _Reader:
         source = self._source(node)
         if isinstance(called, (nn.RNNBase, OpenedRecurrent)):
             every = reads_sequence(node)
-            layers = layers_of(name, called, source, every, self.buffers)
+            layers = layers_of(name, called, source, every, self.buffers, self.told)
             self.buffers += len(layers)
             self.steps += layers
             return given_by(layers, every)

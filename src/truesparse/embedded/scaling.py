@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from .floats import size_of
-from .network import Copy, Function, Network, Place, Pool, Softmax, Step, Transpose, matrices_of, sources_of
+from .network import Copy, Function, Network, Place, Pool, Recurrent, Softmax, Step, Transpose, matrices_of, sources_of
 from .scale import LEAST, MOST, PROBABILITIES, SIGNED, Scale
 
 FIXED = {"sigmoid": PROBABILITIES, "hardsigmoid": PROBABILITIES, "tanh": SIGNED}
@@ -52,6 +52,8 @@ def _target(step: Step, scales: Mapping[int, Scale], wanted: Mapping[int, Scale]
         return wanted[buffer]
     if isinstance(step, Function) and step.kind in FIXED:
         return FIXED[step.kind]
+    if isinstance(step, Recurrent):
+        return SIGNED
     stated = None if buffer in found else _stated_target(step)
     return stated or _of_range(found, buffer, step.name)
 
@@ -72,7 +74,7 @@ def _wanted(network: Network) -> dict[int, Scale]:
 
 def _rounding(step: Step) -> Scale | None:
     """How a step rounds what it reads."""
-    return next((one.stated.source for one in matrices_of(step) if one.stated is not None), None)
+    return next((one.stated.source for one in matrices_of(step)[:1] if one.stated is not None), None)  # of the state: gates.py
 
 
 def _leaves_scales(step: Step) -> bool:
