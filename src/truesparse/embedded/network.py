@@ -239,7 +239,31 @@ class Recurrent:
         return self.state.columns
 
 
-Step = Linear | Convolution | Pool | Function | Pair | Softmax | Transpose | Copy | Recurrent
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One step of a GRU, LSTM or RNN, from a state that is handed in.
+
+    Args:
+        source: [inputs].
+        before: the state, [hidden], and of an LSTM the cell; nothing: zeros.
+        target: the next state, [hidden]; of an LSTM with the cell after it, [2, hidden].
+        mode, inputs, state: as of `Recurrent`.
+    """
+
+    name: str
+    source: Place
+    before: tuple[Place, ...]
+    target: Place
+    mode: str
+    inputs: Matrix
+    state: Matrix
+
+    @property
+    def hidden(self) -> int:
+        return self.state.columns
+
+
+Step = Linear | Convolution | Pool | Function | Pair | Softmax | Transpose | Copy | Recurrent | Cell
 
 
 @dataclass(frozen=True)
@@ -258,12 +282,14 @@ class Network:
 
 def sources_of(step: Step) -> tuple[Place, ...]:
     """What a step reads."""
+    if isinstance(step, Cell):
+        return step.source, *step.before
     return (step.source, step.other) if isinstance(step, Pair) else (step.source,)
 
 
 def matrices_of(step: Step) -> tuple[Matrix, ...]:
     """The weights of a step."""
-    if isinstance(step, Recurrent):
+    if isinstance(step, (Recurrent, Cell)):
         return step.inputs, step.state
     return (step.matrix,) if isinstance(step, (Linear, Convolution)) else ()
 
@@ -272,8 +298,7 @@ def multiply_adds(step: Step) -> int:
     """Products of a weight and a number that exist, in one call."""
     if isinstance(step, Convolution):
         return int(step.window.outputs_of_each()[step.matrix.indices % step.window.taps].sum())
-    times = step.steps if isinstance(step, Recurrent) else step.samples if isinstance(step, Linear) else 0
-    return times * sum(one.nnz for one in matrices_of(step))
+    return _times(step) * sum(one.nnz for one in matrices_of(step))
 
 
 def dense_multiply_adds(step: Step) -> int:
@@ -281,5 +306,9 @@ def dense_multiply_adds(step: Step) -> int:
     if isinstance(step, Convolution):
         channels = step.window.channels // step.window.groups
         return int(step.window.outputs_of_each().sum()) * channels * step.matrix.rows
-    times = step.steps if isinstance(step, Recurrent) else step.samples if isinstance(step, Linear) else 0
-    return times * sum(one.rows * one.columns for one in matrices_of(step))
+    return _times(step) * sum(one.rows * one.columns for one in matrices_of(step))
+
+
+def _times(step: Step) -> int:
+    """How often a call multiplies with its matrices."""
+    return step.steps if isinstance(step, Recurrent) else step.samples if isinstance(step, Linear) else 1

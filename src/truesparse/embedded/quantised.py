@@ -15,7 +15,7 @@ from . import integer
 from .floats import FUNCTIONS, counts, padded, put, run, take
 from .gates import LONGEST, IntegerGates, integer_gates, run_gates
 from .integer import Bytes, Factor, IntegerMatrix, integer_matrix
-from .network import Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, matrices_of, sources_of
+from .network import Cell, Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, matrices_of, sources_of
 from .scale import Scale
 from .scaling import scaled
 
@@ -101,6 +101,11 @@ def quantised(network: Network, found: Mapping[int, tuple[float, float]]) -> Qua
 
 
 def _check_int8(step: Step) -> None:
+    if isinstance(step, Cell):
+        raise TypeError(
+            f"layer {step.name!r} ({step.mode} cell) has no int8 here, for a state of 8 bits forgets what changes slowly: use "
+            "values='float32', or nn.GRU, nn.LSTM or nn.RNN over a sequence, whose state has 16 bits"
+        )
     if isinstance(step, Recurrent) and step.mode == "RNN_RELU":
         raise TypeError(
             f"layer {step.name!r} ({step.mode}) has no int8 here, for its state may be of any size: use tanh, or values='float32'"

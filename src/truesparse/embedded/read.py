@@ -22,19 +22,20 @@ from ..inference.graph.trace import copied, module_of, shape_of, trace
 from ..inference.packed import Frozen
 from ..nn.conv import ConvolutionInterface
 from ..nn.linear import LinearInterface
+from ..nn.opened.cells import OpenedCell
 from ..nn.opened.recurrent import OpenedRecurrent
 from .errors import NoC
 from .network import Convolution, Copy, Function, Linear, Network, Pair, Place, Pool, Softmax, Step, Transpose, sources_of
 from .places import indexed, rotation
 from .pools import POOLS, mean_over, pool_of
-from .recurrent import Given, given_by, layers_of, reads_sequence
+from .recurrent import Given, cell_of, given_by, layers_of, reads_sequence
 from .stated import Told, without_rounding
 from .weights import convolution_of, diagonal, linear_of, scale_of, window_of
 
 BATCH = 2  # samples that the graph is read with: what has another first extent is no batch of samples
 SUPPORTED = (
-    "linear layers, convolutions of images and sequences, their BatchNorm, max, mean and adaptive pools, GRU, LSTM and RNN, ReLU, ReLU6, "
-    "Hardtanh, LeakyReLU, Sigmoid, Tanh, SiLU, Hardswish, Hardsigmoid, Softmax, +, *, cat, flatten, reshape, transpose, slices"
+    "linear layers, convolutions of images and sequences, their BatchNorm, max, mean and adaptive pools, GRU, LSTM, RNN and their cells, "
+    "ReLU, ReLU6, Hardtanh, LeakyReLU, Sigmoid, Tanh, SiLU, Hardswish, Hardsigmoid, Softmax, +, *, cat, flatten, reshape, transpose, slices"
 )
 
 _FUNCTIONS: dict[type[nn.Module], Callable[[Any], tuple[str, tuple[float, ...]]]] = {
@@ -66,6 +67,7 @@ _SAME_ORDER = {"view", "reshape", "flatten", "unsqueeze", "contiguous", "clone",
 _TRANSPOSE = {"transpose", torch.transpose}
 _PERMUTE = {"permute", torch.permute, *_TRANSPOSE}
 _MEAN = {"mean", torch.mean}
+_ZEROS = {torch.zeros, torch.zeros_like, "new_zeros"}
 _JOIN = {torch.cat, torch.concat, torch.concatenate}
 
 
@@ -84,7 +86,7 @@ def read(model: nn.Module, example: Tensor) -> Network:
     plain, said = without_rounding(model)
     samples = torch.cat([example[:1], example[:1]]) if len(example) == 1 else example[:BATCH]
     # Nobody looks into these anyway; without them said, torch.export would be asked to, in vain.
-    whole = (OpenedRecurrent,) if any(isinstance(module, OpenedRecurrent) for module in model.modules()) else ()
+    whole = (OpenedRecurrent, OpenedCell) if any(isinstance(module, (OpenedRecurrent, OpenedCell)) for module in model.modules()) else ()
     graph = fold_padding(without_identities(trace(plain, samples, leaves=whole)))
     folded, norms = fold_norms(graph)
     smaller, rows = prune_following(folded, samples)
@@ -119,12 +121,16 @@ def _needed(steps: Sequence[Step], output: Place) -> tuple[Step, ...]:
     return tuple(reversed(kept))
 
 
+class Zeros:
+    """A tensor of zeros: a state before the first step."""
+
+
 class _Reader:
     def __init__(self, module: fx.GraphModule, told: Told) -> None:
         self.module, self.told = module, told
         self.steps: list[Step] = []
         self.buffers = 0
-        self.places: dict[fx.Node, Place | Given | None] = {}
+        self.places: dict[fx.Node, Place | Given | Zeros | tuple[Place, ...] | None] = {}
         self.makers: dict[int, fx.Node] = {}  # of each buffer
 
     def network(self) -> Network:
@@ -198,12 +204,16 @@ class _Reader:
             raise NoC("it reads what is no tensor of samples")
         return place
 
-    def _read(self, node: fx.Node) -> Place | Given | None:
+    def _read(self, node: fx.Node) -> Place | Given | Zeros | tuple[Place, ...] | None:
         called, name = self._called(node), str(node.target) if node.op == "call_module" else node.name
         if isinstance(called, Guards):
             return None
         if isinstance(called, Structure):
             return self._only(node.args[0])
+        if isinstance(called, (nn.RNNCellBase, OpenedCell)):
+            return self._cell(node, name, called)
+        if node.target in _ZEROS:
+            return Zeros()
         if called is not None and module_of(self.module, node) is None:
             raise NoC("it takes one tensor here")
         if node.target in _SPELLED:
@@ -245,6 +255,25 @@ class _Reader:
         if isinstance(called, POOLS):
             return self._made(Pool(name, source, self._new(shape), *pool_of(called, source, shape)))
         raise NoC("")
+
+    def _cell(self, node: fx.Node, name: str, called: nn.RNNCellBase | OpenedCell) -> Place | tuple[Place, ...]:
+        given: Any = dict(zip(("input", "hx"), node.args, strict=False)) | node.kwargs
+        source, hx = self.places.get(given["input"]), given.get("hx")
+        parts = tuple(self._state(one) for one in hx) if isinstance(hx, (tuple, list)) else () if hx is None else self._state(hx)
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        before = tuple(one for one in parts if isinstance(one, Place))
+        if not isinstance(source, Place) or len(source.shape) != 1 or len(before) not in (0, len(parts)):
+            raise NoC("it takes [batch, inputs], and a state that the model hands on or zeros: of an LSTM both parts, or neither")
+        step = cell_of(name, called, source, before, self._new(()).buffer, self.told)
+        self.steps.append(step)
+        n = step.hidden
+        return (Place(step.target.buffer, (n,)), Place(step.target.buffer, (n,), n)) if len(step.target.shape) == 2 else step.target
+
+    def _state(self, node: Any) -> Place | Zeros | tuple[Place, ...]:
+        found = self.places.get(node) if isinstance(node, fx.Node) else None
+        if not isinstance(found, (Place, Zeros, tuple)):
+            raise NoC("its state is no tensor of samples")
+        return found
 
     def _layer_before(self, node: fx.Node, source: Place) -> Linear | Convolution | None:
         """The layer whose output, all of it, only this node reads."""
@@ -339,6 +368,8 @@ class _Reader:
     def _item(self, node: fx.Node) -> Place | Given:
         given, index = node.args
         place = self.places.get(given) if isinstance(given, fx.Node) else None
+        if isinstance(place, tuple) and isinstance(index, int):
+            return place[index]
         if isinstance(place, Given):
             found = place.item(index)
             if found is None:

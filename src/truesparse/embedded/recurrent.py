@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..nn.opened.cells import OpenedCell, has_memory
 from ..nn.opened.recurrent import OpenedRecurrent
 from .errors import NoC
-from .network import Place, Recurrent
+from .network import Cell, Place, Recurrent
 from .stated import Told
 from .weights import linear_of
 
@@ -86,6 +87,22 @@ def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, ev
         made.append(Recurrent(f"{name}.l{number}", source, target, opened.mode, *matrices, every=keeps))
         source = target
     return made
+
+
+def cell_of(name: str, module: nn.RNNCellBase | OpenedCell, source: Place, before: tuple[Place, ...], target: int, told: Told) -> Cell:
+    """A step of one cell.
+
+    Args:
+        name: of the module.
+        source: [inputs].
+        before: the state that it is called with, and the cell; nothing: none.
+        target: the buffer that it writes.
+        told: how layers were quantised.
+    """
+    opened = module if isinstance(module, OpenedCell) else OpenedCell.opening(module)
+    inputs, state = (told.of(f"{name}.{part}", linear_of(getattr(opened, part))) for part in ("ih", "hh"))
+    shape = (2, opened.hidden_size) if has_memory(opened.mode) else (opened.hidden_size,)
+    return Cell(name, source, before, Place(target, shape), opened.mode, inputs, state)
 
 
 def given_by(layers: list[Recurrent], every: bool) -> Given:
