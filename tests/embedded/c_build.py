@@ -18,6 +18,10 @@ COMPILERS = {
     "clang": ("clang", "-std=c99"),
     "g++": ("g++", "-x", "c++", "-std=c++11"),
     "arm": ("arm-none-eabi-gcc", "-std=c99", "-mcpu=cortex-m0", "-mthumb", "--specs=picolibc.specs"),
+    "arm++": (
+        *("arm-none-eabi-g++", "-x", "c++", "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-mcpu=cortex-m4", "-mthumb"),
+        "--specs=picolibc.specs",
+    ),
     "riscv": ("riscv64-unknown-elf-gcc", "-std=c99", "-march=rv32imac", "-mabi=ilp32", "--specs=picolibc.specs"),
 }
 _numbers = itertools.count()  # a library of a name that is loaded already would not be loaded again
