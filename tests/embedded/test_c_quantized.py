@@ -190,6 +190,40 @@ def test_layers_that_round_one_tensor_in_two_ways(tmp_path):
         assert np.abs(want - model(x).numpy()).max() < 0.06
 
 
+@pytest.mark.parametrize("activations", [False, True])
+def test_norms_that_stay_in_the_model(activations, tmp_path):
+    """`ts.quantize` leaves those after convolutions of sequences; here they are folded, and the scales of rows with them."""
+    torch.manual_seed(0)
+    model = sparse(
+        settled(nn.Sequential(nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 5, 3), nn.BatchNorm1d(5)), 4, 20), 0.5
+    )
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([3.0, -2.0, 0.0, 0.1, 1.0, 5.0]))
+    x = torch.randn(200, 4, 20)
+    ts.quantize(model, data=[x] if activations else None)
+    assert isinstance(model[1], nn.BatchNorm1d)
+    integers = integers_of(model, x, [x])
+    given = integers.output_scale.real(run_integers(integers, integers.input_scale.quantised(x.numpy())))
+    with torch.no_grad():
+        want = model(x).numpy()
+    assert np.abs(given - want).max() < 0.02 * np.ptp(want)
+    for step, name in zip(integers.network.steps, "03", strict=True):
+        numbers = quantized_layers(model)[name].numbers
+        ours = integers.matrices[step.target.buffer].values
+        assert set(np.abs(ours)) <= set(np.abs(numbers.numpy()))
+    if activations:
+        with pytest.raises(ValueError, match=r"int8 needs calibration=batches, .* how large what '3' gives becomes"):
+            ts.export_c(model, x[:2], tmp_path / "net.h", values="int8")
+
+
+def test_weights_that_are_other_numbers_are_refused():
+    model, x = rounded("perceptron")
+    network = read(model, x[:2])
+    network.steps[1].matrix.values[3] *= 1.003
+    with pytest.raises(ValueError, match="layer '3': its weights are not the whole numbers that ts"):
+        quantised(network, ranges(network, [x]))
+
+
 class Cut(nn.Module):
     """What a sum reads is read by a layer, too, but cut off: the sum must not be."""
 

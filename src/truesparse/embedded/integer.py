@@ -27,6 +27,7 @@ SUM_LIMIT = 2**31 - 1
 BIAS_LIMIT = 2**30
 MANTISSA_BITS = 31
 SMALLEST_FACTOR = 2.0**-16  # from a sum to an output: finer would be of no use
+NEAR = 1e-3  # of 1: whole numbers are recognised in products of float32
 MEAN_PARTS = 256
 MOST_AVERAGED = 2**15  # numbers: their sum in 256ths is inside of 32 bits
 ADD_BITS = 20  # of the larger of two mantissas of an addition: both products and their sum are of 31 bits
@@ -100,6 +101,11 @@ def integer_matrix(matrix: Matrix, source: Scale, target: Scale) -> IntegerMatri
     row = matrix.row_of_each
     if matrix.stated is not None and matrix.stated.scales is not None:
         weight_scales = matrix.stated.scales
+        numbers = np.abs(matrix.values / weight_scales[row])
+        if numbers.size and (np.abs(numbers - np.round(numbers)).max() > NEAR or numbers.max() > LARGEST_WEIGHT + NEAR):
+            raise ValueError(
+                "its weights are not the whole numbers that ts.quantize has made of them: ts.dequantize(model) first, and report it"
+            )
     else:
         weight_scales = np.zeros(matrix.rows)
         np.maximum.at(weight_scales, row, np.abs(matrix.values.astype(np.float64)) / LARGEST_WEIGHT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 import numpy as np
@@ -74,6 +74,15 @@ class Matrix:
     @property
     def nnz(self) -> int:
         return len(self.values)
+
+    def normed(self, scale: Floats, shift: Floats) -> Matrix:
+        """With a norm after it, which multiplies each row and adds to it, [rows]."""
+        stated = self.stated
+        if stated is not None:
+            times = np.where(scale == 0, 1.0, np.abs(scale.astype(np.float64)))  # a row of zeros has any scale
+            scales = None if stated.scales is None else stated.scales * times
+            stated = Stated(scales, stated.source)  # what comes out has other ends now
+        return replace(self, values=self.values * scale[self.row_of_each], bias=self.bias * scale + shift, stated=stated)
 
     @property
     def row_of_each(self) -> NDArray[np.int64]:

@@ -297,8 +297,7 @@ class _Reader:
         scale, shift = scale_of(norm)
         layer = self._layer_before(node, source)
         if layer is not None and layer.matrix.rows == len(scale) and (isinstance(layer, Convolution) or layer.samples == 1):
-            m = layer.matrix
-            self._replace(layer, replace(layer, matrix=replace(m, values=m.values * scale[m.row_of_each], bias=m.bias * scale + shift)))
+            self._replace(layer, replace(layer, matrix=layer.matrix.normed(scale, shift)))
             return source
         plane = prod(source.shape[1:])
         window = window_of((len(scale), plane), (len(scale), plane), 1, 1, groups=len(scale))
