@@ -32,6 +32,10 @@ def needs(*tools):
     for tool in tools:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
+        if "-elf-" in tool or "-none-" in tool:
+            asked = subprocess.run((tool, "-print-file-name=picolibc.specs"), capture_output=True, text=True, check=True)
+            if not asked.stdout.startswith("/"):
+                pytest.skip(f"picolibc for {tool} is not installed")
 
 
 def compiled(command):

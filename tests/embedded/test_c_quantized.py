@@ -280,6 +280,13 @@ def test_what_cannot_leave_so(tmp_path):
     model, x = rounded("perceptron")
     with pytest.raises(TypeError, match=r"layer '0' rounds its inputs to int8, and C of floats none: use values='int8'"):
         ts.export_c(model, x[:2], tmp_path / "net.h")
+    codes = ts.quantize(sparse(perceptron(), 0.5), 3, by="codebook")
+    with torch.no_grad():
+        want = codes(x).numpy()
+    exported = ts.export_c(codes, x[:2], tmp_path / "codes.h")
+    assert np.abs(called(exported, x.numpy(), (5,)) - want).max() < 1e-5
+    for path in tmp_path.iterdir():
+        path.unlink()
     codes = ts.quantize(sparse(perceptron(), 0.5), 3, by="codebook", data=[x])
     with pytest.raises(TypeError, match=r"layer '0' has a codebook, .* quantise by='row', or ts\.dequantize\(model\) first"):
         ts.export_c(codes, x[:2], tmp_path / "net.h", values="int8")
