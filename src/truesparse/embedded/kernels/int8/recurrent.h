@@ -7,8 +7,8 @@ typedef struct {
 typedef struct {
     const NAME_matrix *input, *state; /* with the rows of all gates */
     int steps;
-    int every;                        /* 1: y gets the states of all steps, 0: that of the last */
-    NAME_held held, out;              /* the state that is multiplied, and the one that leaves */
+    int every; /* 1: y gets the states of all steps, 0: that of the last */
+    NAME_held held, out; /* the state that is multiplied, and the one that leaves */
 } NAME_recurrent;
 
 static inline int8_t NAME_hold(const NAME_held *h, int32_t state)
