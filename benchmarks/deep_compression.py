@@ -78,7 +78,7 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     return right / len(data[0])
 
 
-def deep_compression(name: str, times: float, bits: int, rounds: int, seed: int, folder: Path) -> dict[str, object]:
+def deep_compression(name: str, times: float, longer: int, bits: int, rounds: int, seed: int, folder: Path) -> dict[str, object]:
     """All stages of one network."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -89,21 +89,25 @@ def deep_compression(name: str, times: float, bits: int, rounds: int, seed: int,
     scores["dense"] = accuracy(model, test)
     for number in range(1, rounds + 1):
         ts.prune(model, {layer: 1 - min(1.0, times * (1 - sparsity)) ** (number / rounds) for layer, sparsity in sparsities.items()})
-        train(model, training, between, RATE, generator)
+        train(model, training, longer * between, RATE, generator)
     scores["pruned"] = accuracy(model, test)
     ts.quantize(model, bits, by="codebook")
     scores["codebook"] = accuracy(model, test)
-    train(model, training, last, RATE / 10, generator)
+    train(model, training, longer * last, RATE / 10, generator)
     scores["trained codebook"] = accuracy(model, test)
     report = ts.compress(model, folder / f"{name}.tsz")
     read = accuracy(ts.load(folder / f"{name}.tsz", ts.prune(make(), 0.5)), test)
     assert read == scores["trained codebook"], "what is read is what was written"
-    print(f"\n{name}, seed {seed}, {times} times the connections: " + ", ".join(f"{stage} {score:.2%}" for stage, score in scores.items()))
+    print(
+        f"\n{name}, seed {seed}, {times} times the connections, {longer} times the epochs: "
+        + ", ".join(f"{stage} {score:.2%}" for stage, score in scores.items())
+    )
     print(report, flush=True)
     return {
         "network": name,
         "seed": seed,
         "times": times,
+        "longer": longer,
         "bits": bits,
         "accuracy": scores,
         "bytes": report.nbytes,
@@ -143,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--times", type=float, default=1.0, help="as many connections as by default")
+    parser.add_argument("--longer", type=int, default=1, help="as many epochs after each pruning, and of the codebook, as by default")
     parser.add_argument("--bits", type=int, default=4, help="of a number")
     parser.add_argument("--rounds", type=int, default=4, help="of pruning")
     parser.add_argument("--seed", type=int, default=0)
@@ -153,7 +158,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for name in options.networks:
-        found = deep_compression(name, options.times, options.bits, options.rounds, options.seed, options.folder)
+        found = deep_compression(name, options.times, options.longer, options.bits, options.rounds, options.seed, options.folder)
         if options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps(found) + "\n")

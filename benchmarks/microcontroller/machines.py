@@ -20,6 +20,12 @@ BEGIN, END = "begin_counting", "end_counting"
 MARKERS = "".join(f'__attribute__((noinline)) void {name}(void);\nvoid {name}(void) {{ __asm__ volatile(""); }}\n' for name in (BEGIN, END))
 
 
+def has_picolibc(compiler: str) -> bool:
+    """Whether a cross-compiler that is installed has this C library."""
+    asked = (compiler, "-print-file-name=picolibc.specs")
+    return Path(subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()).is_absolute()
+
+
 @dataclass(frozen=True)
 class Machine:
     """One of them.
@@ -41,7 +47,8 @@ class Machine:
     @property
     def missing(self) -> str:
         """A tool that is not installed, or nothing."""
-        return next((tool for tool in (self.compiler, self.emulator[0]) if shutil.which(tool) is None), "")
+        tool = next((tool for tool in (self.compiler, self.emulator[0]) if shutil.which(tool) is None), "")
+        return tool or ("" if has_picolibc(self.compiler) else f"picolibc for {self.compiler}")
 
     def build(self, source: Path, elf: Path, optimise: str = "-O2", flags: Sequence[str] = ()) -> None:
         """Compiles and links one file with picolibc.

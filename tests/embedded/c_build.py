@@ -18,6 +18,10 @@ COMPILERS = {
     "clang": ("clang", "-std=c99"),
     "g++": ("g++", "-x", "c++", "-std=c++11"),
     "arm": ("arm-none-eabi-gcc", "-std=c99", "-mcpu=cortex-m0", "-mthumb", "--specs=picolibc.specs"),
+    "arm++": (
+        *("arm-none-eabi-g++", "-x", "c++", "-std=gnu++17", "-fno-exceptions", "-fno-rtti", "-mcpu=cortex-m4", "-mthumb"),
+        "--specs=picolibc.specs",
+    ),
     "riscv": ("riscv64-unknown-elf-gcc", "-std=c99", "-march=rv32imac", "-mabi=ilp32", "--specs=picolibc.specs"),
 }
 _numbers = itertools.count()  # a library of a name that is loaded already would not be loaded again
@@ -28,6 +32,10 @@ def needs(*tools):
     for tool in tools:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is not installed")
+        if "-elf-" in tool or "-none-" in tool:
+            asked = subprocess.run((tool, "-print-file-name=picolibc.specs"), capture_output=True, text=True, check=True)
+            if not asked.stdout.startswith("/"):
+                pytest.skip(f"picolibc for {tool} is not installed")
 
 
 def compiled(command):

@@ -65,8 +65,6 @@ def test_under_qemu(name, kind, values, tmp_path):
     machine = machines.MACHINES[name]
     if machine.missing:
         pytest.skip(f"{machine.missing} is not installed")
-    if values == "int8" and kind in ("gru", "lstm"):
-        pytest.skip("recurrent layers have no int8")
     model = sparse(settled(NETWORKS[kind](), *NETWORKS[kind]().shape), 0.8)
     x = torch.randn(SAMPLES, *model.shape)
     exported = ts.export_c(model, x, tmp_path / "net.h", values=values, calibration=[x] if values == "int8" else None)

@@ -35,8 +35,6 @@ def test_equals_torch(kind, sparsity, tmp_path):
 @pytest.mark.parametrize("kind", ["residual", "wrist", "lstm"])
 def test_compilers_take_it_without_a_warning(kind, values, compiler, tmp_path):
     needs(COMPILERS[compiler][0])
-    if values == "int8" and kind == "lstm":
-        pytest.skip("recurrent layers have no int8")
     model = sparse(settled(NETWORKS[kind](), *NETWORKS[kind]().shape), 0.7)
     x = torch.randn(20, *model.shape)
     ts.export_c(model, x, tmp_path / "net.h", values=values, calibration=[x] if values == "int8" else None)

@@ -13,6 +13,7 @@ from torch import nn
 import truesparse as ts
 from truesparse.embedded import Quantised, Scale, integer, quantised, run_integers
 from truesparse.embedded.export import written_integers
+from truesparse.embedded.gates import LOGISTIC, ONE, logistic, tanh, times
 from truesparse.embedded.quantised import ranges
 from truesparse.embedded.read import read
 
@@ -36,7 +37,7 @@ class Mixed(nn.Module):
         return self.head(torch.cat([self.norm(x), x], 1)[:, :5].softmax(-1).flatten(1))
 
 
-KINDS = {**{name: NETWORKS[name] for name in ("residual", "wrist", "perceptron")}, "mixed": Mixed}
+KINDS = {**NETWORKS, "mixed": Mixed}
 
 
 def exported_of(model, x, path):
@@ -130,6 +131,49 @@ def test_a_layer_by_hand():
 def test_narrowed_rounds_halves_away_from_zero(total, mantissa, shift, zero):
     given = int(integer.narrowed(np.array([total]), mantissa, shift, zero)[0])
     assert given == min(max(half_away(Fraction(total * mantissa, 2**shift)) + zero, -128), 127)
+
+
+@given(st.integers(-(2**31), 2**31), st.integers(-(2**15), 2**15))
+def test_fixed_point_products_round_halves_away_from_zero(one, other):
+    assert int(times(np.array([one]), np.array([other]))[0]) == half_away(Fraction(one * other, 2**15))
+
+
+def test_gates_are_near_those_of_floats():
+    x = np.unique(np.concatenate([np.arange(-(2**20), 2**20, 97), [0, 1, -1, 2**19, -(2**19), 2**24, -(2**24)]]))
+    real = x / ONE
+    assert np.abs(logistic(x) / ONE - 1 / (1 + np.exp(-real))).max() < 8e-5
+    assert np.abs(tanh(x) / ONE - np.tanh(real)).max() < 16e-5
+    assert (logistic(np.array([0, 2**24, -(2**24)])) == [ONE // 2, ONE, 0]).all()
+    assert (tanh(np.array([0, 2**24, -(2**24)])) == [0, ONE, -ONE]).all()
+    assert (np.diff(logistic(x)) >= 0).all()
+    assert (len(LOGISTIC), int(LOGISTIC[0]), int(LOGISTIC[-1])) == (257, ONE // 2, ONE)
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM, nn.RNN])
+def test_a_state_of_many_steps_stays_near_the_floats(kind):
+    """The state is kept in 16 bits: what changes by less than a step of int8 at a time still adds up."""
+    torch.manual_seed(0)
+    model = Last(kind).eval()
+    x = torch.randn(50, 400, 3) * 0.3
+    network = read(model, x[:2])
+    integers = quantised(network, ranges(network, [x]))
+    given = integers.output_scale.real(run_integers(integers, integers.input_scale.quantised(x.numpy())))
+    with torch.no_grad():
+        assert np.abs(given - model(x).numpy()).max() < 0.05
+
+
+class Last(nn.Module):
+    """The last state; update and forget gates that are nearly 1, so that it moves slowly."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.layer = kind(3, 4, batch_first=True)
+        if kind is not nn.RNN:
+            with torch.no_grad():
+                self.layer.bias_ih_l0[4:8] = 4.0
+
+    def forward(self, x):
+        return self.layer(x)[0][:, -1]
 
 
 @given(st.integers(-100_000, 100_000), st.integers(1, 5000))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from c_build import Gates, Perceptron, Residual, sparse
+from c_build import Perceptron, Residual, sparse
 from torch import nn
 
 import truesparse as ts
@@ -117,8 +117,8 @@ def test_settings_that_cannot_be(tmp_path):
     path = tmp_path / "net.h"
     wrong = (
         ({"values": "int4"}, "values is one of float32, int8, got 'int4'"),
-        ({"values": "int8"}, "calibration=batches is for values='int8', which needs it; got values='int8' with none"),
-        ({"calibration": [x]}, "got values='float32' with some"),
+        ({"values": "int8"}, "values='int8' needs calibration=batches, inputs like those to come, or a model of ts.quantize"),
+        ({"calibration": [x]}, "calibration=batches is for values='int8'; got values='float32' with some"),
         ({"values": "int8", "calibration": []}, "at least one: ranges of activations come from them"),
         ({"values": "int8", "calibration": [x[:, 0]]}, r"expected batches of shape \[batch, 1, 30, 31\], got \(2, 30, 31\) as batch 0"),
         ({"values": "int8", "calibration": [x, x * torch.nan]}, "batch 1 leads to NaN or infinity"),
@@ -130,10 +130,10 @@ def test_settings_that_cannot_be(tmp_path):
             ts.export_c(model, x, path, **settings)
     with pytest.raises(FileError, match="there is no folder"):
         ts.export_c(model, x, tmp_path / "no" / "net.h")
-    recurrent = Gates().eval()
-    example = torch.randn(2, *Gates.shape)
-    with pytest.raises(TypeError, match=r"layer 'first\.l0' \(GRU\) has no int8 here"):
-        ts.export_c(recurrent, example, path, values="int8", calibration=[example])
+    of_any_size = Of(lambda m, x: m.g(x)[0], g=nn.RNN(4, 3, nonlinearity="relu", batch_first=True)).eval()
+    example = torch.randn(2, 5, 4)
+    with pytest.raises(TypeError, match=r"layer 'g\.l0' \(RNN_RELU\) has no int8 here, for its state may be of any size"):
+        ts.export_c(of_any_size, example, path, values="int8", calibration=[example])
     assert not list(tmp_path.iterdir())
 
 

@@ -7,6 +7,8 @@ from torch import nn
 
 from truesparse import SparseConv2d, SparseLinear
 from truesparse.inference import simplify
+from truesparse.inference.graph.prune import prune_following
+from truesparse.inference.graph.trace import trace
 
 LAYERS = (nn.Linear, nn.Conv2d, SparseLinear, SparseConv2d)
 
@@ -144,3 +146,16 @@ def test_the_random_networks_have_much_to_remove():
 
     count()
     assert 0.1 < removed / total < 0.9
+
+
+def test_which_rows_are_left_of_a_layer_that_loses_some_twice():
+    """Of a grouped convolution whole groups go first; of the one that is left, rows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 6, 1, groups=2), nn.Conv2d(6, 3, 1)).eval()
+    with torch.no_grad():
+        model[2].weight[:, :3] = 0  # the first group
+        model[2].weight[:, 4] = 0
+    x = torch.randn(2, 2, 5, 5)
+    small, rows = prune_following(trace(model, x), x)
+    assert rows["1"].tolist() == [3, 5]
+    torch.testing.assert_close(small.get_submodule("1").weight, model[1].weight[rows["1"]])

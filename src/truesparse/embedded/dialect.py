@@ -5,17 +5,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
 from .connections import count_type, encoded
-from .network import Convolution, Copy, Linear, Matrix, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose
+from .network import Cell, Convolution, Copy, Linear, Matrix, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose
 from .network import Function as FunctionStep
 from .shapes_in_c import convolution_fields, pool_fields, taps
 from .text import TYPES, array, structure, wrapped
 
+KERNELS = Path(__file__).parent / "kernels"
 TAP_BYTES = 10
+GATES = {"GRU": 3, "LSTM": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class Call:
     sources: tuple[str, ...]
     target: str
     scratch: str
+
+
+def recurrent(step: Recurrent | Cell, name: str, parts: Mapping[str, tuple[list[str], str, int]], *others: str) -> Declared:
+    """The constants of a recurrent layer, or of a cell, which has no structure of its own.
+
+    Args:
+        parts: "input" and "state": (tables of the weights, the fields of their structure, bytes of the tables).
+        others: fields that stand last in its own structure.
+    """
+    text = [one for part, (tables, fields, _) in parts.items() for one in (*tables, structure("NAME_matrix", f"{name}_{part}", fields))]
+    if isinstance(step, Recurrent):
+        own = (f"&{name}_input", f"&{name}_state", str(step.steps), str(int(step.every)), *others)
+        text.append(structure("NAME_recurrent", name, *own))
+    return Declared(tuple(text), sum(nbytes for *_, nbytes in parts.values()))
 
 
 class Dialect(ABC):
@@ -80,6 +97,10 @@ class Dialect(ABC):
         kernel = self.kernel(step)
         return (*self.needed.get(kernel, ()), kernel)
 
+    def kernel_text(self, file: str) -> str:
+        """What stands in the file of a function."""
+        return (KERNELS / self.folder / f"{file}.h").read_text().rstrip().replace("COUNT_TYPE", self.count_type)
+
     def kernel(self, step: Step) -> str:
         """The file of the function that it calls."""
         if isinstance(step, Pool):
@@ -88,6 +109,8 @@ class Dialect(ABC):
             return step.kind
         if isinstance(step, Recurrent):
             return step.mode.lower()
+        if isinstance(step, Cell):
+            return f"{step.mode.lower()}_cell"
         return {Linear: "linear", Convolution: "convolution", Softmax: "softmax", Transpose: "transpose", Copy: "copy"}[type(step)]
 
     def declared(self, step: Step, name: str) -> Declared:

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from ..common.files import write_atomically
 from ..export.written import check_place
 from ..inference.graph.trace import copied
+from ..quantization import quantized_layers
 from .budget import check_fits
+from .dialect import KERNELS
 from .float_c import FloatC
 from .floats import run, take
-from .header import KERNELS, Written, written
+from .header import Written, written
 from .int8_c import Int8C, constants
 from .network import Network
 from .quantised import Quantised, quantised, ranges
 from .read import read
 from .report import Exported
+from .stated import without_rounding
 from .text import is_identifier
 
 VALUES = ("float32", "int8")
@@ -43,14 +46,15 @@ def export_c(
     The header holds the connections that exist, each as one byte for its place and its value, and `int NAME_predict(const float *x, float
     *y)`. It allocates nothing and writes no variable of its own; its comment says what each layer takes. BatchNorm is folded, and neurons
     and channels that can never matter are gone. Of int8 there is also `NAME_predict_int8`, and no float after the input: bit by bit what
-    `truesparse.embedded.quantised.run_integers` computes.
+    `truesparse.embedded.quantised.run_integers` computes. Of layers of `truesparse.quantize` it has the numbers.
 
     Args:
         model: with sparse, masked or dense layers; it is left as it is. A layer whose weights take fewer bytes that way is written dense.
         example: [batch, ...] float32; the C takes one sample of that shape.
         path: of the header; what is there is replaced, whole or not at all. Its folder must exist.
         values: "float32" (5 bytes a connection) or "int8" (2 bytes).
-        calibration: for int8, batches [batch, ...] like the inputs to come: the range of each activation is what they lead to.
+        calibration: for int8, batches [batch, ...] like the inputs to come: the range of each activation is what they lead to. Layers that
+            `quantize` has given ranges keep these; if it has given all that matter, calibration may be left out.
         name: with which all names in C begin; None: as the file.
         flash, ram: bytes that constants, and memory with input and output, may take; None: any number.
 
@@ -58,8 +62,8 @@ def export_c(
         What each layer takes. `print` it for a table.
 
     Raises:
-        TypeError: if an operation has no C here, which names the layer; if there is not one tensor in and one out, of float32; or what
-            `truesparse.pack` raises for models that are no graph.
+        TypeError: if an operation has no C here, which names the layer; if there is not one tensor in and one out, of float32; if layers
+            round their inputs and it is to be float32; or what `truesparse.pack` raises for models that are no graph.
         ValueError: if the network does not fit, `name` is none in C, or calibration data is missing or has other shapes.
         FileError: if the file cannot be written. All of these before anything is written.
     """
@@ -68,15 +72,13 @@ def export_c(
     name = _name(path, name)
     if values not in VALUES:
         raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
-    if (calibration is not None) != (values == "int8"):
-        given = "none" if calibration is None else "some"
-        raise ValueError(f"calibration=batches is for values='int8', which needs it; got values={values!r} with {given}")
+    _check_calibration(model, values, calibration)
     network = read(model, example)
     _check_reading(network, model, example)
-    if calibration is None:
+    if values == "float32":
         made = written(network, FloatC(network), path, name, values)
     else:
-        made = written_integers(quantised(network, ranges(network, calibration)), path, name)
+        made = written_integers(quantised(network, {} if calibration is None else ranges(network, calibration)), path, name)
     check_fits(made.exported, flash, ram)
     write_atomically(path, made.text)
     return made.exported
@@ -104,10 +106,22 @@ def _name(path: Path, name: str | None) -> str:
     return name
 
 
+def _check_calibration(model: nn.Module, values: str, calibration: Iterable[Tensor] | None) -> None:
+    rounding = [name for name, one in quantized_layers(model).items() if one.inputs is not None]
+    if values == "float32" and rounding:
+        raise TypeError(
+            f"layer {rounding[0]!r} rounds its inputs to int8, and C of floats none: use values='int8', or ts.dequantize(model) first"
+        )
+    if values == "float32" and calibration is not None:
+        raise ValueError("calibration=batches is for values='int8'; got values='float32' with some")
+    if values == "int8" and calibration is None and not rounding:
+        raise ValueError("values='int8' needs calibration=batches, inputs like those to come, or a model of ts.quantize(model, data=...)")
+
+
 def _check_reading(network: Network, model: nn.Module, example: Tensor) -> None:
     """The steps must give what the model gives."""
     with torch.no_grad():
-        expected, given = copied(model)(example), take(run(network, example), network.output)
+        expected, given = copied(without_rounding(model)[0])(example), take(run(network, example), network.output)
     difference, largest = float((expected - given).abs().max()), float(expected.abs().max())
     if not difference <= TOLERANCE * max(largest, 1.0):
         raise TypeError(

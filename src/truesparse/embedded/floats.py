@@ -10,7 +10,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..nn.opened.cells import CELLS, has_memory
-from .network import Convolution, Copy, Function, Linear, Matrix, Network, Pair, Place, Pool, Recurrent, Softmax, Step, Window, sources_of
+from .network import (
+    Cell,
+    Convolution,
+    Copy,
+    Function,
+    Linear,
+    Matrix,
+    Network,
+    Pair,
+    Place,
+    Pool,
+    Recurrent,
+    Softmax,
+    Step,
+    Window,
+    sources_of,
+)
 
 Buffers = dict[int, Tensor]  # [batch, numbers]
 
@@ -66,6 +82,11 @@ def computed(step: Step, sources: list[Tensor]) -> Tensor:
         return x.softmax(-1)
     if isinstance(step, Recurrent):
         return _recurrent(step, x)
+    if isinstance(step, Cell):
+        before = tuple(sources[1:]) or _zeros(step, x)
+        return torch.stack(CELLS[step.mode](_product(step.inputs, x), _product(step.state, before[0]), before), 1).view(
+            -1, *step.target.shape
+        )
     return x if isinstance(step, Copy) else x.transpose(1, 2)
 
 
@@ -106,15 +127,20 @@ def counts(window: Window) -> Tensor:
 
 
 def _recurrent(step: Recurrent, x: Tensor) -> Tensor:
-    def product(matrix: Matrix, given: Tensor) -> Tensor:
-        return F.linear(given, torch.from_numpy(matrix.dense), torch.from_numpy(matrix.bias))
-
-    state = (x.new_zeros(len(x), step.hidden),) * (2 if has_memory(step.mode) else 1)
-    states = []
+    state, states = _zeros(step, x), []
     for at in range(step.steps):
-        state = CELLS[step.mode](product(step.inputs, x[:, at]), product(step.state, state[0]), state)
+        state = CELLS[step.mode](_product(step.inputs, x[:, at]), _product(step.state, state[0]), state)
         states.append(state[0])
     return torch.stack(states, 1) if step.every else states[-1]
+
+
+def _product(matrix: Matrix, x: Tensor) -> Tensor:
+    return F.linear(x, torch.from_numpy(matrix.dense), torch.from_numpy(matrix.bias))
+
+
+def _zeros(step: Recurrent | Cell, x: Tensor) -> tuple[Tensor, ...]:
+    """The state before the first step, and the cell."""
+    return (x.new_zeros(len(x), step.hidden),) * (2 if has_memory(step.mode) else 1)
 
 
 def size_of(network: Network) -> dict[int, int]:

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import __version__
-from .dialect import Call, Declared, Dialect
+from .dialect import KERNELS, Call, Declared, Dialect
 from .errors import NoC
 from .memory import Plan, plan
 from .network import Network, Place, Step, dense_multiply_adds, matrices_of, multiply_adds, sources_of
 from .report import Exported, Row
 from .shapes_in_c import said
 from .text import comment, identifiers, in_comment
-
-KERNELS = Path(__file__).parent / "kernels"
 
 
 @dataclass(frozen=True)
@@ -43,18 +41,20 @@ def written(
     own = tuple(identifiers([step.name for step in network.steps], _taken(dialect)))
     labels = [f"NAME_{one}" for one in own]
     declared = [_declared(dialect, step, label) for step, label in zip(network.steps, labels, strict=True)]
+    labels, again = _shared(declared, labels)
+    declared = [Declared() if repeated else one for one, repeated in zip(declared, again, strict=True)]
     rows = tuple(
         Row(
             in_comment(step.name),
-            said(step),
-            sum(one.nnz for one in matrices_of(step)),
-            sum(one.rows * one.columns for one in matrices_of(step)),
+            said(step) + (", again" if repeated else ""),
+            0 if repeated else sum(one.nnz for one in matrices_of(step)),
+            0 if repeated else sum(one.rows * one.columns for one in matrices_of(step)),
             constants.nbytes,
             memory,
             multiply_adds(step),
             dense_multiply_adds(step),
         )
-        for step, constants, memory in zip(network.steps, declared, planned.needed, strict=True)
+        for step, constants, memory, repeated in zip(network.steps, declared, planned.needed, again, strict=True)
     )
     item = dialect.item
     exported = Exported(path, name, values, rows, own, planned.size, item * network.input.size, item * network.output.size)
@@ -63,7 +63,7 @@ def written(
         "\n\n".join((f"/* {row.layer}: {row.operation} */", *one.text)) for row, one in zip(rows, declared, strict=True) if one.text
     ]
     parts = [
-        *((KERNELS / dialect.folder / f"{file}.h").read_text().rstrip().replace("COUNT_TYPE", dialect.count_type) for file in kernels),
+        *map(dialect.kernel_text, kernels),
         *constants,
         _memory(planned, dialect),
         _predict(network, dialect, planned, labels, rows),
@@ -87,6 +87,15 @@ def _declared(dialect: Dialect, step: Step, label: str) -> Declared:
         return dialect.declared(step, label)
     except NoC as error:
         raise TypeError(f"layer {step.name!r} has no C here: {error}") from error
+
+
+def _shared(declared: Sequence[Declared], labels: Sequence[str]) -> tuple[list[str], list[bool]]:
+    """(whose constants each step uses, whether these are of a step before): a layer that is called several times has them once."""
+    first: dict[tuple[str, ...], str] = {}
+    # Without blanks: where lines end depends on how long the label is.
+    own = [tuple("".join(text.replace(label, "").split()) for text in one.text) for one, label in zip(declared, labels, strict=True)]
+    used = [first.setdefault(text, label) if text else label for text, label in zip(own, labels, strict=True)]
+    return used, [one != label for one, label in zip(used, labels, strict=True)]
 
 
 def _taken(dialect: Dialect) -> frozenset[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import ClassVar
 
-from .dialect import Declared, Dialect
-from .integer import Factor, Scale, add_factors, powers, table
-from .network import Convolution, Copy, Function, Linear, Pair, Pool, Softmax, Step
+from .dialect import GATES, Declared, Dialect, recurrent
+from .gates import LOGISTIC, state_factor
+from .integer import Factor, IntegerMatrix, add_factors, mean_factor, powers, table
+from .network import Convolution, Copy, Function, Linear, Pair, Pool, Recurrent, Softmax, Step
 from .quantised import Quantised, function_of
-from .text import array, literal
+from .scale import Scale
+from .text import array, literal, wrapped
 
 SUM_BYTES = 4
 
@@ -26,10 +29,13 @@ class Int8C(Dialect):
         "linear": ("narrowed", "matrix"),
         "convolution": ("narrowed", "matrix"),
         "pool_max": ("pool",),
-        "pool_mean": ("pool", "divided"),
+        "pool_mean": ("pool", "divided", "narrowed"),
         "add": ("narrowed",),
         "multiply": ("narrowed",),
         "copy": ("narrowed",),
+        "gru": ("narrowed", "matrix", "fixed", "product", "recurrent"),
+        "lstm": ("narrowed", "matrix", "fixed", "product", "recurrent"),
+        "rnn_tanh": ("narrowed", "matrix", "fixed", "product", "recurrent"),
     }
 
     def __init__(self, model: Quantised) -> None:
@@ -46,17 +52,39 @@ class Int8C(Dialect):
         if isinstance(step, Softmax):
             shares = powers(self._scale(step))
             return Declared((array(f"{name}_powers", shares),), shares.nbytes)
+        if isinstance(step, Recurrent):
+            gates = self.model.gates[step.target.buffer]
+            parts = {part: self._matrix(one, f"{name}_{part}") for part, one in (("input", gates.inputs), ("state", gates.state))}
+            held = (
+                f"{{{one.mantissa}, {one.shift}, {scale.zero}}}"
+                for scale in (gates.held, self._target(step))
+                for one in [state_factor(scale)]
+            )
+            made = recurrent(step, name, parts, *held)
+            first = next(one for one in self.model.network.steps if isinstance(one, Recurrent))
+            return replace(made, nbytes=made.nbytes + (LOGISTIC.nbytes if step is first else 0))
         return super().declared(step, name)
 
+    def kernel_text(self, file: str) -> str:
+        return super().kernel_text(file).replace("LOGISTIC", "\n".join(wrapped(map(str, LOGISTIC))))
+
     def scratch(self, step: Step) -> int:
+        if isinstance(step, Recurrent):  # of both products, of what is handed on, and of an int8 of the state
+            return step.hidden * (SUM_BYTES * (2 * GATES[step.mode] + (step.mode != "RNN_TANH")) + 1)
         return SUM_BYTES * step.window.output[0] * step.window.output[1] if isinstance(step, Convolution) else 0
 
     def matrix(self, step: Linear | Convolution, name: str) -> tuple[list[str], str, int]:
-        m = self.model.matrices[step.target.buffer]
+        return self._matrix(self.model.matrices[step.target.buffer], name)
+
+    def _matrix(self, m: IntegerMatrix, name: str) -> tuple[list[str], str, int]:
         tables, fields, nbytes = self.tables(m.matrix, m.values, {"bias": m.folded, "mantissas": m.mantissas}, name)
         return tables, f"{fields}, {m.shift}, {m.target.zero}, {m.low}, {m.high}", nbytes
 
     def own_fields(self, step: Convolution | Pool) -> list[str]:
+        if isinstance(step, Pool):
+            factor = mean_factor(self._scale(step), self._target(step)) if step.mean else Factor(0, 0)
+            zeros = (self._scale(step).zero, self._target(step).zero) if step.mean else (0, 0)
+            return [str(one) for one in (zeros[0], factor.mantissa, factor.shift, zeros[1])]
         return [str(self._scale(step).zero)]
 
     def settings(self, step: Step, name: str) -> list[str]:

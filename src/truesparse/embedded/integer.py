@@ -10,67 +10,27 @@ is as said here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from math import frexp, inf
+from dataclasses import dataclass, replace
+from math import frexp
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .network import Matrix
+from .scale import LEAST, MOST, Bytes, Scale
 
-Bytes = NDArray[np.int8]
 Sums = NDArray[np.int64]
 
-LEAST, MOST = -128, 127
 LARGEST_WEIGHT = 127
 SUM_LIMIT = 2**31 - 1
 BIAS_LIMIT = 2**30
 MANTISSA_BITS = 31
 SMALLEST_FACTOR = 2.0**-16  # from a sum to an output: finer would be of no use
-SMALLEST_SCALE = 2.0**-60  # of what is always zero
+NEAR = 1e-3  # of 1: whole numbers are recognised in products of float32
+MEAN_PARTS = 256
+MOST_AVERAGED = 2**15  # numbers: their sum in 256ths is inside of 32 bits
 ADD_BITS = 20  # of the larger of two mantissas of an addition: both products and their sum are of 31 bits
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How an int8 stands for a number: scale * (q - zero)."""
-
-    scale: float
-    zero: int
-
-    @classmethod
-    def of_range(cls, low: float, high: float) -> Scale:
-        """The scale of numbers in [low, high], of which 0 is always one that is met exactly."""
-        low, high = min(low, 0.0), max(high, 0.0)
-        scale = float(np.float32(max((high - low) / (MOST - LEAST), SMALLEST_SCALE)))
-        return cls(scale, int(np.clip(round(LEAST - low / scale), LEAST, MOST)))
-
-    def quantised(self, x: NDArray[np.float32]) -> Bytes:
-        """To the nearest, halves away from zero, clamped; NaN becomes 0. Each operation is one of float32, as in the C."""
-        way = x.astype(np.float32) * self.inverse
-        way = np.where(np.isnan(way), np.float32(0), way)
-        way = np.clip(way, np.float32(LEAST - self.zero), np.float32(MOST - self.zero))
-        rounded = np.trunc(way + np.where(way < 0, np.float32(-0.5), np.float32(0.5)))
-        return np.clip(rounded.astype(np.int32) + self.zero, LEAST, MOST).astype(np.int8)
-
-    @property
-    def inverse(self) -> np.float32:
-        return np.float32(1.0 / self.scale)
-
-    def real(self, q: Bytes) -> NDArray[np.float32]:
-        """What they stand for."""
-        return (q.astype(np.int32) - self.zero).astype(np.float32) * np.float32(self.scale)
-
-    def bound(self, value: float) -> int:
-        """The int8 that a clamp at `value`, which may be infinite, comes to."""
-        return LEAST if value == -inf else MOST if value == inf else int(np.clip(round(value / self.scale) + self.zero, LEAST, MOST))
-
-
-PROBABILITIES = Scale(1 / 256, LEAST)
-"""Of a softmax or a sigmoid."""
-SIGNED = Scale(1 / 128, 0)
-"""Of a tanh."""
 
 
 @dataclass(frozen=True)
@@ -124,22 +84,34 @@ class IntegerMatrix:
     source: Scale
     target: Scale
 
+    @property
+    def dense(self) -> NDArray[np.float64]:
+        """[rows, columns], of which products are exact: whole numbers below 2^53."""
+        dense = np.zeros((self.matrix.rows, self.matrix.columns))
+        dense[self.matrix.row_of_each, self.matrix.indices] = self.values
+        return dense
 
-def integer_matrix(matrix: Matrix, source: Scale, target: Scale, weight_scales: NDArray[np.float64] | None = None) -> IntegerMatrix:
-    """The weights of a layer between two scales.
 
-    Args:
-        weight_scales: of each row, [rows]; None: the largest weight of the row becomes 127.
+def integer_matrix(matrix: Matrix, source: Scale, target: Scale) -> IntegerMatrix:
+    """The weights of a layer between two scales: the numbers that it has been rounded to, or else the largest weight of a row is 127.
 
     Raises:
         ValueError: if the sum of a row could leave 32 bits.
     """
     row = matrix.row_of_each
-    if weight_scales is None:
+    if matrix.stated is not None and matrix.stated.scales is not None:
+        weight_scales = matrix.stated.scales
+        numbers = np.abs(matrix.values / weight_scales[row])
+        if numbers.size and (np.abs(numbers - np.round(numbers)).max() > NEAR or numbers.max() > LARGEST_WEIGHT + NEAR):
+            raise ValueError(
+                "its weights are not the whole numbers that ts.quantize has made of them: ts.dequantize(model) first, and report it"
+            )
+    else:
         weight_scales = np.zeros(matrix.rows)
         np.maximum.at(weight_scales, row, np.abs(matrix.values.astype(np.float64)) / LARGEST_WEIGHT)
     bias = matrix.bias.astype(np.float64)
-    # A row of small weights, or of none, must leave its bias inside 30 bits, and its factor a factor.
+    # A row of small weights, or of none, must leave its bias inside 30 bits, and its factor a factor. Numbers that are stated then
+    # become coarser, where that is less than a 500th of a step of the output, or a 2^30th of the bias, for each.
     least = np.maximum(np.abs(bias) / (source.scale * BIAS_LIMIT), target.scale / source.scale * SMALLEST_FACTOR)
     scales = np.maximum(weight_scales, least)
     values = _rounded(matrix.values / scales[row])
@@ -155,7 +127,7 @@ def integer_matrix(matrix: Matrix, source: Scale, target: Scale, weight_scales: 
     shift = Factor.of(float(factors.max(initial=SMALLEST_FACTOR))).shift
     real = (q.astype(np.float64) * scales[row[kept]]).astype(np.float32)
     return IntegerMatrix(
-        Matrix(matrix.rows, matrix.columns, fan_in, matrix.indices[kept], real, matrix.bias, matrix.low, matrix.high),
+        replace(matrix, fan_in=fan_in, indices=matrix.indices[kept], values=real),
         q,
         whole_bias.astype(np.int32),
         (whole_bias - source.zero * sums).astype(np.int32),
@@ -178,6 +150,17 @@ def narrowed(sums: Sums, mantissa: NDArray[np.int64] | int, shift: int, zero: in
 def divided(sums: Sums, count: NDArray[np.int64] | int) -> Sums:
     """Rounded to the nearest, halves away from zero."""
     return np.sign(sums) * ((np.abs(sums) + np.asarray(count) // 2) // count)
+
+
+def mean_factor(source: Scale, target: Scale) -> Factor:
+    """From 256ths of a step of what is averaged to steps of the mean."""
+    return Factor.of(source.scale / target.scale / MEAN_PARTS)
+
+
+def mean(sums: Sums, count: NDArray[np.int64] | int, source: Scale, target: Scale) -> Bytes:
+    """Of sums of (q - zero): rounded to 256ths of a step, then to the output."""
+    factor = mean_factor(source, target)
+    return narrowed(divided(MEAN_PARTS * sums, count), factor.mantissa, factor.shift, target.zero)
 
 
 def table(source: Scale, target: Scale, function: Callable[[NDArray[np.float64]], NDArray[np.float64]]) -> Bytes:

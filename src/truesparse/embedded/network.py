@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .scale import Scale
 
 Floats = NDArray[np.float32]
 
@@ -31,6 +33,21 @@ class Place:
 
 
 @dataclass(frozen=True, eq=False)
+class Stated:
+    """How `truesparse.quantize` has rounded a layer.
+
+    Args:
+        scales: of each row, of which its values are whole multiples, -127 to 127, [rows]; None: the values are entries of a codebook.
+        source: how the layer rounds what it reads; None: not at all.
+        target: how int8 can hold what it gives, if nothing says otherwise; None likewise.
+    """
+
+    scales: NDArray[np.float64] | None
+    source: Scale | None = None
+    target: Scale | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Matrix:
     """The weights of a layer.
 
@@ -41,6 +58,7 @@ class Matrix:
         values: [nnz].
         bias: [rows].
         low, high: what comes out is clamped to: a ReLU is 0 and infinity.
+        stated: how it is rounded already; None: it is not.
     """
 
     rows: int
@@ -51,10 +69,20 @@ class Matrix:
     bias: Floats
     low: float = -inf
     high: float = inf
+    stated: Stated | None = None
 
     @property
     def nnz(self) -> int:
         return len(self.values)
+
+    def normed(self, scale: Floats, shift: Floats) -> Matrix:
+        """With a norm after it, which multiplies each row and adds to it, [rows]."""
+        stated = self.stated
+        if stated is not None:
+            times = np.where(scale == 0, 1.0, np.abs(scale.astype(np.float64)))  # a row of zeros has any scale
+            scales = None if stated.scales is None else stated.scales * times
+            stated = Stated(scales, stated.source)  # what comes out has other ends now
+        return replace(self, values=self.values * scale[self.row_of_each], bias=self.bias * scale + shift, stated=stated)
 
     @property
     def row_of_each(self) -> NDArray[np.int64]:
@@ -220,7 +248,31 @@ class Recurrent:
         return self.state.columns
 
 
-Step = Linear | Convolution | Pool | Function | Pair | Softmax | Transpose | Copy | Recurrent
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One step of a GRU, LSTM or RNN, from a state that is handed in.
+
+    Args:
+        source: [inputs].
+        before: the state, [hidden], and of an LSTM the cell; nothing: zeros.
+        target: the next state, [hidden]; of an LSTM with the cell after it, [2, hidden].
+        mode, inputs, state: as of `Recurrent`.
+    """
+
+    name: str
+    source: Place
+    before: tuple[Place, ...]
+    target: Place
+    mode: str
+    inputs: Matrix
+    state: Matrix
+
+    @property
+    def hidden(self) -> int:
+        return self.state.columns
+
+
+Step = Linear | Convolution | Pool | Function | Pair | Softmax | Transpose | Copy | Recurrent | Cell
 
 
 @dataclass(frozen=True)
@@ -239,12 +291,14 @@ class Network:
 
 def sources_of(step: Step) -> tuple[Place, ...]:
     """What a step reads."""
+    if isinstance(step, Cell):
+        return step.source, *step.before
     return (step.source, step.other) if isinstance(step, Pair) else (step.source,)
 
 
 def matrices_of(step: Step) -> tuple[Matrix, ...]:
     """The weights of a step."""
-    if isinstance(step, Recurrent):
+    if isinstance(step, (Recurrent, Cell)):
         return step.inputs, step.state
     return (step.matrix,) if isinstance(step, (Linear, Convolution)) else ()
 
@@ -253,8 +307,7 @@ def multiply_adds(step: Step) -> int:
     """Products of a weight and a number that exist, in one call."""
     if isinstance(step, Convolution):
         return int(step.window.outputs_of_each()[step.matrix.indices % step.window.taps].sum())
-    times = step.steps if isinstance(step, Recurrent) else step.samples if isinstance(step, Linear) else 0
-    return times * sum(one.nnz for one in matrices_of(step))
+    return _times(step) * sum(one.nnz for one in matrices_of(step))
 
 
 def dense_multiply_adds(step: Step) -> int:
@@ -262,5 +315,9 @@ def dense_multiply_adds(step: Step) -> int:
     if isinstance(step, Convolution):
         channels = step.window.channels // step.window.groups
         return int(step.window.outputs_of_each().sum()) * channels * step.matrix.rows
-    times = step.steps if isinstance(step, Recurrent) else step.samples if isinstance(step, Linear) else 0
-    return times * sum(one.rows * one.columns for one in matrices_of(step))
+    return _times(step) * sum(one.rows * one.columns for one in matrices_of(step))
+
+
+def _times(step: Step) -> int:
+    """How often a call multiplies with its matrices."""
+    return step.steps if isinstance(step, Recurrent) else step.samples if isinstance(step, Linear) else 1

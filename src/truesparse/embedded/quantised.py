@@ -13,10 +13,11 @@ from torch import Tensor
 
 from . import integer
 from .floats import FUNCTIONS, counts, padded, put, run, take
-from .integer import PROBABILITIES, SIGNED, Bytes, Factor, IntegerMatrix, Scale, integer_matrix
-from .network import Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, Transpose, sources_of
-
-FIXED = {"sigmoid": PROBABILITIES, "hardsigmoid": PROBABILITIES, "tanh": SIGNED}
+from .gates import LONGEST, IntegerGates, integer_gates, run_gates
+from .integer import Bytes, Factor, IntegerMatrix, integer_matrix
+from .network import Cell, Convolution, Copy, Function, Linear, Network, Pair, Pool, Recurrent, Softmax, Step, matrices_of, sources_of
+from .scale import Scale
+from .scaling import scaled
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +28,13 @@ class Quantised:
         network: its steps; layers with the values that their integers stand for.
         scales: of each buffer.
         matrices: of each layer, by the buffer that it writes.
+        gates: the same of recurrent layers.
     """
 
     network: Network
     scales: Mapping[int, Scale]
     matrices: Mapping[int, IntegerMatrix]
+    gates: Mapping[int, IntegerGates]
 
     @property
     def input_scale(self) -> Scale:
@@ -70,35 +73,52 @@ def quantised(network: Network, found: Mapping[int, tuple[float, float]]) -> Qua
     """The network in int8.
 
     Args:
-        found: the range of each buffer.
+        found: the range of each buffer that no layer of `truesparse.quantize` has said anything about.
 
     Raises:
         TypeError: if a step has no int8 here.
-        ValueError: if a sum could leave 32 bits.
+        ValueError: if a sum could leave 32 bits, or a range is missing.
     """
-    scales = {0: Scale.of_range(*found[0])}
+    for step in network.steps:
+        _check_int8(step)
+    network, scales = scaled(network, found)
     matrices: dict[int, IntegerMatrix] = {}
+    gates: dict[int, IntegerGates] = {}
     steps: list[Step] = []
     for step in network.steps:
         source, buffer = scales[step.source.buffer], step.target.buffer
-        if isinstance(step, Recurrent):
-            raise TypeError(f"layer {step.name!r} ({step.mode}) has no int8 here; use values='float32', where recurrent layers are")
-        if isinstance(step, (Pool, Transpose)):
-            scales[buffer] = source
-        elif isinstance(step, Softmax):
-            scales[buffer] = PROBABILITIES
-        elif isinstance(step, Function) and step.kind in FIXED:
-            scales[buffer] = FIXED[step.kind]
-        else:
-            scales.setdefault(buffer, Scale.of_range(*found[buffer]))
-        if isinstance(step, (Linear, Convolution)):
-            try:
+        try:
+            if isinstance(step, (Linear, Convolution)):
                 matrices[buffer] = integer_matrix(step.matrix, source, scales[buffer])
-            except ValueError as error:
-                raise ValueError(f"layer {step.name!r}: {error}") from error
-            step = replace(step, matrix=matrices[buffer].matrix)
+                step = replace(step, matrix=matrices[buffer].matrix)
+            if isinstance(step, Recurrent):
+                gates[buffer] = integer_gates(step, source)
+                step = replace(step, inputs=gates[buffer].inputs.matrix, state=gates[buffer].state.matrix)
+        except ValueError as error:
+            raise ValueError(f"layer {step.name!r}: {error}") from error
         steps.append(step)
-    return Quantised(replace(network, steps=tuple(steps)), scales, matrices)
+    return Quantised(replace(network, steps=tuple(steps)), scales, matrices, gates)
+
+
+def _check_int8(step: Step) -> None:
+    if isinstance(step, Cell):
+        raise TypeError(
+            f"layer {step.name!r} ({step.mode} cell) has no int8 here, for a state of 8 bits forgets what changes slowly: use "
+            "values='float32', or nn.GRU, nn.LSTM or nn.RNN over a sequence, whose state has 16 bits"
+        )
+    if isinstance(step, Recurrent) and step.mode == "RNN_RELU":
+        raise TypeError(
+            f"layer {step.name!r} ({step.mode}) has no int8 here, for its state may be of any size: use tanh, or values='float32'"
+        )
+    if isinstance(step, Recurrent) and step.steps > LONGEST:
+        raise TypeError(f"layer {step.name!r} has no int8 here for {step.steps:,} steps; at most {LONGEST:,}")
+    if any(one.stated is not None and one.stated.scales is None for one in matrices_of(step)):
+        raise TypeError(
+            f"layer {step.name!r} has a codebook, and int8 whole numbers with a scale a row: quantise by='row', or ts.dequantize(model) "
+            "first, after which its values are rounded once more; values='float32' has its values as they are"
+        )
+    if isinstance(step, Pool) and step.mean and step.window.taps > integer.MOST_AVERAGED:
+        raise TypeError(f"layer {step.name!r} has no int8 here: a mean over {step.window.taps:,}; at most {integer.MOST_AVERAGED:,}")
 
 
 def run_integers(model: Quantised, x: Bytes) -> Bytes:
@@ -111,7 +131,10 @@ def run_integers(model: Quantised, x: Bytes) -> Bytes:
     for step in model.network.steps:
         sources = [take(buffers, place).numpy() for place in sources_of(step)]
         scales = [model.scales[place.buffer] for place in sources_of(step)]
-        y = _computed(step, model.matrices.get(step.target.buffer), sources, scales, model.scales[step.target.buffer])
+        if isinstance(step, Recurrent):
+            y = run_gates(step, model.gates[step.target.buffer], sources[0], model.scales[step.target.buffer])
+        else:
+            y = _computed(step, model.matrices.get(step.target.buffer), sources, scales, model.scales[step.target.buffer])
         put(buffers, step.target, torch.from_numpy(np.ascontiguousarray(y)).reshape(len(x), *step.target.shape))
     return take(buffers, model.network.output).numpy()
 
@@ -130,7 +153,7 @@ def _computed(step: Step, weights: IntegerMatrix | None, sources: list[Bytes], s
         mantissas = weights.mantissas.astype(np.int64).reshape(shape)
         return integer.narrowed(sums, mantissas, weights.shift, target.zero, weights.low, weights.high)
     if isinstance(step, Pool):
-        return _pooled(step, x, scale)
+        return _pooled(step, x, scale, target)
     if isinstance(step, Function):
         return integer.table(scale, target, function_of(step))[x.astype(np.int64) + 128]
     if isinstance(step, Pair) and step.kind == "add":
@@ -148,19 +171,16 @@ def _computed(step: Step, weights: IntegerMatrix | None, sources: list[Bytes], s
 
 
 def _sums(step: Linear | Convolution, weights: IntegerMatrix, x: Bytes) -> NDArray[np.int64]:
-    """Exact: whole numbers below 2^53, in float64."""
-    dense = np.zeros((weights.matrix.rows, weights.matrix.columns))
-    dense[weights.matrix.row_of_each, weights.matrix.indices] = weights.values
     if isinstance(step, Linear):
-        return (x.astype(np.float64) @ dense.T).astype(np.int64) + weights.folded
+        return (x.astype(np.float64) @ weights.dense.T).astype(np.int64) + weights.folded
     window = step.window
     images = padded(window, torch.from_numpy(x.astype(np.float64)), float(weights.source.zero))
-    kernel = torch.from_numpy(dense).view(weights.matrix.rows, -1, *window.kernel)
+    kernel = torch.from_numpy(weights.dense).view(weights.matrix.rows, -1, *window.kernel)
     sums = torch.nn.functional.conv2d(images, kernel, None, window.stride, 0, window.dilation, window.groups)
     return sums.numpy().astype(np.int64) + weights.folded.astype(np.int64).reshape(-1, 1, 1)
 
 
-def _pooled(step: Pool, x: Bytes, scale: Scale) -> Bytes:
+def _pooled(step: Pool, x: Bytes, scale: Scale, target: Scale) -> Bytes:
     window = step.window
     outside = 0.0 if step.mean else -1e9
     images = padded(window, torch.from_numpy(x.astype(np.float64)) - (scale.zero if step.mean else 0), outside)
@@ -169,4 +189,4 @@ def _pooled(step: Pool, x: Bytes, scale: Scale) -> Bytes:
     if not step.mean:
         return reached.max(2).astype(np.int8)
     count = window.taps if step.with_padding else counts(window).numpy().astype(np.int64)
-    return np.clip(integer.divided(reached.sum(2).astype(np.int64), count) + scale.zero, -128, 127).astype(np.int8)
+    return integer.mean(reached.sum(2).astype(np.int64), count, scale, target)

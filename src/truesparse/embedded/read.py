@@ -14,26 +14,28 @@ from torch import Tensor, fx, nn
 
 from ..common.hooks import user_hooks
 from ..inference.graph.exported import Guards, Structure
-from ..inference.graph.fold import fold_norms, is_fixed, without_identities
+from ..inference.graph.fold import fold_norms, is_fixed, scale_and_shift, without_identities
 from ..inference.graph.layers import PACKED
 from ..inference.graph.padding import fold_padding
-from ..inference.graph.prune import prune
+from ..inference.graph.prune import prune_following
 from ..inference.graph.trace import copied, module_of, shape_of, trace
 from ..inference.packed import Frozen
 from ..nn.conv import ConvolutionInterface
 from ..nn.linear import LinearInterface
+from ..nn.opened.cells import OpenedCell
 from ..nn.opened.recurrent import OpenedRecurrent
 from .errors import NoC
 from .network import Convolution, Copy, Function, Linear, Network, Pair, Place, Pool, Softmax, Step, Transpose, sources_of
 from .places import indexed, rotation
 from .pools import POOLS, mean_over, pool_of
-from .recurrent import Given, given_by, layers_of, reads_sequence
+from .recurrent import Given, cell_of, given_by, layers_of, reads_sequence
+from .stated import Told, without_rounding
 from .weights import convolution_of, diagonal, linear_of, scale_of, window_of
 
 BATCH = 2  # samples that the graph is read with: what has another first extent is no batch of samples
 SUPPORTED = (
-    "linear layers, convolutions of images and sequences, their BatchNorm, max, mean and adaptive pools, GRU, LSTM and RNN, ReLU, ReLU6, "
-    "Hardtanh, LeakyReLU, Sigmoid, Tanh, SiLU, Hardswish, Hardsigmoid, Softmax, +, *, cat, flatten, reshape, transpose, slices"
+    "linear layers, convolutions of images and sequences, their BatchNorm, max, mean and adaptive pools, GRU, LSTM, RNN and their cells, "
+    "ReLU, ReLU6, Hardtanh, LeakyReLU, Sigmoid, Tanh, SiLU, Hardswish, Hardsigmoid, Softmax, +, *, cat, flatten, reshape, transpose, slices"
 )
 
 _FUNCTIONS: dict[type[nn.Module], Callable[[Any], tuple[str, tuple[float, ...]]]] = {
@@ -65,6 +67,7 @@ _SAME_ORDER = {"view", "reshape", "flatten", "unsqueeze", "contiguous", "clone",
 _TRANSPOSE = {"transpose", torch.transpose}
 _PERMUTE = {"permute", torch.permute, *_TRANSPOSE}
 _MEAN = {"mean", torch.mean}
+_ZEROS = {torch.zeros, torch.zeros_like, "new_zeros"}
 _JOIN = {torch.cat, torch.concat, torch.concatenate}
 
 
@@ -80,12 +83,15 @@ def read(model: nn.Module, example: Tensor) -> Network:
         ValueError: if a parameter is no number.
     """
     _check(model, example)
+    plain, said = without_rounding(model)
     samples = torch.cat([example[:1], example[:1]]) if len(example) == 1 else example[:BATCH]
     # Nobody looks into these anyway; without them said, torch.export would be asked to, in vain.
-    whole = (OpenedRecurrent,) if any(isinstance(module, OpenedRecurrent) for module in model.modules()) else ()
-    graph = without_identities(trace(model, samples, leaves=whole))
-    folded, _ = fold_norms(fold_padding(graph))
-    return _Reader(prune(folded, samples)).network()
+    whole = (OpenedRecurrent, OpenedCell) if any(isinstance(module, (OpenedRecurrent, OpenedCell)) for module in model.modules()) else ()
+    graph = fold_padding(without_identities(trace(plain, samples, leaves=whole)))
+    folded, norms = fold_norms(graph)
+    smaller, rows = prune_following(folded, samples)
+    scales = {layer: scale_and_shift(graph.get_submodule(norm))[0] for layer, norm in norms.items()}  # type: ignore[arg-type]
+    return _Reader(smaller, Told(said, rows, scales)).network()
 
 
 def _check(model: nn.Module, example: Tensor) -> None:
@@ -115,12 +121,16 @@ def _needed(steps: Sequence[Step], output: Place) -> tuple[Step, ...]:
     return tuple(reversed(kept))
 
 
+class Zeros:
+    """A tensor of zeros: a state before the first step."""
+
+
 class _Reader:
-    def __init__(self, module: fx.GraphModule) -> None:
-        self.module = module
+    def __init__(self, module: fx.GraphModule, told: Told) -> None:
+        self.module, self.told = module, told
         self.steps: list[Step] = []
         self.buffers = 0
-        self.places: dict[fx.Node, Place | Given | None] = {}
+        self.places: dict[fx.Node, Place | Given | Zeros | tuple[Place, ...] | None] = {}
         self.makers: dict[int, fx.Node] = {}  # of each buffer
 
     def network(self) -> Network:
@@ -194,12 +204,16 @@ class _Reader:
             raise NoC("it reads what is no tensor of samples")
         return place
 
-    def _read(self, node: fx.Node) -> Place | Given | None:
+    def _read(self, node: fx.Node) -> Place | Given | Zeros | tuple[Place, ...] | None:
         called, name = self._called(node), str(node.target) if node.op == "call_module" else node.name
         if isinstance(called, Guards):
             return None
         if isinstance(called, Structure):
             return self._only(node.args[0])
+        if isinstance(called, (nn.RNNCellBase, OpenedCell)):
+            return self._cell(node, name, called)
+        if node.target in _ZEROS:
+            return Zeros()
         if called is not None and module_of(self.module, node) is None:
             raise NoC("it takes one tensor here")
         if node.target in _SPELLED:
@@ -219,15 +233,17 @@ class _Reader:
         source = self._source(node)
         if isinstance(called, (nn.RNNBase, OpenedRecurrent)):
             every = reads_sequence(node)
-            layers = layers_of(name, called, source, every, self.buffers)
+            layers = layers_of(name, called, source, every, self.buffers, self.told)
             self.buffers += len(layers)
             self.steps += layers
             return given_by(layers, every)
         shape = self._shape(node)
         if isinstance(called, (nn.Linear, LinearInterface)) and type(called) in PACKED:
-            return self._made(Linear(name, source, self._new(shape), linear_of(called), prod(source.shape[:-1])))
+            matrix = self.told.of(name, linear_of(called))
+            return self._made(Linear(name, source, self._new(shape), matrix, prod(source.shape[:-1])))
         if isinstance(called, (nn.Conv1d, nn.Conv2d, ConvolutionInterface)) and type(called) in PACKED and len(source.shape) in (2, 3):
-            return self._made(Convolution(name, source, self._new(shape), *convolution_of(called, source, shape)))
+            matrix, window = convolution_of(called, source, shape)
+            return self._made(Convolution(name, source, self._new(shape), self.told.of(name, matrix), window))
         if isinstance(called, (nn.BatchNorm1d, nn.BatchNorm2d)) and is_fixed(called):
             return self._norm(node, name, called, source)
         if isinstance(called, nn.Flatten):
@@ -239,6 +255,25 @@ class _Reader:
         if isinstance(called, POOLS):
             return self._made(Pool(name, source, self._new(shape), *pool_of(called, source, shape)))
         raise NoC("")
+
+    def _cell(self, node: fx.Node, name: str, called: nn.RNNCellBase | OpenedCell) -> Place | tuple[Place, ...]:
+        given: Any = dict(zip(("input", "hx"), node.args, strict=False)) | node.kwargs
+        source, hx = self.places.get(given["input"]), given.get("hx")
+        parts = tuple(self._state(one) for one in hx) if isinstance(hx, (tuple, list)) else () if hx is None else self._state(hx)
+        parts = parts if isinstance(parts, tuple) else (parts,)
+        before = tuple(one for one in parts if isinstance(one, Place))
+        if not isinstance(source, Place) or len(source.shape) != 1 or len(before) not in (0, len(parts)):
+            raise NoC("it takes [batch, inputs], and a state that the model hands on or zeros: of an LSTM both parts, or neither")
+        step = cell_of(name, called, source, before, self._new(()).buffer, self.told)
+        self.steps.append(step)
+        n = step.hidden
+        return (Place(step.target.buffer, (n,)), Place(step.target.buffer, (n,), n)) if len(step.target.shape) == 2 else step.target
+
+    def _state(self, node: Any) -> Place | Zeros | tuple[Place, ...]:
+        found = self.places.get(node) if isinstance(node, fx.Node) else None
+        if not isinstance(found, (Place, Zeros, tuple)):
+            raise NoC("its state is no tensor of samples")
+        return found
 
     def _layer_before(self, node: fx.Node, source: Place) -> Linear | Convolution | None:
         """The layer whose output, all of it, only this node reads."""
@@ -262,8 +297,7 @@ class _Reader:
         scale, shift = scale_of(norm)
         layer = self._layer_before(node, source)
         if layer is not None and layer.matrix.rows == len(scale) and (isinstance(layer, Convolution) or layer.samples == 1):
-            m = layer.matrix
-            self._replace(layer, replace(layer, matrix=replace(m, values=m.values * scale[m.row_of_each], bias=m.bias * scale + shift)))
+            self._replace(layer, replace(layer, matrix=layer.matrix.normed(scale, shift)))
             return source
         plane = prod(source.shape[1:])
         window = window_of((len(scale), plane), (len(scale), plane), 1, 1, groups=len(scale))
@@ -333,6 +367,8 @@ class _Reader:
     def _item(self, node: fx.Node) -> Place | Given:
         given, index = node.args
         place = self.places.get(given) if isinstance(given, fx.Node) else None
+        if isinstance(place, tuple) and isinstance(index, int):
+            return place[index]
         if isinstance(place, Given):
             found = place.item(index)
             if found is None:

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..nn.opened.cells import OpenedCell, has_memory
 from ..nn.opened.recurrent import OpenedRecurrent
 from .errors import NoC
-from .network import Place, Recurrent
+from .network import Cell, Place, Recurrent
+from .stated import Told
 from .weights import linear_of
 
 
@@ -57,7 +59,7 @@ def reads_sequence(node: fx.Node) -> bool:
     return bool(others) or not all(user.target is operator.getitem and takes_last_step(user.args[1]) for user in readers)
 
 
-def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, every: bool, buffers: int) -> list[Recurrent]:
+def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, every: bool, buffers: int, told: Told) -> list[Recurrent]:
     """A step for each layer.
 
     Args:
@@ -65,6 +67,7 @@ def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, ev
         source: [steps, inputs].
         every: whether the states of all steps are kept of the last layer.
         buffers: how many there are already.
+        told: how layers were quantised.
 
     Raises:
         NoC: if samples do not come first, or it has two directions or a projection.
@@ -79,10 +82,27 @@ def layers_of(name: str, module: nn.RNNBase | OpenedRecurrent, source: Place, ev
         keeps = every or number < opened.num_layers - 1
         shape = (source.shape[0], opened.hidden_size) if keeps else (opened.hidden_size,)
         target = Place(buffers + number + 1, shape)
-        matrices = (linear_of(getattr(opened, f"{part}_l{number}")) for part in ("ih", "hh"))
+        names = (f"{part}_l{number}" for part in ("ih", "hh"))
+        matrices = (told.of(f"{name}.{one}", linear_of(getattr(opened, one))) for one in names)
         made.append(Recurrent(f"{name}.l{number}", source, target, opened.mode, *matrices, every=keeps))
         source = target
     return made
+
+
+def cell_of(name: str, module: nn.RNNCellBase | OpenedCell, source: Place, before: tuple[Place, ...], target: int, told: Told) -> Cell:
+    """A step of one cell.
+
+    Args:
+        name: of the module.
+        source: [inputs].
+        before: the state that it is called with, and the cell; nothing: none.
+        target: the buffer that it writes.
+        told: how layers were quantised.
+    """
+    opened = module if isinstance(module, OpenedCell) else OpenedCell.opening(module)
+    inputs, state = (told.of(f"{name}.{part}", linear_of(getattr(opened, part))) for part in ("ih", "hh"))
+    shape = (2, opened.hidden_size) if has_memory(opened.mode) else (opened.hidden_size,)
+    return Cell(name, source, before, Place(target, shape), opened.mode, inputs, state)
 
 
 def given_by(layers: list[Recurrent], every: bool) -> Given:

@@ -15,7 +15,7 @@ class Row:
     Args:
         layer: name of the module.
         operation: in words.
-        connections: that exist, of `weights`; both 0 without weights.
+        connections: that exist, of `weights`; both 0 without weights, or if they are those of a row before.
         flash: bytes of its constants, structures aside.
         memory: bytes of the block that are in use during it.
         multiply_adds: in one call.
@@ -94,7 +94,8 @@ class Exported:
 def cells(row: Row) -> tuple[str, ...]:
     """A row in words."""
     if not row.weights:
-        return row.layer, row.operation, "", "", f"{row.flash:,}" if row.flash else "", f"{row.memory:,}", "", ""
+        adds = (f"{row.multiply_adds:,}", f"{row.dense_multiply_adds:,}") if row.multiply_adds else ("", "")
+        return row.layer, row.operation, "", "", f"{row.flash:,}" if row.flash else "", f"{row.memory:,}", *adds
     sparsity = f"{1 - row.connections / row.weights:.1%}"
     counts = f"{row.connections:,}", sparsity, f"{row.flash:,}", f"{row.memory:,}"
     return row.layer, row.operation, *counts, f"{row.multiply_adds:,}", f"{row.dense_multiply_adds:,}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import prod
 
 from .errors import NoC
-from .network import Convolution, Copy, Function, Linear, Pair, Place, Pool, Recurrent, Softmax, Step, Transpose, Window
+from .network import Cell, Convolution, Copy, Function, Linear, Pair, Place, Pool, Recurrent, Softmax, Step, Transpose, Window
 
 MOST_POSITIONS = 65_535
 
@@ -21,6 +21,8 @@ def said(step: Step) -> str:
         return f"{'mean' if step.mean else 'max'} pool {_times(step.window.kernel)} {shapes}"
     if isinstance(step, Recurrent):
         return f"{step.mode} {shapes}"
+    if isinstance(step, Cell):
+        return f"{step.mode} cell {shapes}"
     kinds = {Softmax: "softmax", Transpose: "transpose", Copy: "copy"}
     what = step.kind if isinstance(step, (Function, Pair)) else kinds[type(step)]
     return f"{what} {shapes}"

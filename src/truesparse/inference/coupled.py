@@ -144,7 +144,7 @@ def _refusal(
     trial = replaced(traced, fewer)
     for node, old in zip(trial.graph.nodes, traced.graph.nodes, strict=True):
         node.meta = dict(old.meta)
-    small, resizes = pruned(trial, example, trains=True, closed=closed, follow=True)
+    small, resizes, _ = pruned(trial, example, trains=True, closed=closed, follow=True)
     with torch.no_grad():
         expected = trial(*inputs_of(example))
     return built(inside, trial, small, resizes, example, expected)[1]

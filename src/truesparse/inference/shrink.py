@@ -85,13 +85,13 @@ def smaller(model: Model, example_inputs: Example) -> tuple[Model, list[str]]:
 def _shrunk(inside: nn.Module, example_inputs: Example) -> tuple[nn.Module, list[str]]:
     traced = trace(inside, example_inputs)
     closed = held_fast(traced, inside)
-    small, resizes = pruned(traced, example_inputs, trains=True, closed=closed, follow=True)
+    small, resizes, _ = pruned(traced, example_inputs, trains=True, closed=closed, follow=True)
     stay = empty_neurons(small, closed, follow=True)  # before its norms are in the mode of the model
     expected = _outputs(copied(inside), example_inputs)
     shrunk, refusal = built(inside, traced, small, resizes, example_inputs, expected)
     said: list[str] = []
     if shrunk is None and resizes:
-        small, _ = pruned(traced, example_inputs, trains=True, closed=closed)
+        small, _, _ = pruned(traced, example_inputs, trains=True, closed=closed)
         stay = [one for one in empty_neurons(small, closed, follow=False) if one.why != PYTHON]  # of these it is told otherwise
         shrunk, other = built(inside, traced, small, [], example_inputs, expected)
         if shrunk is not None:

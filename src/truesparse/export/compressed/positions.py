@@ -94,6 +94,8 @@ def _symbols(numbers: Array) -> NDArray[np.uint8]:
 def _nbits(gaps: Array, low: int) -> float:
     """About how many bits they take."""
     numbers = gaps >> low
-    counts = np.bincount(np.minimum(numbers % ESCAPE, ESCAPE - 1), minlength=ESCAPE + 1)
-    counts[ESCAPE] = int((numbers // ESCAPE).sum())
+    is_large = numbers >= ESCAPE
+    small, large = numbers[~is_large], numbers[is_large]  # few, as above
+    counts = np.bincount(small, minlength=ESCAPE + 1) + np.bincount(large % ESCAPE, minlength=ESCAPE + 1)
+    counts[ESCAPE] = int((large // ESCAPE).sum())
     return entropy_of(counts) + low * gaps.size + 8 * np.count_nonzero(counts)

@@ -60,21 +60,32 @@ def prune(module: fx.GraphModule, example: Example, trains: bool = False, closed
     return pruned(module, example, trains, closed)[0]
 
 
+def prune_following(module: fx.GraphModule, example: Example) -> tuple[fx.GraphModule, dict[str, Tensor]]:
+    """The same as `prune`, and for each layer that has lost rows, which of its rows are left, int64."""
+    module, _, rows = pruned(module, example)
+    return module, rows
+
+
 def pruned(
     module: fx.GraphModule, example: Example, trains: bool = False, closed: Collection[str] = (), follow: bool = False
-) -> tuple[fx.GraphModule, list[Resize]]:
-    """The same as `prune`, and sizes that the Python of the model has to follow.
+) -> tuple[fx.GraphModule, list[Resize], dict[str, Tensor]]:
+    """The same as `prune`, sizes that the Python of the model has to follow, and the rows that are left of layers that lost some.
 
     Args:
         follow: whether heads may go though their number stands in the arguments of calls.
     """
     resizes: list[Resize] = []
-    while (smaller := _smaller(module, trains, closed, follow, resizes)) is not None:  # once, but where one group of several is left
+    left: dict[str, Tensor] = {}
+    while (found := _smaller(module, trains, closed, follow, resizes)) is not None:  # once, but where one group of several is left
+        smaller, rows = found
+        left |= {name: left[name][places] if name in left else places for name, places in rows.items()}
         module = with_shapes(smaller, example)
-    return module, resizes
+    return module, resizes, left
 
 
-def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], follow: bool, resizes: list[Resize]) -> fx.GraphModule | None:
+def _smaller(
+    module: fx.GraphModule, trains: bool, closed: Collection[str], follow: bool, resizes: list[Resize]
+) -> tuple[fx.GraphModule, dict[str, Tensor]] | None:
     channels = Channels()
     clobbered = written_while_read(module)
     operations = read_operations(module, channels, trains, closed, follow)
@@ -84,6 +95,7 @@ def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], foll
     kept = channels.kept(wanted)
 
     modules: dict[str, nn.Module] = {}
+    left: dict[str, Tensor] = {}
     for node, operation in operations.items():
         if isinstance(operation, Layer):
             old = module.get_submodule(operation.name)
@@ -91,6 +103,7 @@ def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], foll
             part = weights[operation.name].part(rows, inputs)
             if _changes(old, whole[operation.name], part):
                 modules[operation.name] = with_trained_weights(old, part, rows, inputs) if trains else with_weights(old, part)
+                left[operation.name] = rows.nonzero().flatten().cpu()
         elif isinstance(operation, Norm) and not bool(kept[operation.atoms].all()):
             modules[operation.name] = _part_of_norm(module.get_submodule(operation.name), kept[operation.atoms])
         elif isinstance(operation, Table) and not bool(kept[operation.atoms].all()):
@@ -101,7 +114,7 @@ def _smaller(module: fx.GraphModule, trains: bool, closed: Collection[str], foll
     new = replaced(module, modules)
     for operation, node in zip(operations.values(), new.graph.nodes, strict=True):
         operation.rewire(node, kept)
-    return cleaned(new)
+    return cleaned(new), left
 
 
 def _resizes(operations: Operations, channels: Channels, kept: Tensor) -> list[Resize]:

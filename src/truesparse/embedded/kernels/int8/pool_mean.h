@@ -13,6 +13,7 @@ static inline void NAME_pool_mean(const NAME_pool *p, const int8_t *x, int8_t *y
                             ++inside;
                         }
                     }
-                *y++ = (int8_t)(NAME_divided(sum, p->divisor != 0 ? p->divisor : inside) + p->zero);
+                const int32_t mean = NAME_divided(256 * sum, p->divisor != 0 ? p->divisor : inside);
+                *y++ = NAME_narrowed(mean, p->mantissa, p->shift, p->out_zero, -128, 127);
             }
 }
