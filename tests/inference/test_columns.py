@@ -114,6 +114,13 @@ def named(found):
     return [str(one) for one in found if str(one).startswith("columns")]
 
 
+def test_whole_columns_of_int8_need_no_zeros():
+    weights = weights_of(48, 640, 0.9)
+    for values, kinds in (("float32", []), ("bfloat16", []), ("int8", ["columns:whole"])):
+        assert named(candidates(weights, Conditions((1, 640), 2, values=values))) == kinds
+    assert named(candidates(weights, Conditions((17, 640), 2, values="int8"))) == []
+
+
 def test_candidates_go_by_zeros_samples_and_density():
     for density, kinds in ((1.0, ["columns:whole"]), (0.3, ["columns:whole", "columns:lists:2"]), (0.05, ["columns:lists:2"])):
         weights = weights_of(64, 640, density)
