@@ -1,0 +1,79 @@
+"""Which tiles does a kernel work in, and with how many warps? Small tables; nothing is tried out, so nothing needs a GPU to be chosen.
+
+They are reckoned (accumulators and loads in flight fit into the registers of 128 threads), and not measured yet.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Configuration(NamedTuple):
+    """Of one launch.
+
+    Args:
+        sizes: the tile, by the names that the kernel has for its extents; powers of two.
+        warps: of 32 threads, that share a program.
+        stages: how many loads of a loop are under way at once.
+    """
+
+    sizes: dict[str, int]
+    warps: int = 4
+    stages: int = 2
+
+
+Table = tuple[tuple[int, Configuration], ...]  # (up to how many positions, which)
+
+MANY = 1 << 62
+
+ROWS_PRODUCT: Table = (
+    (1, Configuration({"ROWS": 4, "CONNECTIONS": 64, "POSITIONS": 1})),
+    (16, Configuration({"ROWS": 8, "CONNECTIONS": 8, "POSITIONS": 16})),
+    (64, Configuration({"ROWS": 8, "CONNECTIONS": 4, "POSITIONS": 64})),
+    (MANY, Configuration({"ROWS": 8, "CONNECTIONS": 2, "POSITIONS": 128})),
+)
+ROWS_SAMPLED: Table = (
+    (16, Configuration({"CONNECTIONS": 64, "POSITIONS": 16})),
+    (MANY, Configuration({"CONNECTIONS": 32, "POSITIONS": 64})),
+)
+BITMAP_PRODUCT: Table = (
+    (16, Configuration({"ROWS": 32, "COLUMNS": 64, "POSITIONS": 16})),
+    (64, Configuration({"ROWS": 64, "COLUMNS": 32, "POSITIONS": 64})),
+    (MANY, Configuration({"ROWS": 64, "COLUMNS": 32, "POSITIONS": 128})),
+)
+BITMAP_TRANSPOSED: Table = (
+    (16, Configuration({"ROWS": 64, "COLUMNS": 32, "POSITIONS": 16})),
+    (64, Configuration({"ROWS": 32, "COLUMNS": 64, "POSITIONS": 64})),
+    (MANY, Configuration({"ROWS": 32, "COLUMNS": 64, "POSITIONS": 128})),
+)
+BITMAP_SAMPLED: Table = (
+    (16, Configuration({"ROWS": 64, "COLUMNS": 64, "POSITIONS": 16})),
+    (MANY, Configuration({"ROWS": 64, "COLUMNS": 64, "POSITIONS": 32})),
+)
+BLOCKS: Table = (
+    (16, Configuration({"POSITIONS": 16})),
+    (64, Configuration({"POSITIONS": 64})),
+    (MANY, Configuration({"POSITIONS": 128})),
+)
+BLOCKS_SAMPLED: Table = (
+    (16, Configuration({"POSITIONS": 16})),
+    (MANY, Configuration({"POSITIONS": 64})),
+)
+BLOCK_SIZES = 64, 32, 16  # that `blocks` has, the one to prefer first
+
+# kernel: its table. Every line of each is compiled in tests, for every dtype that its form has.
+TABLES: dict[str, Table] = {
+    "rows_product": ROWS_PRODUCT,
+    "rows_sampled": ROWS_SAMPLED,
+    "bitmap_product": BITMAP_PRODUCT,
+    "bitmap_transposed": BITMAP_TRANSPOSED,
+    "bitmap_sampled": BITMAP_SAMPLED,
+    "blocks_product": BLOCKS,
+    "blocks_transposed": BLOCKS,
+    "blocks_sampled": BLOCKS_SAMPLED,
+}
+
+
+def configuration(kernel: str, positions: int) -> Configuration:
+    """The one for that many positions."""
+    return next(found for most, found in TABLES[kernel] if positions <= most)

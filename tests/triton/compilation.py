@@ -1,0 +1,73 @@
+"""Compiles a kernel for a GPU that is not there: Triton brings the assembler of NVIDIA, which needs no driver."""
+
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from truesparse.ops.triton import kernels
+from truesparse.ops.triton.configurations import TABLES
+
+TYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
+INDICES = "indptr", "indices", "permutation", "row_of_each", "bits", "first", "pointers", "block_columns", "column_pointers", "block_rows"
+SUMS = "values", "bias", "dvalues"
+SAMPLES = "x", "y", "dx", "dy"
+# What a call leaves out, or gives a number that is compiled in: 1 always is.
+MATRIX = {"x_starts": None, "y_starts": None, "x_group": None, "x_image": 1, "dy_image": 1, "pixels": 1, "width": 1}
+CASES = {
+    "matrix": {**MATRIX, "permutation": None},
+    "matrix transposed": {**MATRIX, "bias": None},
+    "images": {"permutation": None, "x_group": None, "x_step": 1, "y_step": 1, "dy_step": 1, "y_starts": None},
+    "images transposed": {"bias": None, "x_group": None, "x_step": 1},
+    "images in groups": {"permutation": None, "x_step": 1, "y_step": 1, "dy_step": 1, "y_starts": None},
+}
+
+
+class Resources(NamedTuple):
+    """Of one compiled kernel: registers a thread, bytes of a thread's that do not fit into registers, bytes of shared memory a program."""
+
+    registers: int
+    spilled: int
+    shared: int
+
+
+def compiled(name: str, line: int, dtype: str, capability: int, case: str = "matrix", **fixed: int | str) -> Resources:
+    """The kernel in the configuration of a line of its table."""
+    kernel, found = getattr(kernels, name), TABLES[name][line][1]
+    given = {argument: value for argument, value in CASES[case].items() if argument in kernel.arg_names}
+    constants = {**given, **found.sizes, **fixed}
+    sums = "fp64" if dtype == "float64" else "fp32"
+    signature, attributes = {}, {}
+    for index, argument in enumerate(kernel.arg_names):
+        kind = "constexpr" if argument in constants else _kind(argument, TYPES[dtype], sums)
+        signature[argument] = kind
+        if kind.startswith("*"):
+            attributes[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index(name),): value for name, value in constants.items()}, attributes)
+    options = {"num_warps": found.warps, "num_stages": found.stages}
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    return _resources(made.asm["cubin"], made.metadata.shared)
+
+
+def _kind(argument: str, samples: str, sums: str) -> str:
+    if argument in INDICES or argument == "block_places":
+        return "*i32"
+    if argument.endswith("_starts"):
+        return "*i64"
+    return f"*{samples}" if argument in SAMPLES else f"*{sums}" if argument in SUMS else "i32"
+
+
+def _resources(binary: bytes, shared: int) -> Resources:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        said = subprocess.run([tool, "--dump-resource-usage", file.name], check=True, capture_output=True, text=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", said)
+    assert found, said
+    return Resources(int(found[1]), int(found[2]), shared)
