@@ -23,6 +23,7 @@ CONVOLUTIONS = {
     "kernel smaller than stride": (Convolution(3, 4, (1, 2), stride=(3, 2), padding=(1, 0)), (2, 3, 5, 6)),
     "depthwise": (Convolution(4, 4, (3, 3), groups=4), (2, 4, 4, 4)),
     "pointwise": (Convolution(5, 7, (1, 1)), (2, 5, 3, 4)),
+    "pixels alone": (Convolution(5, 7, (1, 1)), (3, 5, 1, 1)),
 }
 
 

@@ -22,42 +22,42 @@ class Configuration(NamedTuple):
     stages: int = 2
 
 
-Table = tuple[tuple[int, Configuration], ...]  # (up to how many positions, which)
+Table = tuple[tuple[int, Configuration], ...]  # (up to how many pixels of an image, which)
 
 MANY = 1 << 62
 
 ROWS_PRODUCT: Table = (
-    (1, Configuration({"ROWS": 4, "CONNECTIONS": 64, "POSITIONS": 1})),
-    (16, Configuration({"ROWS": 8, "CONNECTIONS": 8, "POSITIONS": 16})),
-    (64, Configuration({"ROWS": 8, "CONNECTIONS": 4, "POSITIONS": 64})),
-    (MANY, Configuration({"ROWS": 8, "CONNECTIONS": 2, "POSITIONS": 128})),
+    (1, Configuration({"ROWS": 4, "CONNECTIONS": 64, "PIXELS": 1})),
+    (16, Configuration({"ROWS": 8, "CONNECTIONS": 8, "PIXELS": 16})),
+    (64, Configuration({"ROWS": 8, "CONNECTIONS": 4, "PIXELS": 64})),
+    (MANY, Configuration({"ROWS": 8, "CONNECTIONS": 2, "PIXELS": 128})),
 )
 ROWS_SAMPLED: Table = (
-    (16, Configuration({"CONNECTIONS": 64, "POSITIONS": 16})),
-    (MANY, Configuration({"CONNECTIONS": 32, "POSITIONS": 64})),
+    (16, Configuration({"CONNECTIONS": 64, "PIXELS": 16})),
+    (MANY, Configuration({"CONNECTIONS": 32, "PIXELS": 64})),
 )
 BITMAP_PRODUCT: Table = (
-    (16, Configuration({"ROWS": 32, "COLUMNS": 64, "POSITIONS": 16})),
-    (64, Configuration({"ROWS": 64, "COLUMNS": 32, "POSITIONS": 64})),
-    (MANY, Configuration({"ROWS": 64, "COLUMNS": 32, "POSITIONS": 128})),
+    (16, Configuration({"ROWS": 32, "COLUMNS": 64, "PIXELS": 16})),
+    (64, Configuration({"ROWS": 64, "COLUMNS": 32, "PIXELS": 64})),
+    (MANY, Configuration({"ROWS": 64, "COLUMNS": 32, "PIXELS": 128})),
 )
 BITMAP_TRANSPOSED: Table = (
-    (16, Configuration({"ROWS": 64, "COLUMNS": 32, "POSITIONS": 16})),
-    (64, Configuration({"ROWS": 32, "COLUMNS": 64, "POSITIONS": 64})),
-    (MANY, Configuration({"ROWS": 32, "COLUMNS": 64, "POSITIONS": 128})),
+    (16, Configuration({"ROWS": 64, "COLUMNS": 32, "PIXELS": 16})),
+    (64, Configuration({"ROWS": 32, "COLUMNS": 64, "PIXELS": 64})),
+    (MANY, Configuration({"ROWS": 32, "COLUMNS": 64, "PIXELS": 128})),
 )
 BITMAP_SAMPLED: Table = (
-    (16, Configuration({"ROWS": 64, "COLUMNS": 64, "POSITIONS": 16})),
-    (MANY, Configuration({"ROWS": 64, "COLUMNS": 64, "POSITIONS": 32})),
+    (16, Configuration({"ROWS": 64, "COLUMNS": 64, "PIXELS": 16})),
+    (MANY, Configuration({"ROWS": 64, "COLUMNS": 64, "PIXELS": 32})),
 )
 BLOCKS: Table = (
-    (16, Configuration({"POSITIONS": 16})),
-    (64, Configuration({"POSITIONS": 64})),
-    (MANY, Configuration({"POSITIONS": 128})),
+    (16, Configuration({"PIXELS": 16})),
+    (64, Configuration({"PIXELS": 64})),
+    (MANY, Configuration({"PIXELS": 128})),
 )
 BLOCKS_SAMPLED: Table = (
-    (16, Configuration({"POSITIONS": 16})),
-    (MANY, Configuration({"POSITIONS": 64})),
+    (16, Configuration({"PIXELS": 16})),
+    (MANY, Configuration({"PIXELS": 64})),
 )
 BLOCK_SIZES = 64, 32, 16  # that `blocks` has, the one to prefer first
 
@@ -74,6 +74,6 @@ TABLES: dict[str, Table] = {
 }
 
 
-def configuration(kernel: str, positions: int) -> Configuration:
-    """The one for that many positions."""
-    return next(found for most, found in TABLES[kernel] if positions <= most)
+def configuration(kernel: str, pixels: int) -> Configuration:
+    """The one for images of that many pixels."""
+    return next(found for most, found in TABLES[kernel] if pixels <= most)

@@ -17,27 +17,30 @@ from .loading import launch
 BITMAP_DENSITY = 0.03  # from which on half-precision tiles of W pay, by arithmetic: below, most of a tile is zeros
 
 
-class Positions(NamedTuple):
-    """Of all features alike.
+class Images(NamedTuple):
+    """What a product is over, alike for all features.
 
     Args:
-        total: of all images.
-        pixels: of one image; 1 where a sample is no image.
-        width: of one line of pixels.
+        number: of images; the samples of a matrix are the pixels of one.
+        pixels: of each.
+        width: of a line of pixels; None if an image is one line.
     """
 
-    total: int
-    pixels: int = 1
-    width: int = 1
+    number: int
+    pixels: int
+    width: int | None = None
+
+    def tiles(self, sizes: dict[str, int]) -> int:
+        return self.number * _tiles(self.pixels, sizes["PIXELS"])
 
 
 class Side(NamedTuple):
-    """One tensor of a product, and where in it the positions of a feature lie, in elements.
+    """One tensor of a product, and where in it the pixels of a feature lie, in elements.
 
     Args:
         tensor: of any strides.
         stride: from the start of a feature to that of the next.
-        image, line, step: from an image, a line, a pixel to the next.
+        image, line, step: from an image, a line, a pixel to the next. Of images that are one line, the line is not read.
         starts: [features] int64, the start of each feature, instead of `stride`.
         group: from the features of one group of rows to those of the next; None if rows share all.
     """
@@ -56,7 +59,7 @@ class Side(NamedTuple):
 
     @property
     def of_tiles(self) -> tuple[Tensor, int, int, int]:
-        """As the kernels of tiles take it, for which the pixels of an image are one line."""
+        """As the kernels of tiles take it, whose images are one line."""
         return self.tensor, self.stride, self.image, self.step
 
 
@@ -68,11 +71,11 @@ class Form(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, positions: Positions) -> None: ...
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None: ...
 
-    def transposed(self, values: Tensor, dy: Side, dx: Side, positions: Positions) -> None: ...
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None: ...
 
-    def sampled(self, dvalues: Tensor, x: Side, dy: Side, positions: Positions) -> None: ...
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None: ...
 
 
 class Connections(NamedTuple):
@@ -101,12 +104,12 @@ class Connections(NamedTuple):
     def nbytes(self) -> int:
         return _nbytes(self.indptr, self.indices, self.permutation)
 
-    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, positions: Positions) -> None:
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
         rows = self.indptr.numel() - 1
         launch(
             "rows_product",
-            positions.total,
-            lambda sizes: _tiles(rows, sizes["ROWS"]) * _tiles(positions.total, sizes["POSITIONS"]),
+            images.pixels,
+            lambda sizes: _tiles(rows, sizes["ROWS"]) * images.tiles(sizes),
             self.indptr,
             self.indices,
             self.permutation,
@@ -114,8 +117,7 @@ class Connections(NamedTuple):
             bias,
             *(x.tensor, x.starts, x.stride, x.group, self.rows_of_group, *x.places),
             *(y.tensor, y.starts, y.stride, *y.places),
-            rows,
-            *positions,
+            *(rows, images.pixels, images.width),
             device=values.device,
         )
 
@@ -139,37 +141,36 @@ class Rows:
     def nbytes(self) -> int:
         return _nbytes(self._row_of_each) + (self._of_columns.nbytes if self._of_columns else 0)
 
-    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, positions: Positions) -> None:
-        self._of_rows.product(values, x, bias, y, positions)
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        self._of_rows.product(values, x, bias, y, images)
 
-    def transposed(self, values: Tensor, dy: Side, dx: Side, positions: Positions) -> None:
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
         if self._of_columns is None:
             self._of_columns = self._by_column()
-        self._of_columns.product(values, dy, None, dx, positions)
+        self._of_columns.product(values, dy, None, dx, images)
 
     def _by_column(self) -> Connections:
         return Connections.sorted(self.topology.shape[1], self.topology.indices.to(torch.int64), self.topology.rows)
 
-    def sampled(self, dvalues: Tensor, x: Side, dy: Side, positions: Positions) -> None:
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
         if self._row_of_each is None:
             self._row_of_each = self.topology.rows
         launch(
             "rows_sampled",
-            positions.total,
+            images.pixels,
             lambda sizes: _tiles(self.topology.nnz, sizes["CONNECTIONS"]),
             self._row_of_each,
             self.topology.indices,
             dvalues,
             *(x.tensor, x.starts, x.stride, x.group, self._of_rows.rows_of_group, *x.places),
             *(dy.tensor, dy.stride, *dy.places),
-            self.topology.nnz,
-            *positions,
+            *(self.topology.nnz, *images),
             device=dvalues.device,
         )
 
 
 class Bitmap:
-    """A bit for each position, and for each 32 positions where their values begin: 2 bits a position. For 3 to 50 % of them connected."""
+    """A bit for each place of W, and for each 32 of a row where their values begin: 2 bits a place. For 3 to 50 % of them connected."""
 
     name = "bitmap"
 
@@ -187,35 +188,35 @@ class Bitmap:
     def nbytes(self) -> int:
         return _nbytes(self._bits, self._first)
 
-    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, positions: Positions) -> None:
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
         launch(
             "bitmap_product",
-            positions.total,
-            lambda sizes: _tiles(self.rows, sizes["ROWS"]) * _tiles(positions.total, sizes["POSITIONS"]),
+            images.pixels,
+            lambda sizes: _tiles(self.rows, sizes["ROWS"]) * images.tiles(sizes),
             *(self._bits, self._first, values, bias, *x.of_tiles, *y.of_tiles),
-            *(self.rows, self.columns, self.words, *positions[:2]),
+            *(self.rows, self.columns, self.words, images.pixels),
             device=values.device,
             PRECISION=precision(),
         )
 
-    def transposed(self, values: Tensor, dy: Side, dx: Side, positions: Positions) -> None:
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
         launch(
             "bitmap_transposed",
-            positions.total,
-            lambda sizes: _tiles(self.columns, sizes["COLUMNS"]) * _tiles(positions.total, sizes["POSITIONS"]),
+            images.pixels,
+            lambda sizes: _tiles(self.columns, sizes["COLUMNS"]) * images.tiles(sizes),
             *(self._bits, self._first, values, *dy.of_tiles, *dx.of_tiles),
-            *(self.rows, self.columns, self.words, *positions[:2]),
+            *(self.rows, self.columns, self.words, images.pixels),
             device=values.device,
             PRECISION=precision(),
         )
 
-    def sampled(self, dvalues: Tensor, x: Side, dy: Side, positions: Positions) -> None:
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
         launch(
             "bitmap_sampled",
-            positions.total,
+            images.pixels,
             lambda sizes: _tiles(self.rows, sizes["ROWS"]) * _tiles(self.columns, sizes["COLUMNS"]),
             *(self._bits, self._first, dvalues, *x.of_tiles, *dy.of_tiles),
-            *(self.rows, self.columns, self.words, *positions[:2]),
+            *(self.rows, self.columns, self.words, images.number, images.pixels),
             device=dvalues.device,
             PRECISION=precision(),
         )
@@ -251,40 +252,40 @@ class Blocks:
     def nbytes(self) -> int:
         return _nbytes(self._pointers, self._columns, self._row_of_each) + (self._of_columns.nbytes if self._of_columns else 0)
 
-    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, positions: Positions) -> None:
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
         launch(
             "blocks_product",
-            positions.total,
-            lambda sizes: self.shape[0] * _tiles(positions.total, sizes["POSITIONS"]),
+            images.pixels,
+            lambda sizes: self.shape[0] * images.tiles(sizes),
             *(self._pointers, self._columns, values, bias, *x.of_tiles, *y.of_tiles),
-            *(self.shape[0], *positions[:2]),
+            *(self.shape[0], images.pixels),
             device=values.device,
             SIZE=self.size,
             PRECISION=precision(),
         )
 
-    def transposed(self, values: Tensor, dy: Side, dx: Side, positions: Positions) -> None:
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
         if self._of_columns is None:
             self._of_columns = Connections.sorted(self.shape[1], self._columns.to(torch.int64), self._row_of_each)
         by_column = self._of_columns
         launch(
             "blocks_transposed",
-            positions.total,
-            lambda sizes: self.shape[1] * _tiles(positions.total, sizes["POSITIONS"]),
+            images.pixels,
+            lambda sizes: self.shape[1] * images.tiles(sizes),
             *(self._pointers, by_column.indptr, by_column.indices, by_column.permutation, values, *dy.of_tiles, *dx.of_tiles),
-            *(self.shape[1], *positions[:2]),
+            *(self.shape[1], images.pixels),
             device=values.device,
             SIZE=self.size,
             PRECISION=precision(),
         )
 
-    def sampled(self, dvalues: Tensor, x: Side, dy: Side, positions: Positions) -> None:
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
         launch(
             "blocks_sampled",
-            positions.total,
+            images.pixels,
             lambda sizes: self._columns.numel(),
             *(self._pointers, self._row_of_each, self._columns, dvalues, *x.of_tiles, *dy.of_tiles),
-            *positions[:2],
+            *(images.number, images.pixels),
             device=dvalues.device,
             SIZE=self.size,
             PRECISION=precision(),

@@ -7,12 +7,13 @@
 
 Each form has y = W x, dx = W^T dy and dW at the connections; rows have dx by the first of these, on the transposed connections.
 
-A *position* is a sample of a matrix, or a pixel of an image. Where position p of a feature lies in x or y:
+All products are over *images* of pixels; the samples of a matrix are the pixels of one. Where pixel p of a feature lies in x or y:
 
-    start of the feature + (p // pixels) * image + (p % pixels // width) * line + (p % width) * step
+    start of the feature + number of the image * image + p // width * line + p % width * step
 
-The start is feature * stride, or is read from a table of starts: so a convolution is a matrix over shifted planes. Sums are held in
-float32, or float64 where values are; each result has one program that sums it, in one order: no atomics, the same from run to run.
+The start is feature * stride, or is read from a table of starts: so a convolution is a matrix over shifted planes. Without a width an
+image is one line, and neighbours are read together. A program has pixels of one image. Sums are held in float32, or float64 where values
+are; each result has one program that sums it, in one order: no atomics, the same from run to run.
 
 This module needs Triton, and is what `TRITON_INTERPRET=1` makes of it when it is first imported; `loading.py` imports it.
 """
@@ -24,9 +25,19 @@ import triton.language as tl
 
 
 @triton.jit
-def _places(p, pixels, width, image, line, step):
-    pixel = p % pixels
-    return (p // pixels).to(tl.int64) * image + (pixel // width) * line + (pixel % width) * step
+def _places(pixel, width, line, step):
+    if width is None:
+        return pixel.to(tl.int64) * step
+    else:
+        return ((pixel // width) * line + (pixel % width) * step).to(tl.int64)
+
+
+@triton.jit
+def _tile(tiles, pixels, SIZE: tl.constexpr):
+    """(which of the `tiles` of features, which image, which pixels) the program has. Neighbours share the pixels, hence what they read."""
+    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    of_image = tl.cdiv(pixels, SIZE)
+    return tile, (rest // of_image).to(tl.int64), rest % of_image * SIZE + tl.arange(0, SIZE)
 
 
 @triton.jit
@@ -62,26 +73,25 @@ def rows_product(
     y_line,
     y_step,
     rows,
-    positions,
     pixels,
     width,
     ROWS: tl.constexpr,
     CONNECTIONS: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
-    """y = W x + bias of ROWS rows at POSITIONS positions. `permutation`: where in the values each connection is, None if in this order."""
-    tiles = tl.cdiv(rows, ROWS)  # programs in a row share their positions, hence what they read of x
-    row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
-    p = tl.program_id(0) // tiles * POSITIONS + tl.arange(0, POSITIONS)
-    row_exists, inside = row < rows, p < positions
+    """y = W x + bias of ROWS rows at PIXELS pixels. `permutation`: where in the values each connection is, None if in this order."""
+    tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    row_exists, inside = row < rows, pixel < pixels
     begin = tl.load(indptr + row, mask=row_exists, other=0).to(tl.int64)
     end = tl.load(indptr + row + 1, mask=row_exists, other=0).to(tl.int64)
-    x_places = _places(p, pixels, width, x_image, x_line, x_step)
+    x += image * x_image
+    x_places = _places(pixel, width, x_line, x_step)
     if x_group is not None:
         x_places = (row // rows_of_group).to(tl.int64)[:, None, None] * x_group + x_places[None, None, :]
     else:
         x_places = x_places[None, None, :]
-    total = tl.zeros((ROWS, CONNECTIONS, POSITIONS), values.dtype.element_ty)
+    total = tl.zeros((ROWS, CONNECTIONS, PIXELS), values.dtype.element_ty)
     for first in range(0, tl.max(end - begin, 0), CONNECTIONS):
         k = begin[:, None] + first + tl.arange(0, CONNECTIONS)[None, :]
         exists = k < end[:, None]
@@ -94,8 +104,8 @@ def rows_product(
     result = tl.sum(total, 1)
     if bias is not None:
         result += tl.load(bias + row, mask=row_exists, other=0.0)[:, None]
-    y_places = _starts(row, y_starts, y_stride, row_exists)[:, None] + _places(p, pixels, width, y_image, y_line, y_step)[None, :]
-    tl.store(y + y_places, result.to(y.dtype.element_ty), mask=row_exists[:, None] & inside[None, :])
+    y_places = _starts(row, y_starts, y_stride, row_exists)[:, None] + _places(pixel, width, y_line, y_step)[None, :]
+    tl.store(y + image * y_image + y_places, result.to(y.dtype.element_ty), mask=row_exists[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -117,13 +127,13 @@ def rows_sampled(
     dy_line,
     dy_step,
     connections,
-    positions,
+    images,
     pixels,
     width,
     CONNECTIONS: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
 ):
-    """dW at CONNECTIONS connections: the sum over all positions of dy times x."""
+    """dW at CONNECTIONS connections: the sum over all pixels of dy times x."""
     k = tl.program_id(0).to(tl.int64) * CONNECTIONS + tl.arange(0, CONNECTIONS)
     exists = k < connections
     row = tl.load(row_of_each + k, mask=exists, other=0)
@@ -131,13 +141,16 @@ def rows_sampled(
     if x_group is not None:
         x_start += (row // rows_of_group).to(tl.int64) * x_group
     dy_start = row.to(tl.int64) * dy_stride
-    total = tl.zeros((CONNECTIONS, POSITIONS), dvalues.dtype.element_ty)
-    for first in range(0, positions, POSITIONS):
-        p = first + tl.arange(0, POSITIONS)
-        both = exists[:, None] & (p < positions)[None, :]
-        left = tl.load(dy + dy_start[:, None] + _places(p, pixels, width, dy_image, dy_line, dy_step)[None, :], mask=both, other=0.0)
-        right = tl.load(x + x_start[:, None] + _places(p, pixels, width, x_image, x_line, x_step)[None, :], mask=both, other=0.0)
-        total += left.to(total.dtype) * right.to(total.dtype)
+    total = tl.zeros((CONNECTIONS, PIXELS), dvalues.dtype.element_ty)
+    for _ in range(images):
+        for first in range(0, pixels, PIXELS):
+            pixel = first + tl.arange(0, PIXELS)
+            both = exists[:, None] & (pixel < pixels)[None, :]
+            left = tl.load(dy + dy_start[:, None] + _places(pixel, width, dy_line, dy_step)[None, :], mask=both, other=0.0)
+            right = tl.load(x + x_start[:, None] + _places(pixel, width, x_line, x_step)[None, :], mask=both, other=0.0)
+            total += left.to(total.dtype) * right.to(total.dtype)
+        dy_start += dy_image
+        x_start += x_image
     tl.store(dvalues + k, tl.sum(total, 1), mask=exists)
 
 
@@ -157,7 +170,7 @@ def _ones(word):
 
 @triton.jit
 def _connected(bits, first, row, column, rows, words):
-    """(which positions of the tile row x column are connected, where their values are)."""
+    """(which places of the tile row x column are connected, where their values are)."""
     exists = (row < rows)[:, None] & (column < words * 32)[None, :]
     word = row.to(tl.int64)[:, None] * words + (column // 32)[None, :]
     bit = (column % 32).to(tl.uint32)[None, :]
@@ -183,30 +196,28 @@ def bitmap_product(
     rows,
     columns,
     words,
-    positions,
     pixels,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y = W x + bias of ROWS rows at POSITIONS positions."""
-    tiles = tl.cdiv(rows, ROWS)
-    row = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
-    p = tl.program_id(0) // tiles * POSITIONS + tl.arange(0, POSITIONS)
-    x_places = _places(p, pixels, pixels, x_image, 0, x_step)
-    total = tl.zeros((ROWS, POSITIONS), tl.float32)
+    """y = W x + bias of ROWS rows at PIXELS pixels."""
+    tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    x += image * x_image
+    total = tl.zeros((ROWS, PIXELS), tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         connected, at = _connected(bits, first, row, column, rows, words)
         weight = tl.load(values + at, mask=connected, other=0.0).to(x.dtype.element_ty)
-        places = column.to(tl.int64)[:, None] * x_stride + x_places[None, :]
-        input = tl.load(x + places, mask=(column < columns)[:, None] & (p < positions)[None, :], other=0.0)
+        places = column.to(tl.int64)[:, None] * x_stride + pixel[None, :] * x_step
+        input = tl.load(x + places, mask=(column < columns)[:, None] & (pixel < pixels)[None, :], other=0.0)
         total = tl.dot(weight, input, total, input_precision=PRECISION)
     if bias is not None:
         total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
-    y_places = row.to(tl.int64)[:, None] * y_stride + _places(p, pixels, pixels, y_image, 0, y_step)[None, :]
-    tl.store(y + y_places, total.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (p < positions)[None, :])
+    y_places = row.to(tl.int64)[:, None] * y_stride + pixel[None, :] * y_step
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (pixel < pixels)[None, :])
 
 
 @triton.jit
@@ -225,28 +236,26 @@ def bitmap_transposed(
     rows,
     columns,
     words,
-    positions,
     pixels,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dx = W^T dy of COLUMNS columns at POSITIONS positions."""
-    tiles = tl.cdiv(columns, COLUMNS)
-    column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
-    p = tl.program_id(0) // tiles * POSITIONS + tl.arange(0, POSITIONS)
-    dy_places = _places(p, pixels, pixels, dy_image, 0, dy_step)
-    total = tl.zeros((COLUMNS, POSITIONS), tl.float32)
+    """dx = W^T dy of COLUMNS columns at PIXELS pixels."""
+    tile, image, pixel = _tile(tl.cdiv(columns, COLUMNS), pixels, PIXELS)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    dy += image * dy_image
+    total = tl.zeros((COLUMNS, PIXELS), tl.float32)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
         connected, at = _connected(bits, first, row, column, rows, words)
         weight = tl.load(values + at, mask=connected, other=0.0).to(dy.dtype.element_ty)
-        places = row.to(tl.int64)[:, None] * dy_stride + dy_places[None, :]
-        gradient = tl.load(dy + places, mask=(row < rows)[:, None] & (p < positions)[None, :], other=0.0)
+        places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
+        gradient = tl.load(dy + places, mask=(row < rows)[:, None] & (pixel < pixels)[None, :], other=0.0)
         total = tl.dot(tl.trans(weight), gradient, total, input_precision=PRECISION)
-    dx_places = column.to(tl.int64)[:, None] * dx_stride + _places(p, pixels, pixels, dx_image, 0, dx_step)[None, :]
-    tl.store(dx + dx_places, total.to(dx.dtype.element_ty), mask=(column < columns)[:, None] & (p < positions)[None, :])
+    dx_places = column.to(tl.int64)[:, None] * dx_stride + pixel[None, :] * dx_step
+    tl.store(dx + image * dx_image + dx_places, total.to(dx.dtype.element_ty), mask=(column < columns)[:, None] & (pixel < pixels)[None, :])
 
 
 @triton.jit
@@ -265,11 +274,11 @@ def bitmap_sampled(
     rows,
     columns,
     words,
-    positions,
+    images,
     pixels,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dW of a tile ROWS x COLUMNS, of which only the connections are written."""
@@ -277,14 +286,17 @@ def bitmap_sampled(
     row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for start in range(0, positions, POSITIONS):
-        p = start + tl.arange(0, POSITIONS)
-        inside = p < positions
-        dy_places = row.to(tl.int64)[:, None] * dy_stride + _places(p, pixels, pixels, dy_image, 0, dy_step)[None, :]
-        x_places = column.to(tl.int64)[None, :] * x_stride + _places(p, pixels, pixels, x_image, 0, x_step)[:, None]
-        left = tl.load(dy + dy_places, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
-        right = tl.load(x + x_places, mask=(column < columns)[None, :] & inside[:, None], other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+    for _ in range(images):
+        for start in range(0, pixels, PIXELS):
+            pixel = start + tl.arange(0, PIXELS)
+            inside = pixel < pixels
+            dy_places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
+            x_places = column.to(tl.int64)[None, :] * x_stride + pixel[:, None] * x_step
+            left = tl.load(dy + dy_places, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+            right = tl.load(x + x_places, mask=(column < columns)[None, :] & inside[:, None], other=0.0)
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+        dy += dy_image
+        x += x_image
     connected, at = _connected(bits, first, row, column, rows, words)
     tl.store(dvalues + at, total, mask=connected)
 
@@ -316,29 +328,27 @@ def blocks_product(
     y_image,
     y_step,
     row_blocks,
-    positions,
     pixels,
     SIZE: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y = W x + bias of one row of blocks at POSITIONS positions."""
-    row_block = tl.program_id(0) % row_blocks
-    p = tl.program_id(0) // row_blocks * POSITIONS + tl.arange(0, POSITIONS)
-    within, inside = tl.arange(0, SIZE), p < positions
+    """y = W x + bias of one row of blocks at PIXELS pixels."""
+    row_block, image, pixel = _tile(row_blocks, pixels, PIXELS)
+    within, inside = tl.arange(0, SIZE), pixel < pixels
+    x += image * x_image
     before, after = tl.load(pointers + row_block), tl.load(pointers + row_block + 1)
-    x_places = _places(p, pixels, pixels, x_image, 0, x_step)
-    total = tl.zeros((SIZE, POSITIONS), tl.float32)
+    total = tl.zeros((SIZE, PIXELS), tl.float32)
     for block in range(before, after):
         weight = tl.load(values + _in_block(block, before, after, SIZE)).to(x.dtype.element_ty)
         column = tl.load(block_columns + block).to(tl.int64) * SIZE + within
-        input = tl.load(x + column[:, None] * x_stride + x_places[None, :], mask=inside[None, :], other=0.0)
+        input = tl.load(x + column[:, None] * x_stride + pixel[None, :] * x_step, mask=inside[None, :], other=0.0)
         total = tl.dot(weight, input, total, input_precision=PRECISION)
     row = row_block.to(tl.int64) * SIZE + within
     if bias is not None:
         total += tl.load(bias + row)[:, None]
-    y_places = row[:, None] * y_stride + _places(p, pixels, pixels, y_image, 0, y_step)[None, :]
-    tl.store(y + y_places, total.to(y.dtype.element_ty), mask=inside[None, :])
+    y_places = row[:, None] * y_stride + pixel[None, :] * y_step
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=inside[None, :])
 
 
 @triton.jit
@@ -357,28 +367,26 @@ def blocks_transposed(
     dx_image,
     dx_step,
     column_blocks,
-    positions,
     pixels,
     SIZE: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """dx = W^T dy of one column of blocks at POSITIONS positions. `block_rows`, `block_places`: the blocks, column by column."""
-    column_block = tl.program_id(0) % column_blocks
-    p = tl.program_id(0) // column_blocks * POSITIONS + tl.arange(0, POSITIONS)
-    within, inside = tl.arange(0, SIZE), p < positions
-    dy_places = _places(p, pixels, pixels, dy_image, 0, dy_step)
-    total = tl.zeros((SIZE, POSITIONS), tl.float32)
+    """dx = W^T dy of one column of blocks at PIXELS pixels. `block_rows`, `block_places`: the blocks, column by column."""
+    column_block, image, pixel = _tile(column_blocks, pixels, PIXELS)
+    within, inside = tl.arange(0, SIZE), pixel < pixels
+    dy += image * dy_image
+    total = tl.zeros((SIZE, PIXELS), tl.float32)
     for i in range(tl.load(column_pointers + column_block), tl.load(column_pointers + column_block + 1)):
         row_block, block = tl.load(block_rows + i), tl.load(block_places + i)
         before, after = tl.load(pointers + row_block), tl.load(pointers + row_block + 1)
         weight = tl.load(values + _in_block(block, before, after, SIZE)).to(dy.dtype.element_ty)
         row = row_block.to(tl.int64) * SIZE + within
-        gradient = tl.load(dy + row[:, None] * dy_stride + dy_places[None, :], mask=inside[None, :], other=0.0)
+        gradient = tl.load(dy + row[:, None] * dy_stride + pixel[None, :] * dy_step, mask=inside[None, :], other=0.0)
         total = tl.dot(tl.trans(weight), gradient, total, input_precision=PRECISION)
     column = column_block.to(tl.int64) * SIZE + within
-    dx_places = column[:, None] * dx_stride + _places(p, pixels, pixels, dx_image, 0, dx_step)[None, :]
-    tl.store(dx + dx_places, total.to(dx.dtype.element_ty), mask=inside[None, :])
+    dx_places = column[:, None] * dx_stride + pixel[None, :] * dx_step
+    tl.store(dx + image * dx_image + dx_places, total.to(dx.dtype.element_ty), mask=inside[None, :])
 
 
 @triton.jit
@@ -395,10 +403,10 @@ def blocks_sampled(
     dy_stride,
     dy_image,
     dy_step,
-    positions,
+    images,
     pixels,
     SIZE: tl.constexpr,
-    POSITIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
     """dW of one block."""
@@ -406,13 +414,16 @@ def blocks_sampled(
     row_block = tl.load(row_of_each + block)
     row, column = row_block.to(tl.int64) * SIZE + within, tl.load(block_columns + block).to(tl.int64) * SIZE + within
     total = tl.zeros((SIZE, SIZE), tl.float32)
-    for start in range(0, positions, POSITIONS):
-        p = start + tl.arange(0, POSITIONS)
-        inside = p < positions
-        dy_places = row[:, None] * dy_stride + _places(p, pixels, pixels, dy_image, 0, dy_step)[None, :]
-        x_places = column[None, :] * x_stride + _places(p, pixels, pixels, x_image, 0, x_step)[:, None]
-        left = tl.load(dy + dy_places, mask=inside[None, :], other=0.0)
-        right = tl.load(x + x_places, mask=inside[:, None], other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+    for _ in range(images):
+        for start in range(0, pixels, PIXELS):
+            pixel = start + tl.arange(0, PIXELS)
+            inside = pixel < pixels
+            dy_places = row[:, None] * dy_stride + pixel[None, :] * dy_step
+            x_places = column[None, :] * x_stride + pixel[:, None] * x_step
+            left = tl.load(dy + dy_places, mask=inside[None, :], other=0.0)
+            right = tl.load(x + x_places, mask=inside[:, None], other=0.0)
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+        dy += dy_image
+        x += x_image
     before, after = tl.load(pointers + row_block), tl.load(pointers + row_block + 1)
     tl.store(dvalues + _in_block(block, before, after, SIZE), total)

@@ -20,9 +20,9 @@ LEAST_CAPABILITY = (8, 0)  # of a GPU: Ampere
 
 
 def launch(
-    kernel: str, positions: int, programs: Callable[[dict[str, int]], int], *arguments: Any, device: torch.device, **fixed: Any
+    kernel: str, pixels: int, programs: Callable[[dict[str, int]], int], *arguments: Any, device: torch.device, **fixed: Any
 ) -> None:
-    """Runs a kernel of `kernels.py` in the configuration for that many positions.
+    """Runs a kernel of `kernels.py` in the configuration for images of that many pixels.
 
     Args:
         programs: how many, for the sizes of a tile.
@@ -32,7 +32,7 @@ def launch(
     Raises:
         MissingLibrary, NotImplementedError: if Triton cannot run here, as `kernels_for` says.
     """
-    found: Configuration = configuration(kernel, positions)
+    found: Configuration = configuration(kernel, pixels)
     sizes = found.sizes | fixed
     count = programs(sizes)
     if count:

@@ -19,7 +19,7 @@ from ...topology.patterns import SLAB_ENTRIES
 from ...topology.select import highest
 from ..dense import gradient_rows_of_convolution
 from ..verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
-from .forms import Bitmap, Blocks, Connections, Form, Positions, Rows, Side
+from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Side
 from .loading import interpreted, kernels_for
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -105,13 +105,12 @@ class _Kernels(ABC):
 
     def _spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
         dx = torch.empty(like, dtype=dy.dtype, device=dy.device)
-        positions = self._positions(like)
-        self.form.transposed(values, self._y(self._laid_out(dy)), self._x(dx), positions)
+        self.form.transposed(values, self._y(self._laid_out(dy)), self._x(dx), self._images(like))
         return dx
 
     def _sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
         dvalues = torch.empty(self.topology.nnz, dtype=values_dtype(dy.dtype), device=dy.device)
-        self.form.sampled(dvalues, self._x(self._laid_out(x)), self._y(self._laid_out(dy)), self._positions(x.shape))
+        self.form.sampled(dvalues, self._x(self._laid_out(x)), self._y(self._laid_out(dy)), self._images(x.shape))
         return dvalues
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -124,7 +123,7 @@ class _Kernels(ABC):
         self._check({"values": values, "bias": bias}, x=x)
         y = torch.empty(self._output_shape(x.shape), dtype=x.dtype, device=x.device)
         x, bias = self._laid_out(x), None if bias is None else bias.contiguous()
-        self.form.product(values.contiguous(), self._x(x), bias, self._y(y), self._positions(x.shape))
+        self.form.product(values.contiguous(), self._x(x), bias, self._y(y), self._images(x.shape))
         return y
 
     @abstractmethod
@@ -135,7 +134,7 @@ class _Kernels(ABC):
         """Of y for an x of that shape, which is checked."""
 
     @abstractmethod
-    def _positions(self, shape: torch.Size) -> Positions:
+    def _images(self, shape: torch.Size) -> Images:
         """Of an x of that shape."""
 
     @abstractmethod
@@ -193,15 +192,15 @@ class MatrixKernels(_Kernels):
             raise ValueError(f"expected x of shape (batch, {columns}), got {tuple(shape)}")
         return shape[0], rows
 
-    def _positions(self, shape: torch.Size) -> Positions:
-        return Positions(shape[0])
+    def _images(self, shape: torch.Size) -> Images:
+        return Images(1, shape[0])
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         # Connections one by one read all samples of a feature, which should be side by side.
         return tensor.T.contiguous().T if self.form.name == "rows" and tensor.shape[0] > SMALL_BATCH else tensor
 
     def _x(self, x: Tensor) -> Side:
-        return Side(x, x.stride(1), x.stride(0))
+        return Side(x, stride=x.stride(1), image=0, step=x.stride(0))
 
     def _y(self, y: Tensor) -> Side:
         return self._x(y)
@@ -228,13 +227,13 @@ class ConvolutionKernels(_Kernels):
             raise ValueError(f"an input of {shape[2]} x {shape[3]} is too small for {self.geometry}")
         return shape[0], self.geometry.out_channels, height, width
 
-    def _positions(self, shape: torch.Size) -> Positions:
+    def _images(self, shape: torch.Size) -> Images:
         batch, _, height, width = self._output_shape(shape)
-        return Positions(batch * height * width, height * width, self._line((height, width)))
+        return Images(1, batch) if self._alone(shape) else Images(batch, height * width, None if self.geometry.pointwise else width)
 
-    def _line(self, size: tuple[int, int]) -> int:
-        """Pixels of a line: all of an image where each is a sample of a matrix."""
-        return size[0] * size[1] if self.geometry.pointwise else size[1]
+    def _alone(self, shape: torch.Size) -> bool:
+        """Whether images of that shape are samples of a matrix: pixels alone."""
+        return self.geometry.pointwise and shape[2] == shape[3] == 1
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         return tensor.contiguous()
@@ -257,7 +256,10 @@ class ConvolutionKernels(_Kernels):
 
     def _y(self, y: Tensor) -> Side:
         _, channels, height, width = y.shape
-        return Side(y, stride=height * width, image=channels * height * width, line=width, step=1)
+        image = channels * height * width
+        if self._alone(y.shape):
+            return Side(y, stride=1, image=0, step=image)
+        return Side(y, stride=height * width, image=image, line=width, step=1)
 
     def _spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
         if self.geometry.pointwise:
@@ -318,7 +320,7 @@ class PlaneRows(Rows):
                 g.stride[1],
                 starts(like[1], g.stride, whole, (dx.shape[3], 1), dy.device),
             ),
-            Positions(like[0] * height * width, height * width, width),
+            Images(like[0], height * width, width),
         )
         return dx[:, :, g.padding[0] : g.padding[0] + like[2], g.padding[1] : g.padding[1] + like[3]].contiguous()
 
