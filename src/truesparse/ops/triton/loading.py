@@ -59,8 +59,8 @@ def kernels_for(device: torch.device) -> ModuleType:
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter is what runs kernels, in a process that has imported them or will."""
-    return not hasattr(_kernels().rows_product, "cache_hook") if _kernels.cache_info().currsize else _asked_to_interpret()
+    """Whether Triton's interpreter is what runs the kernels of this process."""
+    return type(_kernels().rows_product).__name__ == "InterpretedFunction"
 
 
 def usable_devices() -> tuple[str, ...]:
