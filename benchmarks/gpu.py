@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from truesparse import Block, FanIn, Topology, Unstructured, __version__, ops
-from truesparse.cli.doctor_check import checks
+from truesparse.cli.doctor_check import Check, checks
 from truesparse.ops.triton.loading import interpreted, state, usable_devices
 from truesparse.topology.geometry import Matrix
 from truesparse.topology.patterns import Pattern
@@ -90,7 +90,7 @@ def main() -> int:
 
 def check() -> list[str]:
     """What is wrong, a line for each kernel."""
-    found = [one for one in checks() if one.kernel.startswith("triton.")]
+    found: list[Check] = [one for one in checks() if one.kernel.startswith("triton.")]
     print(
         f"{sum(one.compared for one in found)} results of {len({one.kernel for one in found})} kernels compared with dense float64",
         flush=True,
