@@ -152,12 +152,13 @@ def training(
 def row(table: str, case: str, kernels: list[str], ways: dict[str, Callable[[], object]], device: torch.device, rounds: int) -> Row:
     peaks = {}
     for name, way in ways.items():  # compiles, and fills caches
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
+        if device.type == "cpu":
+            way()
+            continue
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
         way()
-        if device.type == "cuda":
-            peaks[name] = torch.cuda.max_memory_allocated(device) - before
+        peaks[name] = torch.cuda.max_memory_allocated(device) - before
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():

@@ -29,6 +29,8 @@ def test_without_triton(monkeypatch):
         pytest.raises(MissingLibrary, match=r"'triton' needs triton, which is not installed: pip install 'truesparse\[gpu\]'"),
     ):
         SparseLinear(4, 3).kernel  # noqa: B018
+    with ops.use("triton"):
+        assert SparseLinear(4, 3).kernel_or_none is None
 
 
 def test_another_version(monkeypatch):
