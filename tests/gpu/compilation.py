@@ -42,6 +42,9 @@ TILES = {
 }
 
 
+ALONE = "one of everything"  # each number is 1, so that it is compiled in: one sample, one row, one column
+
+
 class Resources(NamedTuple):
     """Of one compiled kernel: registers a thread, bytes of a thread's that do not fit into registers, bytes of shared memory a program."""
 
@@ -59,7 +62,7 @@ def compiled(name: str, line: int, dtype: str, capability: int, case: str, align
         fixed: its other compile-time arguments.
     """
     kernel, found = getattr(kernels, name), TABLES[name][line][1]
-    given = CASES.get(name, TILES)[case]
+    given = CASES.get(name, TILES)[case] if case != ALONE else dict.fromkeys((a for a in kernel.arg_names if _kind(a, "", "") == "i32"), 1)
     constants = {argument: value for argument, value in {**given, **found.sizes, **fixed}.items() if argument in kernel.arg_names}
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):

@@ -8,7 +8,7 @@ pytest.importorskip("triton", reason="the extra gpu is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("in a process without TRITON_INTERPRET", allow_module_level=True)
 
-from compilation import CASES, TILES, compiled
+from compilation import ALONE, CASES, TILES, compiled
 
 from truesparse.ops.triton import kernels
 from truesparse.ops.triton.configurations import BLOCK_SIZES, TABLES
@@ -47,6 +47,13 @@ def ways(name, dtype):
 @pytest.mark.parametrize(("name", "line"), LINES)
 def test_hopper_as_usual_layers_are(name, line):
     check(name, line, dtypes(name)[0], 90, aligned=True)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_one_of_everything(name):
+    """Triton compiles in what is 1, and a kernel sees numbers of another kind: so it is with one sample."""
+    for fixed in ways(name, dtypes(name)[0]):
+        assert compiled(name, 0, dtypes(name)[0], 90, ALONE, False, **fixed).spilled <= SPILLED
 
 
 @pytest.mark.parametrize(("name", "line"), LINES)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -42,6 +43,25 @@ def test_another_version(monkeypatch):
         assert loading.state().startswith("the kernels need Triton from 3.6")
         assert loading.usable_devices() == ()
         loading._kernels.cache_clear()
+
+
+def test_what_the_doctor_says(monkeypatch):
+    def absent(name):
+        raise PackageNotFoundError
+
+    monkeypatch.setattr(loading, "_asked_to_interpret", lambda: False)
+    monkeypatch.setattr(loading, "version", lambda name: "3.7.1")
+    assert loading.state() == "3.7.1, tested is 3.6, no GPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=0: ((9, 0), (7, 5))[index])
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: ("Hopper", "Turing")[index])
+    monkeypatch.setattr(loading, "version", lambda name: "3.6.0")
+    assert loading.state() == "3.6.0, Hopper of compute capability 9.0, Turing of compute capability 7.5 (too old)"
+    assert loading.usable_devices() == ("cuda",)
+    monkeypatch.setattr(loading, "version", absent)
+    assert loading.state() == "not installed (the extra gpu)"
+    assert loading.usable_devices() == ()
 
 
 def test_a_gpu_that_is_too_old(monkeypatch):
