@@ -14,7 +14,7 @@ from truesparse.ops.triton import kernels
 from truesparse.ops.triton.configurations import BLOCK_SIZES, TABLES
 
 SPILLED = 0  # bytes of a thread's numbers that may lie in memory instead of registers
-SHARED = 48 << 10  # bytes of shared memory that every GPU gives without being asked
+SHARED = 99 << 10  # bytes of shared memory that every GPU from Ampere on gives a program
 FORM = {
     "rows": ("float32", "bfloat16", "float64", "float16"),
     "bitmap": ("bfloat16", "float16"),
