@@ -1,5 +1,6 @@
 # make demo   installs the package and trains the MNIST network dense, masked and truly sparse
 # make test   installs the package and passes the tests, on all cores; make test-all also those that take long
+# make test-gpu  the kernels for GPUs, without one
 # make bench  measures truesparse beside dense PyTorch: the tables in docs/performance.md and docs/guide/deploy.md, docs/images/speedup.png
 # make bench-readme  the short table of README.md, on AVX2 and on AVX-512, about ten minutes
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
@@ -28,7 +29,7 @@ NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test test-all check format wheel wheels clean
+.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test test-all test-gpu check format wheel wheels clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -111,11 +112,19 @@ compare: $(INSTALLED)
 # What is in tests/slow.txt, two thousand of seven thousand tests, is for `make test-all`; who imports whom is for `make check`.
 # A process for each core. Each takes a stretch of the files, so that those of one file share what they made, and helps others at the end.
 # Threads that wait must sleep: the other processes want the cores.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 test: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m "not slow" --ignore tests/test_architecture.py
+	$(PYTEST) -m "not slow" --ignore tests/test_architecture.py
+	TRITON_INTERPRET=1 $(PYTEST) -m "not slow" tests/gpu
 
 test-all: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) tests/gpu
+
+# The kernels for GPUs alone: compiled for some, and run by Triton's interpreter, in which a process is from its start.
+test-gpu: $(INSTALLED)
+	$(PYTEST) tests/gpu
+	TRITON_INTERPRET=1 $(PYTEST) tests/gpu
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ import ast
 import importlib
 import pkgutil
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ CALLS_KERNELS = {"topology", "ops", "runs", "inference", "bench", "cli"}
 # if each command imports what it needs. Nothing else is imported inside a function.
 LATE_PACKAGES = {"rich", "PIL", "matplotlib", "onnx", "onnxscript"}
 ALGORITHMS_SEE = {"topology"}
+# Modules that need an extra to be imported; nothing imports them but when they are used.
+WITHOUT_EXTRA = set() if find_spec("triton") else {"truesparse.ops.triton.kernels"}
 DOORS = {"__init__", "__main__"}  # `import truesparse` and `python -m truesparse`: no units, and nothing else imports them
 
 
@@ -114,7 +117,7 @@ def test_every_algorithm_file_registers_one_algorithm_under_its_name():
 
 def test_every_module_says_which_question_it_answers_and_can_be_imported():
     for module in pkgutil.walk_packages(truesparse.__path__, "truesparse."):
-        if module.name.endswith("__main__"):
+        if module.name.endswith("__main__") or module.name in WITHOUT_EXTRA:
             continue
         imported = importlib.import_module(module.name)
         for name in getattr(imported, "__all__", ()):

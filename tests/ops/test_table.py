@@ -41,12 +41,21 @@ def test_a_family_is_chosen_for_a_process(monkeypatch, read_anew):
     monkeypatch.setenv("TRUESPARSE_KERNELS", "fastest")
     assert ops.family() == "reference", "it is read once"
     read_anew()
-    with pytest.raises(ValueError, match="unknown family of kernels 'fastest'; known: native, reference"):
+    with pytest.raises(ValueError, match="unknown family of kernels 'fastest'; known: native, triton, reference"):
         ops.family()
 
 
+def test_each_device_has_its_family(monkeypatch):
+    monkeypatch.delenv("TRUESPARSE_KERNELS", raising=False)
+    assert (ops.family("cpu"), ops.family("cuda"), ops.family("meta")) == ("native", "triton", "native")
+    with ops.use("reference"):
+        assert ops.family("cuda") == "reference"
+    monkeypatch.setenv("TRUESPARSE_KERNELS", "native")
+    assert ops.family("cuda") == "native"
+
+
 def test_an_unknown_family():
-    with pytest.raises(ValueError, match="unknown family of kernels 'dense'; known: native, reference"), ops.use("dense"):
+    with pytest.raises(ValueError, match="unknown family of kernels 'dense'; known: native, triton, reference"), ops.use("dense"):
         pass
 
 

@@ -40,6 +40,7 @@ def doctor(
     from ..data import cache_folder
     from ..ops import family
     from ..ops.table import describe
+    from ..ops.triton.loading import state
     from .results import wide_console
 
     console = wide_console()
@@ -51,6 +52,7 @@ def doctor(
         ("instruction sets", f"in force {_or_fault(_core.isa)}, supported {', '.join(_core.supported_isas())}"),
         ("TRUESPARSE_ISA", os.environ.get("TRUESPARSE_ISA") or "not set (the best supported is used)"),
         ("kernels in force", f"{_or_fault(family)} (TRUESPARSE_KERNELS {os.environ.get('TRUESPARSE_KERNELS') or 'not set'})"),
+        ("Triton", state()),
         ("threads", f"{torch.get_num_threads()}, kernels through {_core.threading()}, torch through {_openmp()}"),
         ("extras installed", ", ".join(name for name in EXTRAS if find_spec(name)) or "none"),
         ("data folder", f"{cache_folder()} (TRUESPARSE_DATA {os.environ.get('TRUESPARSE_DATA') or 'not set'})"),

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .. import ops
 from ..common import shown
+from ..common.optional import MissingLibrary
 from ..topology import Move, Topology, picture
 from ..topology.geometry import Geometry
 from ..topology.patterns import Pattern, Unstructured
@@ -335,7 +336,7 @@ class TopologyLayer(nn.Module):
         """The same, or None where no kernel runs it on its device with its dtype."""
         try:
             return self.kernel
-        except NotImplementedError:
+        except (NotImplementedError, MissingLibrary):
             return None
 
     @abstractmethod

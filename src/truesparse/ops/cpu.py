@@ -18,6 +18,7 @@ from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
 from ..topology.merge import sort_, threads_for
 from ..topology.patterns import SLAB_ENTRIES
+from .dense import gradient_rows_of_convolution
 from .plans import DTYPES, ConvolutionPlan, MatrixPlan
 from .verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
 
@@ -217,18 +218,7 @@ class ConvolutionKernels(_Kernels):
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
-        g = self.geometry
-        rows, inputs = g.out_channels // g.groups, g.in_channels // g.groups
-        dy, x = widened(dy), widened(x)
-        slab = x.new_empty((stop - start, g.shape[1]))
-        for group in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
-            first, last = max(start, group * rows), min(stop, (group + 1) * rows)
-            shape = (last - first, inputs, *g.kernel)
-            inside, weight = x[:, group * inputs : (group + 1) * inputs], x.new_empty(1).expand(shape)  # only the shape of it is read
-            settings = (g.stride, g.padding, g.dilation, False, (0, 0), 1, (False, True, False))
-            part = torch.ops.aten.convolution_backward(dy[:, first:last], inside, weight, None, *settings)[1]
-            slab[first - start : last - start] = part.flatten(1)
-        return slab
+        return gradient_rows_of_convolution(self.geometry, dy, x, start, stop)
 
     def _output_shape(self, shape: torch.Size) -> tuple[int, ...]:
         if len(shape) != 4 or shape[1] != self.geometry.in_channels:

@@ -72,5 +72,20 @@ class ConvolutionDense(Composed):
         return widened(dweight).flatten() if need[0] else None, dx if need[1] else None, widened(dbias) if need[2] else None
 
 
+def gradient_rows_of_convolution(geometry: Convolution, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+    """Rows `start` to `stop` of the dense dW of a convolution of images, [stop - start, columns]."""
+    rows, inputs = geometry.out_channels // geometry.groups, geometry.in_channels // geometry.groups
+    dy, x = widened(dy), widened(x)
+    slab = x.new_empty((stop - start, geometry.shape[1]))
+    for group in range(start // rows, (stop - 1) // rows + 1 if stop > start else 0):
+        first, last = max(start, group * rows), min(stop, (group + 1) * rows)
+        shape = (last - first, inputs, *geometry.kernel)
+        inside, weight = x[:, group * inputs : (group + 1) * inputs], x.new_empty(1).expand(shape)  # only the shape of it is read
+        settings = (geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), 1, (False, True, False))
+        part = torch.ops.aten.convolution_backward(dy[:, first:last], inside, weight, None, *settings)[1]
+        slab[first - start : last - start] = part.flatten(1)
+    return slab
+
+
 def _rounded(bias: Tensor | None, x: Tensor) -> Tensor | None:
     return None if bias is None else bias.to(x.dtype)

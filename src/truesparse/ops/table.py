@@ -14,14 +14,32 @@ import torch
 
 from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
+from . import triton
 from .cpu import ConvolutionKernels, MatrixKernels
 from .dense import ConvolutionDense, MatrixDense
 from .plans import DTYPES
 from .rearranged import rearrangement
 from .reference import ConvolutionReference, MatrixReference
+from .triton import forms
 from .verbs import Verbs
 
 ENVIRONMENT_VARIABLE = "TRUESPARSE_KERNELS"
+
+
+def _full(topology: Topology, geometry: Geometry) -> bool:
+    return 0 < topology.size == topology.nnz
+
+
+def _blocks(topology: Topology, geometry: Geometry) -> bool:
+    return _is_matrix(geometry) and forms.suits_blocks(topology)
+
+
+def _bitmap(topology: Topology, geometry: Geometry) -> bool:
+    return _is_matrix(geometry) and forms.suits_bitmap(topology)
+
+
+def _is_matrix(geometry: Geometry) -> bool:
+    return isinstance(geometry, Matrix) or (isinstance(geometry, Convolution) and geometry.pointwise)
 
 
 @dataclass(frozen=True)
@@ -33,7 +51,8 @@ class Kernel:
     build: Callable[[Topology, Any], Verbs]
     devices: tuple[str, ...] = ()  # empty: any
     dtypes: tuple[torch.dtype, ...] = ()  # empty: any floating one
-    full_only: bool = False  # for topologies where no connection is absent
+    form: str = ""  # what `only` asks of topologies, in a word
+    only: Callable[[Topology, Geometry], bool] | None = None  # None: any
     sample_ndim: int | None = None  # None: any
 
     def fits(self, topology: Topology, geometry: Geometry, dtype: torch.dtype) -> bool:
@@ -42,24 +61,34 @@ class Kernel:
             and (not self.devices or topology.device.type in self.devices)
             and (dtype in self.dtypes if self.dtypes else dtype.is_floating_point)
             and self.sample_ndim in (None, geometry.sample_ndim)
-            and (not self.full_only or 0 < topology.size == topology.nnz)
+            and (self.only is None or self.only(topology, geometry))
         )
 
     @property
     def named_operation(self) -> str:
-        return f"{'full ' * self.full_only}{self.operation.__name__.lower()}"
+        return f"{self.form} {self.operation.__name__.lower()}".strip()
 
 
 # The first of the family in force that fits is used; for a geometry that no kernel is made for, that of another on rearranged arrays.
-# "reference" runs only when asked for by name, never as a silent way out.
+# Families are in order of preference for a device. "reference" runs only when asked for by name, never as a silent way out.
+_ANY_GPU = ("cuda", "cpu")  # the latter in Triton's interpreter
 KERNELS = (
-    Kernel("native", Matrix, MatrixDense, full_only=True),
-    Kernel("native", Convolution, ConvolutionDense, full_only=True),
+    Kernel("native", Matrix, MatrixDense, form="full", only=_full),
+    Kernel("native", Convolution, ConvolutionDense, form="full", only=_full),
     Kernel("native", Matrix, MatrixKernels, ("cpu",), DTYPES),
     Kernel("native", Convolution, ConvolutionKernels, ("cpu",), DTYPES, sample_ndim=3),
+    Kernel("triton", Matrix, MatrixDense, form="full", only=_full),
+    Kernel("triton", Convolution, ConvolutionDense, form="full", only=_full),
+    Kernel("triton", Matrix, triton.blocks_matrix, _ANY_GPU, (torch.float32, *triton.TILE_DTYPES), "blocks", _blocks),
+    Kernel("triton", Matrix, triton.bitmap_matrix, _ANY_GPU, triton.TILE_DTYPES, "bitmap", _bitmap),
+    Kernel("triton", Matrix, triton.rows_matrix, _ANY_GPU, triton.DTYPES),
+    Kernel("triton", Convolution, triton.blocks_convolution, _ANY_GPU, (torch.float32, *triton.TILE_DTYPES), "blocks", _blocks, 3),
+    Kernel("triton", Convolution, triton.bitmap_convolution, _ANY_GPU, triton.TILE_DTYPES, "bitmap", _bitmap, 3),
+    Kernel("triton", Convolution, triton.rows_convolution, _ANY_GPU, triton.DTYPES, sample_ndim=3),
     Kernel("reference", Matrix, MatrixReference),
     Kernel("reference", Convolution, ConvolutionReference, sample_ndim=3),
 )
+FAMILY_OF_DEVICE = {"cuda": "triton"}  # where none is asked for; "native" elsewhere
 FAMILIES = tuple(dict.fromkeys(kernel.family for kernel in KERNELS))
 
 _family: ContextVar[str | None] = ContextVar("family", default=None)
@@ -67,9 +96,10 @@ _family: ContextVar[str | None] = ContextVar("family", default=None)
 
 @contextmanager
 def use(family: str) -> Iterator[None]:
-    """Within this context, layers run on kernels of `family`: "native" or "reference".
+    """Within this context, layers run on kernels of `family`: "native", "triton" or "reference".
 
-    The environment variable TRUESPARSE_KERNELS does the same for a whole process. It is read once, when first needed.
+    Without it they run on "native" on the CPU and on "triton" on a GPU. The environment variable TRUESPARSE_KERNELS does the same
+    for a whole process; it is read once, when first needed.
 
     Raises:
         ValueError: if there is no such family.
@@ -81,15 +111,16 @@ def use(family: str) -> Iterator[None]:
         _family.reset(token)
 
 
-def family() -> str:
-    """The family of kernels in force."""
-    return _family.get() or family_of_process()
+def family(device: str = "cpu") -> str:
+    """The family of kernels in force for tensors on that type of device."""
+    return _family.get() or family_of_process() or FAMILY_OF_DEVICE.get(device, FAMILIES[0])
 
 
 @cache
-def family_of_process() -> str:
+def family_of_process() -> str | None:
     """What the environment variable says, read once: every call of a layer asks, and a look at the environment takes four microseconds."""
-    return _checked(os.environ.get(ENVIRONMENT_VARIABLE) or FAMILIES[0])
+    named = os.environ.get(ENVIRONMENT_VARIABLE)
+    return _checked(named) if named else None
 
 
 def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
@@ -98,7 +129,7 @@ def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Ver
     Raises:
         NotImplementedError: if no kernel of the family in force handles this device and dtype.
     """
-    return topology.derived(_chosen, geometry, dtype, _family.get() or family_of_process())
+    return topology.derived(_chosen, geometry, dtype, family(topology.device.type))
 
 
 def _chosen(topology: Topology, geometry: Geometry, dtype: torch.dtype, wanted: str) -> Verbs:

@@ -1,0 +1,329 @@
+"""In which form does a kernel read the connections? What each form holds of a topology, and how its kernels are called.
+
+Arguments are checked already. Values are in the order of the topology, whatever the form: it holds only where they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ...topology import Topology
+from .configurations import BLOCK_SIZES
+from .loading import launch
+
+BITMAP_DENSITY = 0.03  # from which on half-precision tiles of W pay, by arithmetic: below, most of a tile is zeros
+
+
+class Images(NamedTuple):
+    """What a product is over, alike for all features.
+
+    Args:
+        number: of images; the samples of a matrix are the pixels of one.
+        pixels: of each.
+        width: of a line of pixels; None if an image is one line.
+    """
+
+    number: int
+    pixels: int
+    width: int | None = None
+
+    def tiles(self, sizes: dict[str, int]) -> int:
+        return self.number * _tiles(self.pixels, sizes["PIXELS"])
+
+
+class Side(NamedTuple):
+    """One tensor of a product, and where in it the pixels of a feature lie, in elements.
+
+    Args:
+        tensor: of any strides.
+        stride: from the start of a feature to that of the next.
+        image, line, step: from an image, a line, a pixel to the next. Of images that are one line, the line is not read.
+        starts: [features] int64, the start of each feature, instead of `stride`.
+        group: from the features of one group of rows to those of the next; None if rows share all.
+    """
+
+    tensor: Tensor
+    stride: int
+    image: int
+    line: int = 0
+    step: int = 0
+    starts: Tensor | None = None
+    group: int | None = None
+
+    @property
+    def places(self) -> tuple[int, int, int]:
+        return self.image, self.line, self.step
+
+    @property
+    def of_tiles(self) -> tuple[Tensor, int, int, int]:
+        """As the kernels of tiles take it, whose images are one line."""
+        return self.tensor, self.stride, self.image, self.step
+
+
+class Form(Protocol):
+    """y = W x + bias, dx = W^T dy, and dW at the connections."""
+
+    name: str
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None: ...
+
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None: ...
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None: ...
+
+
+class Connections(NamedTuple):
+    """A matrix, row by row.
+
+    Args:
+        indptr, indices: as in a topology.
+        permutation: [nnz] int32, where in the values each connection is; None if they are in this order.
+        rows_of_group: how many rows share their features.
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    permutation: Tensor | None
+    rows_of_group: int
+
+    @classmethod
+    def sorted(cls, targets: int, target: Tensor, source: Tensor) -> Connections:
+        """Those of a matrix whose row is `target` and whose column is `source` [nnz] of each connection."""
+        order = target.argsort(stable=True)
+        indptr = torch.zeros(targets + 1, dtype=torch.int64, device=target.device)
+        torch.cumsum(torch.bincount(target, minlength=targets), 0, out=indptr[1:])
+        return cls(indptr.to(torch.int32), source[order].to(torch.int32), order.to(torch.int32), max(targets, 1))
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self.indptr, self.indices, self.permutation)
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        rows = self.indptr.numel() - 1
+        launch(
+            "rows_product",
+            images.pixels,
+            lambda sizes: _tiles(rows, sizes["ROWS"]) * images.tiles(sizes),
+            self.indptr,
+            self.indices,
+            self.permutation,
+            values,
+            bias,
+            *(x.tensor, x.starts, x.stride, x.group, self.rows_of_group, *x.places),
+            *(y.tensor, y.starts, y.stride, *y.places),
+            *(rows, images.pixels, images.width),
+            device=values.device,
+        )
+
+
+class Rows:
+    """Connections one by one: for every topology and dtype, and for what is too sparse for tiles.
+
+    Args:
+        rows_of_group: rows that share their features; None is all.
+    """
+
+    name = "rows"
+
+    def __init__(self, topology: Topology, rows_of_group: int | None = None) -> None:
+        self.topology = topology
+        self._of_rows = Connections(topology.indptr, topology.indices, None, rows_of_group or max(topology.shape[0], 1))
+        self._row_of_each: Tensor | None = None
+        self._of_columns: Connections | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self._row_of_each) + (self._of_columns.nbytes if self._of_columns else 0)
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        self._of_rows.product(values, x, bias, y, images)
+
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
+        if self._of_columns is None:
+            self._of_columns = self._by_column()
+        self._of_columns.product(values, dy, None, dx, images)
+
+    def _by_column(self) -> Connections:
+        return Connections.sorted(self.topology.shape[1], self.topology.indices.to(torch.int64), self.topology.rows)
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
+        if self._row_of_each is None:
+            self._row_of_each = self.topology.rows
+        launch(
+            "rows_sampled",
+            images.pixels,
+            lambda sizes: _tiles(self.topology.nnz, sizes["CONNECTIONS"]),
+            self._row_of_each,
+            self.topology.indices,
+            dvalues,
+            *(x.tensor, x.starts, x.stride, x.group, self._of_rows.rows_of_group, *x.places),
+            *(dy.tensor, dy.stride, *dy.places),
+            *(self.topology.nnz, *images),
+            device=dvalues.device,
+        )
+
+
+class Bitmap:
+    """A bit for each place of W, and for each 32 of a row where their values begin: 2 bits a place. For 3 to 50 % of them connected."""
+
+    name = "bitmap"
+
+    def __init__(self, topology: Topology) -> None:
+        self.rows, self.columns = topology.shape
+        self.words = _tiles(self.columns, 32)
+        word = topology.rows.to(torch.int64) * self.words + topology.indices // 32
+        bit = torch.ones_like(word) << (topology.indices % 32)
+        held = torch.zeros(self.rows * self.words, dtype=torch.int64, device=topology.device)
+        self._bits = held.index_add(0, word, bit).to(torch.int32)
+        counts = torch.bincount(word, minlength=held.numel())
+        self._first = (counts.cumsum(0) - counts).to(torch.int32)
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self._bits, self._first)
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        launch(
+            "bitmap_product",
+            images.pixels,
+            lambda sizes: _tiles(self.rows, sizes["ROWS"]) * images.tiles(sizes),
+            *(self._bits, self._first, values, bias, *x.of_tiles, *y.of_tiles),
+            *(self.rows, self.columns, self.words, images.pixels),
+            device=values.device,
+            PRECISION=precision(),
+        )
+
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
+        launch(
+            "bitmap_transposed",
+            images.pixels,
+            lambda sizes: _tiles(self.columns, sizes["COLUMNS"]) * images.tiles(sizes),
+            *(self._bits, self._first, values, *dy.of_tiles, *dx.of_tiles),
+            *(self.rows, self.columns, self.words, images.pixels),
+            device=values.device,
+            PRECISION=precision(),
+        )
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
+        launch(
+            "bitmap_sampled",
+            images.pixels,
+            lambda sizes: _tiles(self.rows, sizes["ROWS"]) * _tiles(self.columns, sizes["COLUMNS"]),
+            *(self._bits, self._first, dvalues, *x.of_tiles, *dy.of_tiles),
+            *(self.rows, self.columns, self.words, images.number, images.pixels),
+            device=dvalues.device,
+            PRECISION=precision(),
+        )
+
+
+class Blocks:
+    """Whole blocks of one of `BLOCK_SIZES`: 4 bytes a block, and 8 more for the gradient of x.
+
+    Raises:
+        ValueError: if the connections are no whole blocks.
+    """
+
+    name = "blocks"
+
+    def __init__(self, topology: Topology) -> None:
+        size = block_size(topology)
+        if size is None:
+            raise ValueError(f"expected whole blocks of {', '.join(map(str, BLOCK_SIZES))} x as many, got {topology}")
+        self.size, self.shape = size, (topology.shape[0] // size, topology.shape[1] // size)
+        pieces = topology.indptr[::size]
+        self._pointers = (pieces // size**2).to(torch.int32)
+        at = torch.repeat_interleave(pieces[:-1].long(), self._pointers.diff().long())
+        within = torch.arange(at.numel(), device=at.device) - torch.repeat_interleave(
+            self._pointers[:-1].long(), self._pointers.diff().long()
+        )
+        self._columns = (topology.indices[at + within * size] // size).to(torch.int32)
+        self._row_of_each = torch.repeat_interleave(torch.arange(self.shape[0], device=at.device), self._pointers.diff().long()).to(
+            torch.int32
+        )
+        self._of_columns: Connections | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self._pointers, self._columns, self._row_of_each) + (self._of_columns.nbytes if self._of_columns else 0)
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        launch(
+            "blocks_product",
+            images.pixels,
+            lambda sizes: self.shape[0] * images.tiles(sizes),
+            *(self._pointers, self._columns, values, bias, *x.of_tiles, *y.of_tiles),
+            *(self.shape[0], images.pixels),
+            device=values.device,
+            SIZE=self.size,
+            PRECISION=precision(),
+        )
+
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
+        if self._of_columns is None:
+            self._of_columns = Connections.sorted(self.shape[1], self._columns.to(torch.int64), self._row_of_each)
+        by_column = self._of_columns
+        launch(
+            "blocks_transposed",
+            images.pixels,
+            lambda sizes: self.shape[1] * images.tiles(sizes),
+            *(self._pointers, by_column.indptr, by_column.indices, by_column.permutation, values, *dy.of_tiles, *dx.of_tiles),
+            *(self.shape[1], images.pixels),
+            device=values.device,
+            SIZE=self.size,
+            PRECISION=precision(),
+        )
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
+        launch(
+            "blocks_sampled",
+            images.pixels,
+            lambda sizes: self._columns.numel(),
+            *(self._pointers, self._row_of_each, self._columns, dvalues, *x.of_tiles, *dy.of_tiles),
+            *(images.number, images.pixels),
+            device=dvalues.device,
+            SIZE=self.size,
+            PRECISION=precision(),
+        )
+
+
+def block_size(topology: Topology) -> int | None:
+    """The largest of `BLOCK_SIZES` of which the connections are whole blocks; None if there is none, or no connection."""
+    return topology.derived(_block_size)
+
+
+def _block_size(topology: Topology) -> int | None:
+    rows, columns = topology.shape
+    for size in BLOCK_SIZES:
+        if rows % size or columns % size or not topology.nnz or topology.nnz % size**2:
+            continue
+        block = topology.rows.to(torch.int64) // size * (columns // size) + topology.indices // size
+        if bool((torch.bincount(block).unique() % size**2 == 0).all()):
+            return size
+    return None
+
+
+def suits_blocks(topology: Topology) -> bool:
+    return block_size(topology) is not None
+
+
+def suits_bitmap(topology: Topology) -> bool:
+    return topology.nnz >= BITMAP_DENSITY * topology.size and topology.nnz > 0
+
+
+def precision() -> str:
+    """How float32 tiles are multiplied: as `torch.set_float32_matmul_precision` says, exactly unless TF32 is allowed."""
+    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+
+
+def _tiles(extent: int, size: int) -> int:
+    return -(-extent // size)
+
+
+def _nbytes(*arrays: Tensor | None) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)

@@ -1,0 +1,429 @@
+# type: ignore  # a language of its own, in the grammar of Python
+"""What do the verbs of `reference.py` look like in Triton's language? In three forms.
+
+    rows     connections one by one: each multiplies the numbers of one input feature
+    bitmap   tiles of W, expanded to registers from a bit for each place, times tiles of x
+    blocks   whole blocks of W, times tiles of x
+
+Each form has y = W x, dx = W^T dy and dW at the connections; rows have dx by the first of these, on the transposed connections.
+
+All products are over *images* of pixels; the samples of a matrix are the pixels of one. Where pixel p of a feature lies in x or y:
+
+    start of the feature + number of the image * image + p // width * line + p % width * step
+
+The start is feature * stride, or is read from a table of starts: so a convolution is a matrix over shifted planes. Without a width an
+image is one line, and neighbours are read together. A program has pixels of one image. Sums are held in float32, or float64 where values
+are; each result has one program that sums it, in one order: no atomics, the same from run to run.
+
+This module needs Triton, and is what `TRITON_INTERPRET=1` makes of it when it is first imported; `loading.py` imports it.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _places(pixel, width, line, step):
+    if width is None:
+        return pixel.to(tl.int64) * step
+    else:
+        return ((pixel // width) * line + (pixel % width) * step).to(tl.int64)
+
+
+@triton.jit
+def _tile(tiles, pixels, SIZE: tl.constexpr):
+    """(which of the `tiles` of features, which image, which pixels) the program has. Neighbours share the pixels, hence what they read."""
+    tile, rest = tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    of_image = tl.cdiv(pixels, SIZE)
+    return tile, (rest // of_image).to(tl.int64), rest % of_image * SIZE + tl.arange(0, SIZE)
+
+
+@triton.jit
+def _starts(feature, starts, stride, exists):
+    if starts is None:
+        return feature.to(tl.int64) * stride
+    else:
+        return tl.load(starts + feature, mask=exists, other=0)
+
+
+# Rows.
+
+
+@triton.jit
+def rows_product(
+    indptr,
+    indices,
+    permutation,
+    values,
+    bias,
+    x,
+    x_starts,
+    x_stride,
+    x_group,
+    rows_of_group,
+    x_image,
+    x_line,
+    x_step,
+    y,
+    y_starts,
+    y_stride,
+    y_image,
+    y_line,
+    y_step,
+    rows,
+    pixels,
+    width,
+    ROWS: tl.constexpr,
+    CONNECTIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """y = W x + bias of ROWS rows at PIXELS pixels. `permutation`: where in the values each connection is, None if in this order."""
+    tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    row_exists, inside = row < rows, pixel < pixels
+    begin = tl.load(indptr + row, mask=row_exists, other=0).to(tl.int64)
+    end = tl.load(indptr + row + 1, mask=row_exists, other=0).to(tl.int64)
+    x += image * x_image
+    x_places = _places(pixel, width, x_line, x_step)
+    if x_group is not None:
+        x_places = (row // rows_of_group).to(tl.int64)[:, None, None] * x_group + x_places[None, None, :]
+    else:
+        x_places = x_places[None, None, :]
+    total = tl.zeros((ROWS, CONNECTIONS, PIXELS), values.dtype.element_ty)
+    for first in range(0, tl.max(end - begin, 0), CONNECTIONS):
+        k = begin[:, None] + first + tl.arange(0, CONNECTIONS)[None, :]
+        exists = k < end[:, None]
+        start = _starts(tl.load(indices + k, mask=exists, other=0), x_starts, x_stride, exists)
+        if permutation is not None:
+            k = tl.load(permutation + k, mask=exists, other=0)
+        value = tl.load(values + k, mask=exists, other=0.0)
+        input = tl.load(x + start[:, :, None] + x_places, mask=exists[:, :, None] & inside[None, None, :], other=0.0)
+        total += value[:, :, None] * input.to(total.dtype)
+    result = tl.sum(total, 1)
+    if bias is not None:
+        result += tl.load(bias + row, mask=row_exists, other=0.0)[:, None]
+    y_places = _starts(row, y_starts, y_stride, row_exists)[:, None] + _places(pixel, width, y_line, y_step)[None, :]
+    tl.store(y + image * y_image + y_places, result.to(y.dtype.element_ty), mask=row_exists[:, None] & inside[None, :])
+
+
+@triton.jit
+def rows_sampled(
+    row_of_each,
+    indices,
+    dvalues,
+    x,
+    x_starts,
+    x_stride,
+    x_group,
+    rows_of_group,
+    x_image,
+    x_line,
+    x_step,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_line,
+    dy_step,
+    connections,
+    images,
+    pixels,
+    width,
+    CONNECTIONS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """dW at CONNECTIONS connections: the sum over all pixels of dy times x."""
+    k = tl.program_id(0).to(tl.int64) * CONNECTIONS + tl.arange(0, CONNECTIONS)
+    exists = k < connections
+    row = tl.load(row_of_each + k, mask=exists, other=0)
+    x_start = _starts(tl.load(indices + k, mask=exists, other=0), x_starts, x_stride, exists)
+    if x_group is not None:
+        x_start += (row // rows_of_group).to(tl.int64) * x_group
+    dy_start = row.to(tl.int64) * dy_stride
+    total = tl.zeros((CONNECTIONS, PIXELS), dvalues.dtype.element_ty)
+    for _ in range(images):
+        for first in range(0, pixels, PIXELS):
+            pixel = first + tl.arange(0, PIXELS)
+            both = exists[:, None] & (pixel < pixels)[None, :]
+            left = tl.load(dy + dy_start[:, None] + _places(pixel, width, dy_line, dy_step)[None, :], mask=both, other=0.0)
+            right = tl.load(x + x_start[:, None] + _places(pixel, width, x_line, x_step)[None, :], mask=both, other=0.0)
+            total += left.to(total.dtype) * right.to(total.dtype)
+        dy_start += dy_image
+        x_start += x_image
+    tl.store(dvalues + k, tl.sum(total, 1), mask=exists)
+
+
+# Bitmap. Bit c % 32 of word [row, c // 32] says whether there is a connection; `first` [rows, words] is the place of a word's first
+# one in the values, which lie row by row, so that the others follow it.
+
+
+@triton.jit
+def _ones(word):
+    """How many bits of a word are 1."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    word += word >> 8
+    return ((word + (word >> 16)) & 0x3F).to(tl.int32)
+
+
+@triton.jit
+def _connected(bits, first, row, column, rows, words):
+    """(which places of the tile row x column are connected, where their values are)."""
+    exists = (row < rows)[:, None] & (column < words * 32)[None, :]
+    word = row.to(tl.int64)[:, None] * words + (column // 32)[None, :]
+    bit = (column % 32).to(tl.uint32)[None, :]
+    held = tl.load(bits + word, mask=exists, other=0).to(tl.uint32, bitcast=True)
+    before = held & ((tl.full(bit.shape, 1, tl.uint32) << bit) - 1)
+    return ((held >> bit) & 1) != 0, tl.load(first + word, mask=exists, other=0) + _ones(before)
+
+
+@triton.jit
+def bitmap_product(
+    bits,
+    first,
+    values,
+    bias,
+    x,
+    x_stride,
+    x_image,
+    x_step,
+    y,
+    y_stride,
+    y_image,
+    y_step,
+    rows,
+    columns,
+    words,
+    pixels,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """y = W x + bias of ROWS rows at PIXELS pixels."""
+    tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
+    row = tile * ROWS + tl.arange(0, ROWS)
+    x += image * x_image
+    total = tl.zeros((ROWS, PIXELS), tl.float32)
+    for start in range(0, columns, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        connected, at = _connected(bits, first, row, column, rows, words)
+        weight = tl.load(values + at, mask=connected, other=0.0).to(x.dtype.element_ty)
+        places = column.to(tl.int64)[:, None] * x_stride + pixel[None, :] * x_step
+        input = tl.load(x + places, mask=(column < columns)[:, None] & (pixel < pixels)[None, :], other=0.0)
+        total = tl.dot(weight, input, total, input_precision=PRECISION)
+    if bias is not None:
+        total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
+    y_places = row.to(tl.int64)[:, None] * y_stride + pixel[None, :] * y_step
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (pixel < pixels)[None, :])
+
+
+@triton.jit
+def bitmap_transposed(
+    bits,
+    first,
+    values,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_step,
+    dx,
+    dx_stride,
+    dx_image,
+    dx_step,
+    rows,
+    columns,
+    words,
+    pixels,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dx = W^T dy of COLUMNS columns at PIXELS pixels."""
+    tile, image, pixel = _tile(tl.cdiv(columns, COLUMNS), pixels, PIXELS)
+    column = tile * COLUMNS + tl.arange(0, COLUMNS)
+    dy += image * dy_image
+    total = tl.zeros((COLUMNS, PIXELS), tl.float32)
+    for start in range(0, rows, ROWS):
+        row = start + tl.arange(0, ROWS)
+        connected, at = _connected(bits, first, row, column, rows, words)
+        weight = tl.load(values + at, mask=connected, other=0.0).to(dy.dtype.element_ty)
+        places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
+        gradient = tl.load(dy + places, mask=(row < rows)[:, None] & (pixel < pixels)[None, :], other=0.0)
+        total = tl.dot(tl.trans(weight), gradient, total, input_precision=PRECISION)
+    dx_places = column.to(tl.int64)[:, None] * dx_stride + pixel[None, :] * dx_step
+    tl.store(dx + image * dx_image + dx_places, total.to(dx.dtype.element_ty), mask=(column < columns)[:, None] & (pixel < pixels)[None, :])
+
+
+@triton.jit
+def bitmap_sampled(
+    bits,
+    first,
+    dvalues,
+    x,
+    x_stride,
+    x_image,
+    x_step,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_step,
+    rows,
+    columns,
+    words,
+    images,
+    pixels,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dW of a tile ROWS x COLUMNS, of which only the connections are written."""
+    tiles = tl.cdiv(columns, COLUMNS)
+    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    total = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for _ in range(images):
+        for start in range(0, pixels, PIXELS):
+            pixel = start + tl.arange(0, PIXELS)
+            inside = pixel < pixels
+            dy_places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
+            x_places = column.to(tl.int64)[None, :] * x_stride + pixel[:, None] * x_step
+            left = tl.load(dy + dy_places, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
+            right = tl.load(x + x_places, mask=(column < columns)[None, :] & inside[:, None], other=0.0)
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+        dy += dy_image
+        x += x_image
+    connected, at = _connected(bits, first, row, column, rows, words)
+    tl.store(dvalues + at, total, mask=connected)
+
+
+# Blocks. `pointers` [rows / SIZE + 1] and `block_columns` [blocks]: which blocks there are, as indptr and indices say it of connections.
+# The values of a block are SIZE short pieces of SIZE rows: the values of a row of blocks lie row by row.
+
+
+@triton.jit
+def _in_block(block, before, after, SIZE: tl.constexpr):
+    """Where the values of `block` are [SIZE, SIZE], one of blocks `before` to `after` in its row of blocks."""
+    within = tl.arange(0, SIZE).to(tl.int64)
+    length = (after - before).to(tl.int64) * SIZE
+    return before.to(tl.int64) * SIZE * SIZE + within[:, None] * length + (block - before) * SIZE + within[None, :]
+
+
+@triton.jit
+def blocks_product(
+    pointers,
+    block_columns,
+    values,
+    bias,
+    x,
+    x_stride,
+    x_image,
+    x_step,
+    y,
+    y_stride,
+    y_image,
+    y_step,
+    row_blocks,
+    pixels,
+    SIZE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """y = W x + bias of one row of blocks at PIXELS pixels."""
+    row_block, image, pixel = _tile(row_blocks, pixels, PIXELS)
+    within, inside = tl.arange(0, SIZE), pixel < pixels
+    x += image * x_image
+    before, after = tl.load(pointers + row_block), tl.load(pointers + row_block + 1)
+    total = tl.zeros((SIZE, PIXELS), tl.float32)
+    for block in range(before, after):
+        weight = tl.load(values + _in_block(block, before, after, SIZE)).to(x.dtype.element_ty)
+        column = tl.load(block_columns + block).to(tl.int64) * SIZE + within
+        input = tl.load(x + column[:, None] * x_stride + pixel[None, :] * x_step, mask=inside[None, :], other=0.0)
+        total = tl.dot(weight, input, total, input_precision=PRECISION)
+    row = row_block.to(tl.int64) * SIZE + within
+    if bias is not None:
+        total += tl.load(bias + row)[:, None]
+    y_places = row[:, None] * y_stride + pixel[None, :] * y_step
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=inside[None, :])
+
+
+@triton.jit
+def blocks_transposed(
+    pointers,
+    column_pointers,
+    block_rows,
+    block_places,
+    values,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_step,
+    dx,
+    dx_stride,
+    dx_image,
+    dx_step,
+    column_blocks,
+    pixels,
+    SIZE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dx = W^T dy of one column of blocks at PIXELS pixels. `block_rows`, `block_places`: the blocks, column by column."""
+    column_block, image, pixel = _tile(column_blocks, pixels, PIXELS)
+    within, inside = tl.arange(0, SIZE), pixel < pixels
+    dy += image * dy_image
+    total = tl.zeros((SIZE, PIXELS), tl.float32)
+    for i in range(tl.load(column_pointers + column_block), tl.load(column_pointers + column_block + 1)):
+        row_block, block = tl.load(block_rows + i), tl.load(block_places + i)
+        before, after = tl.load(pointers + row_block), tl.load(pointers + row_block + 1)
+        weight = tl.load(values + _in_block(block, before, after, SIZE)).to(dy.dtype.element_ty)
+        row = row_block.to(tl.int64) * SIZE + within
+        gradient = tl.load(dy + row[:, None] * dy_stride + pixel[None, :] * dy_step, mask=inside[None, :], other=0.0)
+        total = tl.dot(tl.trans(weight), gradient, total, input_precision=PRECISION)
+    column = column_block.to(tl.int64) * SIZE + within
+    dx_places = column[:, None] * dx_stride + pixel[None, :] * dx_step
+    tl.store(dx + image * dx_image + dx_places, total.to(dx.dtype.element_ty), mask=inside[None, :])
+
+
+@triton.jit
+def blocks_sampled(
+    pointers,
+    row_of_each,
+    block_columns,
+    dvalues,
+    x,
+    x_stride,
+    x_image,
+    x_step,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_step,
+    images,
+    pixels,
+    SIZE: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dW of one block."""
+    block, within = tl.program_id(0), tl.arange(0, SIZE)
+    row_block = tl.load(row_of_each + block)
+    row, column = row_block.to(tl.int64) * SIZE + within, tl.load(block_columns + block).to(tl.int64) * SIZE + within
+    total = tl.zeros((SIZE, SIZE), tl.float32)
+    for _ in range(images):
+        for start in range(0, pixels, PIXELS):
+            pixel = start + tl.arange(0, PIXELS)
+            inside = pixel < pixels
+            dy_places = row[:, None] * dy_stride + pixel[None, :] * dy_step
+            x_places = column[None, :] * x_stride + pixel[:, None] * x_step
+            left = tl.load(dy + dy_places, mask=inside[None, :], other=0.0)
+            right = tl.load(x + x_places, mask=inside[:, None], other=0.0)
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+        dy += dy_image
+        x += x_image
+    before, after = tl.load(pointers + row_block), tl.load(pointers + row_block + 1)
+    tl.store(dvalues + _in_block(block, before, after, SIZE), total)

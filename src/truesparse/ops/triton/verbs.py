@@ -1,0 +1,359 @@
+"""How are the verbs of `reference.py` computed by Triton's kernels? Inputs are checked, and laid out as a form wants them.
+
+Results are the same from run to run. Tensors may lie in memory as they like; what a kernel reads feature by feature is copied to that order
+where a batch is large.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...topology import Topology
+from ...topology.geometry import Convolution, Matrix
+from ...topology.patterns import SLAB_ENTRIES
+from ...topology.select import highest
+from ..dense import gradient_rows_of_convolution
+from ..verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
+from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Side
+from .loading import interpreted, kernels_for
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+TILE_DTYPES = (torch.float16, torch.bfloat16)
+SMALL_BATCH = 16  # up to which samples are read where they lie
+
+
+class _Kernels(ABC):
+    """What both geometries share: checks, and the verbs that are parts of `backward`."""
+
+    kind: str
+
+    def __init__(self, topology: Topology, shape: tuple[int, int], form: Form) -> None:
+        if topology.shape != shape:
+            raise ValueError(f"expected a topology of shape {shape}, got {topology.shape}")
+        kernels_for(topology.device)
+        self.topology, self.form = topology, form
+
+    @property
+    def name(self) -> str:
+        """Which kernels run, in which form they read the connections: "triton.matrix[rows]"."""
+        return f"triton.{self.kind}[{self.form.name}{', interpreted' if interpreted() else ''}]"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held beyond the topology; some grow with the first forward and the first backward."""
+        return self.form.nbytes
+
+    def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        """dx of shape `like`."""
+        self._check({"values": values}, dy=dy)
+        self._check_dy(dy, like)
+        return self._spmm_t(values.contiguous(), dy, like)
+
+    def sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
+        """dW on the connections only, [nnz]."""
+        self._check({}, x=x, dy=dy)
+        self._check_dy(dy, x.shape)
+        return self._sddmm(dy, x)
+
+    def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients:
+        """(dvalues [nnz], dx like x, dbias [rows]), None for each that is not needed.
+
+        Raises:
+            TypeError: unless samples have one dtype, values that of their sums, and all the device of the topology.
+            ValueError: on shapes that do not fit.
+        """
+        self._check({"values": values}, x=x, dy=dy)
+        self._check_dy(dy, x.shape)
+        return (
+            self._sddmm(dy, x) if need[0] else None,
+            self._spmm_t(values.contiguous(), dy, x.shape) if need[1] else None,
+            dy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] else None,
+        )
+
+    def top_gradients(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
+        """Positions of the k largest |dW| where `kept` has no connection, found slab by slab, never held whole.
+
+        Args:
+            samples: pairs (dy, x) whose gradients add up, such as those of several micro-batches.
+            kept: the connections that are not candidates.
+            k: how many; fewer are returned when fewer positions are empty.
+
+        Returns:
+            Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
+        """
+        rows, columns = kept.shape
+        self._check({}, **{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
+        k = min(k, kept.size - kept.nnz)
+        best, keys = torch.empty(0, device=kept.device), torch.empty(0, dtype=torch.int64, device=kept.device)
+        height = max(1, SLAB_ENTRIES // max(columns, 1))
+        starts = range(0, rows, height)
+        places, present = kept.indptr[[*starts, rows]].tolist(), kept.keys
+        for start, first, last in zip(starts, places, places[1:], strict=False):
+            slab = summed_rows(self.gradient_rows, samples, start, min(start + height, rows)).abs().flatten()
+            absent = torch.ones(slab.shape, dtype=torch.bool, device=slab.device)
+            absent[present[first:last] - start * columns] = False
+            here = absent.nonzero().squeeze(1)
+            best, keys = torch.cat([best.to(slab), slab[here]]), torch.cat([keys, here + start * columns])
+            chosen = highest(best[None], torch.tensor([min(k, best.numel())], device=best.device))[0]
+            best, keys = best[chosen], keys[chosen]
+        return keys
+
+    def _spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        dx = torch.empty(like, dtype=dy.dtype, device=dy.device)
+        self.form.transposed(values, self._y(self._laid_out(dy)), self._x(dx), self._images(like))
+        return dx
+
+    def _sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
+        dvalues = torch.empty(self.topology.nnz, dtype=values_dtype(dy.dtype), device=dy.device)
+        self.form.sampled(dvalues, self._x(self._laid_out(x)), self._y(self._laid_out(dy)), self._images(x.shape))
+        return dvalues
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """y = W x + bias [rows].
+
+        Raises:
+            TypeError: unless values and bias have the dtype of the sums of x, and all the device of the topology.
+            ValueError: on shapes that do not fit.
+        """
+        self._check({"values": values, "bias": bias}, x=x)
+        y = torch.empty(self._output_shape(x.shape), dtype=x.dtype, device=x.device)
+        x, bias = self._laid_out(x), None if bias is None else bias.contiguous()
+        self.form.product(values.contiguous(), self._x(x), bias, self._y(y), self._images(x.shape))
+        return y
+
+    @abstractmethod
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor: ...
+
+    @abstractmethod
+    def _output_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        """Of y for an x of that shape, which is checked."""
+
+    @abstractmethod
+    def _images(self, shape: torch.Size) -> Images:
+        """Of an x of that shape."""
+
+    @abstractmethod
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        """The numbers of x or dy in the order in which the form reads them."""
+
+    @abstractmethod
+    def _x(self, x: Tensor) -> Side: ...
+
+    @abstractmethod
+    def _y(self, y: Tensor) -> Side: ...
+
+    def _check(self, values: dict[str, Tensor | None], **samples: Tensor) -> None:
+        """Dtypes and devices, and the shapes of values and bias."""
+        dtype, device = next(iter(samples.values())).dtype, self.topology.device
+        given = [
+            (name, tensor, wanted) for kind, wanted in ((samples, dtype), (values, values_dtype(dtype))) for name, tensor in kind.items()
+        ]
+        fits = dtype in DTYPES
+        for _, tensor, wanted in given:
+            fits = fits and (tensor is None or (tensor.device == device and tensor.dtype == wanted))
+        if not fits:
+            came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor, _ in given if tensor is not None)
+            raise TypeError(
+                f"expected samples of one dtype, values and bias of that of their sums, all on {device} as the topology; got {came}; "
+                "move and convert with .to(...)"
+            )
+        for name, tensor in values.items():
+            count = self.topology.nnz if name == "values" else self.topology.shape[0]
+            if tensor is not None and tensor.shape != (count,):
+                per = "connection" if name == "values" else "row"
+                raise ValueError(f"expected {name} of shape ({count},), one per {per}, got {tuple(tensor.shape)}")
+
+    def _check_dy(self, dy: Tensor, like: torch.Size) -> None:
+        expected = self._output_shape(like)
+        if dy.shape != expected:
+            raise ValueError(f"expected dy of shape {expected} beside x of shape {tuple(like)}, got {tuple(dy.shape)}")
+
+
+class MatrixKernels(_Kernels):
+    """The verbs of y [batch, rows] = x [batch, columns] W^T."""
+
+    kind = "matrix"
+
+    def __init__(self, topology: Topology, geometry: Matrix, form: Form) -> None:
+        super().__init__(topology, geometry.shape, form)
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
+        return widened(dy[:, start:stop]).T @ widened(x)
+
+    def _output_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        rows, columns = self.topology.shape
+        if len(shape) != 2 or shape[1] != columns:
+            raise ValueError(f"expected x of shape (batch, {columns}), got {tuple(shape)}")
+        return shape[0], rows
+
+    def _images(self, shape: torch.Size) -> Images:
+        return Images(1, shape[0])
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        # Connections one by one read all samples of a feature, which should be side by side.
+        return tensor.T.contiguous().T if self.form.name == "rows" and tensor.shape[0] > SMALL_BATCH else tensor
+
+    def _x(self, x: Tensor) -> Side:
+        return Side(x, stride=x.stride(1), image=0, step=x.stride(0))
+
+    def _y(self, y: Tensor) -> Side:
+        return self._x(y)
+
+
+class ConvolutionKernels(_Kernels):
+    """The verbs of a 2-D convolution of x [batch, in_channels, height, width]: those of a matrix over its shifted planes."""
+
+    kind = "convolution"
+
+    def __init__(self, topology: Topology, geometry: Convolution, form: Form) -> None:
+        super().__init__(topology, geometry.shape, form)
+        self.geometry = geometry
+
+    def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
+        return gradient_rows_of_convolution(self.geometry, dy, x, start, stop)
+
+    def _output_shape(self, shape: torch.Size) -> tuple[int, ...]:
+        if len(shape) != 4 or shape[1] != self.geometry.in_channels:
+            raise ValueError(f"expected x of shape (batch, {self.geometry.in_channels}, height, width), got {tuple(shape)}")
+        height, width = self.geometry.output_size((shape[2], shape[3]))
+        if height < 1 or width < 1:
+            raise ValueError(f"an input of {shape[2]} x {shape[3]} is too small for {self.geometry}")
+        return shape[0], self.geometry.out_channels, height, width
+
+    def _images(self, shape: torch.Size) -> Images:
+        batch, _, height, width = self._output_shape(shape)
+        return Images(1, batch) if self._alone(shape) else Images(batch, height * width, None if self.geometry.pointwise else width)
+
+    def _alone(self, shape: torch.Size) -> bool:
+        """Whether images of that shape are samples of a matrix: pixels alone."""
+        return self.geometry.pointwise and shape[2] == shape[3] == 1
+
+    def _laid_out(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous()
+
+    def _x(self, x: Tensor) -> Side:
+        if self.geometry.pointwise:
+            return self._y(x)
+        g = self.geometry
+        padded = F.pad(x, (g.padding[1], g.padding[1], g.padding[0], g.padding[0])) if any(g.padding) else x
+        _, channels, height, width = padded.shape
+        return Side(
+            padded,
+            stride=0,
+            image=channels * height * width,
+            line=g.stride[0] * width,
+            step=g.stride[1],
+            starts=starts(g.in_channels // g.groups, g.kernel, height * width, (g.dilation[0] * width, g.dilation[1]), x.device),
+            group=None if g.groups == 1 else channels // g.groups * height * width,
+        )
+
+    def _y(self, y: Tensor) -> Side:
+        _, channels, height, width = y.shape
+        image = channels * height * width
+        if self._alone(y.shape):
+            return Side(y, stride=1, image=0, step=image)
+        return Side(y, stride=height * width, image=image, line=width, step=1)
+
+    def _spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        if self.geometry.pointwise:
+            return super()._spmm_t(values, dy, like)
+        assert isinstance(self.form, PlaneRows)
+        return self.form.input_gradient(values, dy, like)
+
+
+class PlaneRows(Rows):
+    """Connections one by one, of a convolution that is no matrix.
+
+    Its dx is computed phase by phase: the pixels of the input, padded, that stand at one remainder of the stride see the same connections.
+    """
+
+    def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        super().__init__(topology, max(geometry.out_channels // geometry.groups, 1))
+        self.geometry = geometry
+
+    def _by_column(self) -> Connections:
+        """Rows are (in channel, phase of the stride), columns (out channel, position of the kernel)."""
+        g, topology = self.geometry, self.topology
+        rows, columns = topology.rows.to(torch.int64), topology.indices.to(torch.int64)
+        tap, width = columns % g.taps, g.kernel[1]
+        channel = columns // g.taps + rows // self._of_rows.rows_of_group * (g.in_channels // g.groups)
+        phase = (tap // width * g.dilation[0] % g.stride[0]) * g.stride[1] + tap % width * g.dilation[1] % g.stride[1]
+        return Connections.sorted(
+            g.in_channels * g.stride[0] * g.stride[1], channel * g.stride[0] * g.stride[1] + phase, rows * g.taps + tap
+        )
+
+    def input_gradient(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+        """dx of shape `like`."""
+        g = self.geometry
+        height, width = (
+            -(-(extent + 2 * padding) // stride) for extent, padding, stride in zip(like[2:], g.padding, g.stride, strict=True)
+        )
+        # A tap reads the pixel of dy that lies this many strides before that of dx: so many lines of zeros stand around dy.
+        reach = [(extent - 1) * dilation // stride for extent, dilation, stride in zip(g.kernel, g.dilation, g.stride, strict=True)]
+        more = (max(height - dy.shape[2], 0), max(width - dy.shape[3], 0))
+        padded = F.pad(dy, (reach[1], more[1], reach[0], more[0]))
+        lines, columns = padded.shape[2:]
+        taps = torch.arange(g.taps, device=dy.device)
+        down, right = taps // g.kernel[1] * g.dilation[0] // g.stride[0], taps % g.kernel[1] * g.dilation[1] // g.stride[1]
+        within = (reach[0] - down) * columns + reach[1] - right
+        channels = torch.arange(g.out_channels, device=dy.device)[:, None] * (lines * columns)
+        dx = torch.empty((like[0], like[1], height * g.stride[0], width * g.stride[1]), dtype=dy.dtype, device=dy.device)
+        whole = dx.shape[2] * dx.shape[3]
+        if self._of_columns is None:
+            self._of_columns = self._by_column()
+        self._of_columns.product(
+            values,
+            Side(padded, 0, g.out_channels * lines * columns, columns, 1, (channels + within).flatten()),
+            None,
+            Side(
+                dx,
+                0,
+                like[1] * whole,
+                g.stride[0] * dx.shape[3],
+                g.stride[1],
+                starts(like[1], g.stride, whole, (dx.shape[3], 1), dy.device),
+            ),
+            Images(like[0], height * width, width),
+        )
+        return dx[:, :, g.padding[0] : g.padding[0] + like[2], g.padding[1] : g.padding[1] + like[3]].contiguous()
+
+
+def starts(channels: int, kernel: Sequence[int], plane: int, steps: tuple[int, int], device: torch.device) -> Tensor:
+    """Where the plane of each (channel, line, column of a kernel) starts, [channels * taps] int64."""
+    extents = (channels, plane), (kernel[0], steps[0]), (kernel[1], steps[1])
+    channel, line, column = (torch.arange(count, device=device) * step for count, step in extents)
+    return (channel[:, None, None] + line[:, None] + column).flatten()
+
+
+# What the table of kernels builds.
+
+
+def rows_matrix(topology: Topology, geometry: Matrix) -> MatrixKernels:
+    return MatrixKernels(topology, geometry, Rows(topology))
+
+
+def bitmap_matrix(topology: Topology, geometry: Matrix) -> MatrixKernels:
+    return MatrixKernels(topology, geometry, Bitmap(topology))
+
+
+def blocks_matrix(topology: Topology, geometry: Matrix) -> MatrixKernels:
+    return MatrixKernels(topology, geometry, Blocks(topology))
+
+
+def rows_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
+    return ConvolutionKernels(topology, geometry, Rows(topology) if geometry.pointwise else PlaneRows(topology, geometry))
+
+
+def bitmap_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
+    return ConvolutionKernels(topology, geometry, Bitmap(topology))
+
+
+def blocks_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
+    return ConvolutionKernels(topology, geometry, Blocks(topology))

@@ -1,0 +1,83 @@
+"""Every Triton kernel in every configuration is compiled for GPUs that are not there, and keeps its numbers in registers."""
+
+import os
+
+import pytest
+
+pytest.importorskip("triton", reason="the extra gpu is not installed")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("in a process without TRITON_INTERPRET", allow_module_level=True)
+
+from compilation import ALONE, CASES, TILES, compiled
+
+from truesparse.ops.triton import kernels
+from truesparse.ops.triton.configurations import BLOCK_SIZES, TABLES
+
+SPILLED = 0  # bytes of a thread's numbers that may lie in memory instead of registers
+SHARED = 99 << 10  # bytes of shared memory that every GPU from Ampere on gives a program
+FORM = {
+    "rows": ("float32", "bfloat16", "float64", "float16"),
+    "bitmap": ("bfloat16", "float16"),
+    "blocks": ("bfloat16", "float16", "float32"),
+}
+LINES = [(name, line) for name, table in TABLES.items() for line in range(len(table))]
+
+
+def dtypes(name):
+    return FORM[name.split("_")[0]]
+
+
+def check(name, line, dtype, capability, aligned):
+    for case in CASES.get(name, TILES):
+        for fixed in ways(name, dtype):
+            found = compiled(name, line, dtype, capability, case, aligned, **fixed)
+            assert found.spilled <= SPILLED, (case, fixed, found)
+            assert found.shared <= SHARED, (case, fixed, found)
+
+
+def ways(name, dtype):
+    """Its other compile-time arguments."""
+    if name.startswith("rows"):
+        return [{}]
+    precisions = ("ieee", "tf32") if dtype == "float32" else ("ieee",)
+    sizes = [{"SIZE": size} for size in BLOCK_SIZES] if name.startswith("blocks") else [{}]
+    return [{**size, "PRECISION": precision} for size in sizes for precision in precisions]
+
+
+@pytest.mark.parametrize(("name", "line"), LINES)
+def test_hopper_as_usual_layers_are(name, line):
+    check(name, line, dtypes(name)[0], 90, aligned=True)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_one_of_everything(name):
+    """Triton compiles in what is 1, and a kernel sees numbers of another kind: so it is with one sample."""
+    for fixed in ways(name, dtypes(name)[0]):
+        assert compiled(name, 0, dtypes(name)[0], 90, ALONE, False, **fixed).spilled <= SPILLED
+
+
+@pytest.mark.parametrize(("name", "line"), LINES)
+def test_ampere_as_usual_layers_are(name, line):
+    check(name, line, dtypes(name)[0], 80, aligned=True)
+
+
+@pytest.mark.parametrize(("name", "line", "dtype"), [(name, line, dtype) for name, line in LINES for dtype in dtypes(name)[1:]])
+def test_hopper_in_other_dtypes(name, line, dtype):
+    check(name, line, dtype, 90, aligned=True)
+
+
+@pytest.mark.parametrize(("name", "line", "dtype"), [(name, line, dtype) for name, line in LINES for dtype in dtypes(name)])
+def test_hopper_with_odd_shapes(name, line, dtype):
+    check(name, line, dtype, 90, aligned=False)
+
+
+def test_every_kernel_has_a_table():
+    assert {name for name, kernel in vars(kernels).items() if hasattr(kernel, "arg_names") and not name.startswith("_")} == set(TABLES)
+
+
+def test_spilling_is_seen(monkeypatch):
+    """A tile that no registers can hold."""
+    name, (most, found) = "rows_product", TABLES["rows_product"][3]
+    large = found._replace(sizes={"ROWS": 64, "CONNECTIONS": 8, "PIXELS": 128})
+    monkeypatch.setitem(TABLES, name, (*TABLES[name][:3], (most, large)))
+    assert compiled(name, 3, "float64", 90, "matrix", False).spilled > SPILLED

@@ -1,0 +1,112 @@
+"""Layers and algorithms keep their contracts on the Triton kernels, in Triton's interpreter; and each is forced as other families are."""
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import truesparse as ts
+from truesparse import SET, Rewirer, RigL, SparseLinear, SRigL, ops, sparsify
+from truesparse.algorithms import ALGORITHMS
+from truesparse.cli import doctor_check
+from truesparse.cli.doctor_check import checks
+from truesparse.ops.table import KERNELS
+from truesparse.testing import check_against_masked, check_checkpoint, convolution_model, linear_model
+
+pytest.importorskip("triton", reason="the extra gpu is not installed")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("make test runs these in a process of its own, with TRITON_INTERPRET=1", allow_module_level=True)
+
+pytestmark = pytest.mark.filterwarnings("ignore:layer .* is nearly pruned away")
+
+
+@pytest.fixture(autouse=True)
+def _family():
+    with ops.use("triton"):
+        yield
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_an_algorithm_trains_as_the_masked_twin_does(name):
+    check_against_masked(ALGORITHMS[name](), linear_model, "Adam", steps=7, every=3)
+
+
+@pytest.mark.parametrize(("algorithm", "optimizer"), [(RigL(), "momentum"), (SRigL(), "AdamW"), (SET(), "SGD")], ids=str)
+def test_convolutions_train_as_the_masked_twin_does(algorithm, optimizer):
+    check_against_masked(algorithm, convolution_model, optimizer, steps=5, every=2)
+
+
+def test_a_checkpoint_trains_on_bit_for_bit():
+    check_checkpoint(RigL())
+
+
+def test_every_kernel_is_right_by_the_doctor(monkeypatch):
+    monkeypatch.setattr(doctor_check, "KERNELS", [kernel for kernel in KERNELS if kernel.family == "triton"])
+    monkeypatch.setattr(doctor_check, "BATCHES", (1, 5))
+    monkeypatch.setattr(doctor_check._core, "supported_isas", list)  # the kernels of the CPU are not asked here
+    found = [one for one in checks() if one.kernel.startswith("triton.")]
+    assert not [one for one in found if one.wrong]
+    assert {one.kernel.split("[")[1].split(",")[0] for one in found} == {"rows", "bitmap", "blocks"}
+
+
+def test_a_family_is_forced(monkeypatch):
+    layer = SparseLinear(8, 4)
+    assert layer.kernel == "triton.matrix[rows, interpreted]"
+    with ops.use("native"):
+        assert layer.kernel.startswith("cpu.matrix[")
+    monkeypatch.setattr(ops.table, "_family", type(ops.table._family)("family", default=None))
+    assert layer.kernel.startswith("cpu.matrix["), "on the CPU nobody gets the interpreter without asking"
+    monkeypatch.setenv("TRUESPARSE_KERNELS", "triton")
+    assert layer.kernel == "triton.matrix[rows, interpreted]"
+    assert ops.family() == "triton"
+
+
+KINDS = {
+    "linear": (lambda: nn.Linear(6, 5), (3, 6)),
+    "linear of sequences": (lambda: nn.Linear(6, 5), (2, 3, 6)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3, padding=1, stride=2), (2, 4, 7)),
+    "conv2d": (lambda: nn.Conv2d(4, 6, 3, padding=1, groups=2), (2, 4, 4, 5)),
+    "conv3d": (lambda: nn.Conv3d(2, 3, (2, 1, 2)), (2, 2, 3, 3, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(4, 3, 3, stride=2, output_padding=1), (2, 4, 3, 3)),
+}
+
+
+@pytest.mark.parametrize(("make", "shape"), KINDS.values(), ids=KINDS)
+def test_layers_are_what_their_dense_twins_are(make, shape):
+    dense = make().double()
+    sparse = sparsify(nn.Sequential(dense), 0.5, "uniform", sparsities={"*": 0.5})[0]
+    twin = ts.densify(nn.Sequential(sparse))[0]
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    found, expected = sparse(x), twin(x)
+    torch.testing.assert_close(found, expected)
+    dy = torch.randn_like(found)
+    ours = torch.autograd.grad(found, (sparse.values, sparse.bias, x), dy)
+    theirs = torch.autograd.grad(expected, (twin.weight, twin.bias, x), dy)
+    torch.testing.assert_close(ours[0], theirs[0].flatten()[sparse.topology.keys])
+    torch.testing.assert_close(ours[1:], theirs[1:])
+
+
+def test_gradients_of_gradients():
+    layer = SparseLinear(5, 4, sparsity=0.5, dtype=torch.float64)
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x, values: ops.product(values, x, None, layer.verbs()), (x, layer.values))
+
+
+def test_float16_layers_train():
+    """Values beside float16 samples are held and summed in float32; tiles of a bitmap are used from 3 % of the connections on."""
+    model = sparsify(nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)), 0.7).half()
+    assert model[0].kernel == "triton.matrix[bitmap, interpreted]"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rewirer = Rewirer(model, optimizer, RigL(), every=3, until=9)
+    x, y = torch.randn(32, 16).half(), torch.randint(3, (32,))
+    losses = []
+    for _ in range(12):
+        loss = nn.functional.cross_entropy(model(x).float(), y)
+        loss.backward()
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert rewirer.rewirings == 2
+    assert losses[-1] < losses[0]
