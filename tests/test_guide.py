@@ -19,6 +19,7 @@ RUN_BY_ITS_OWN_TEST = {
     "docs/guide/files.md",
     "docs/guide/frameworks.md",
     "docs/guide/from-dense.md",  # tests/test_guide_from_dense.py
+    "docs/guide/gpu.md",  # tests/gpu: what it shows needs a GPU
     "docs/guide/language-models.md",  # tests/pruning/test_language_models_page.py
     "docs/guide/many-processes.md",  # tests/examples/test_ddp.py
     "docs/guide/plots.md",

@@ -50,7 +50,15 @@ def test_every_kernel_is_right_by_the_doctor(monkeypatch):
     assert {one.kernel.split("[")[1].split(",")[0] for one in found} == {"rows", "bitmap", "blocks"}
 
 
-def test_a_family_is_forced(monkeypatch):
+@pytest.fixture
+def read_anew():
+    """The environment is read once; let this test, and those after it, be the first to need it."""
+    ops.table.family_of_process.cache_clear()
+    yield ops.table.family_of_process.cache_clear
+    ops.table.family_of_process.cache_clear()
+
+
+def test_a_family_is_forced(monkeypatch, read_anew):
     layer = SparseLinear(8, 4)
     assert layer.kernel == "triton.matrix[rows, interpreted]"
     with ops.use("native"):
@@ -58,6 +66,7 @@ def test_a_family_is_forced(monkeypatch):
     monkeypatch.setattr(ops.table, "_family", type(ops.table._family)("family", default=None))
     assert layer.kernel.startswith("cpu.matrix["), "on the CPU nobody gets the interpreter without asking"
     monkeypatch.setenv("TRUESPARSE_KERNELS", "triton")
+    read_anew()
     assert layer.kernel == "triton.matrix[rows, interpreted]"
     assert ops.family() == "triton"
 

@@ -45,12 +45,13 @@ def test_a_family_is_chosen_for_a_process(monkeypatch, read_anew):
         ops.family()
 
 
-def test_each_device_has_its_family(monkeypatch):
+def test_each_device_has_its_family(monkeypatch, read_anew):
     monkeypatch.delenv("TRUESPARSE_KERNELS", raising=False)
     assert (ops.family("cpu"), ops.family("cuda"), ops.family("meta")) == ("native", "triton", "native")
     with ops.use("reference"):
         assert ops.family("cuda") == "reference"
     monkeypatch.setenv("TRUESPARSE_KERNELS", "native")
+    read_anew()
     assert ops.family("cuda") == "native"
 
 
