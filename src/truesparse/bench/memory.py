@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -33,6 +34,9 @@ REWIRINGS = 2
 ARRAYS_OF_DENSE = 4  # weight, gradient, two moments
 BYTES_OF_FLOAT = 4
 SEED = 0
+
+Case = TypeVar("Case")
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -69,9 +73,18 @@ def measure_memory(case: MemoryCase, isa: str, tell: Callable[[str], None]) -> M
         RunError: if the process was killed, as the system does when memory runs out.
     """
     tell(f"{case.layers} layers of {case.size} x {case.size} at {case.sparsity:.1%}, batch {case.batch}, AdamW, RigL")
+    return in_a_new_process(train_and_measure, case, isa)
+
+
+def in_a_new_process(train: Callable[[Case, str], Row], case: Case, isa: str) -> Row:
+    """`train(case, isa)` in a process that has done nothing before, so that its peak is its own.
+
+    Raises:
+        RunError: if the process was killed, as the system does when memory runs out.
+    """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
-            return pool.submit(train_and_measure, case, isa).result()
+            return pool.submit(train, case, isa).result()
         except BrokenProcessPool as error:
             raise RunError(f"the process that trained {case} was killed; was there enough memory?") from error
 

@@ -6,10 +6,7 @@ A step is forward with cross-entropy, backward, SGD with momentum, `zero_grad`. 
 from __future__ import annotations
 
 import ctypes
-import multiprocessing
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -24,9 +21,9 @@ from ..algorithms import GSE  # type: ignore[attr-defined]
 from ..metrics import live_bytes
 from ..nn import SparseLinear, topology_layers
 from ..rewiring import Rewirer
-from ..runs import ConfigError, RunError
+from ..runs import ConfigError
 from .document import ScaleRow
-from .memory import resident_bytes
+from .memory import in_a_new_process, resident_bytes
 from .timing import elapsed
 
 INPUTS, CLASSES, HIDDEN_LAYERS = 256, 10, 3
@@ -67,11 +64,7 @@ def measure_scale(case: ScaleCase, isa: str, tell: Callable[[str], None]) -> Sca
         RunError: if the process was killed, as the system does when memory runs out.
     """
     tell(f"{case.neurons:,} neurons of {case.fan_in} connections, batch {case.batch}, SGD with momentum, GSE")
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(train_and_measure, case, isa).result()
-        except BrokenProcessPool as error:
-            raise RunError(f"the process that trained {case} was killed; was there enough memory?") from error
+    return in_a_new_process(train_and_measure, case, isa)
 
 
 def train_and_measure(case: ScaleCase, isa: str) -> ScaleRow:
