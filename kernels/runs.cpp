@@ -23,7 +23,9 @@ struct Run {
 };
 
 // Longest first, and those of one length in the order in which they came. `found` is left empty.
-void sort_by_length(std::vector<Run>& found, std::vector<Run>& sorted, std::vector<int64_t>& ends, int64_t longest) {
+void sort_by_length(std::vector<Run>& found, std::vector<Run>& sorted, std::vector<int64_t>& ends) {
+  int64_t longest = 0;
+  for (const Run& run : found) longest = std::max<int64_t>(longest, run.length);
   ends.assign(static_cast<size_t>(longest) + 1, 0);
   for (const Run& run : found) ++ends[run.length];
   for (int64_t length = longest, before = 0; length >= 0; --length) before = ends[length] += before;
@@ -74,7 +76,7 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
     for_bands(item, [&](int64_t block, int64_t row, int64_t begin, int64_t end) {
       if (!block || begin < end) found[slot].push_back({static_cast<int32_t>(row), static_cast<int32_t>(begin), static_cast<int32_t>(end - begin)});
     });
-    sort_by_length(found[slot], sorted[slot], ends[slot], std::min(width, columns));
+    sort_by_length(found[slot], sorted[slot], ends[slot]);
     const auto first_column = static_cast<int32_t>(item / this->parts() * width);
     int64_t at_run = pieces_[item].run, at_place = pieces_[item].place, connection = at_place * alike;
     for (const Run& run : sorted[slot]) {
