@@ -78,7 +78,7 @@ void for_blocks(const Runs& runs, const Multiplier<T>& k, int64_t lanes, const i
                 Body&& body) {
   for (int64_t block = 0; block < runs.blocks(); ++block)
     for_tiles(k, lanes, elements, [&](int64_t vectors, int64_t at) {
-      const RunCursor<uint16_t> cursor = runs.cursor(block, 0);
+      const RunCursor<uint16_t> cursor = runs.cursor<uint16_t>(block, 0);
       const Steps<int32_t> steps{runs.alike, vectors, unit, stride};
       body(block, RunCursor<int32_t>{cursor.row, cursor.length, cursor.start, offsets + runs.places_begin(block, 0)}, steps, at);
     });
@@ -96,7 +96,7 @@ void spmm_planes(const Runs& runs, const Multiplier<T>& k, int64_t lanes, const 
 template <class Offset>
 void fill_offsets(const Runs& runs, Offset&& offset_of, int32_t* offsets) {
   for (int64_t block = 0; block < runs.blocks(); ++block) {
-    RunCursor<uint16_t> cursor = runs.cursor(block, 0);
+    RunCursor<uint16_t> cursor = runs.cursor<uint16_t>(block, 0);
     for (int64_t run = runs.count(block, 0); run > 0; --run, cursor.place += *cursor.length++, ++cursor.row)
       for (int64_t p = 0; p < *cursor.length; ++p) *offsets++ = static_cast<int32_t>(offset_of(*cursor.row, block * runs.width + cursor.place[p]));
   }

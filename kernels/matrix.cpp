@@ -29,8 +29,14 @@ Isa isa_for(int64_t batch) {
   return isa == Isa::avx512 && isa_supported(Isa::avx2) && batch <= 2 * kernels<T>(Isa::avx2).lanes ? Isa::avx2 : isa;
 }
 
+// For places of 16 bits and of 32.
 template <class T>
-using Multiplier = RunKernels<T, uint16_t>;
+struct Multiplier {
+  const RunKernels<T, uint16_t>& narrow;
+  const RunKernels<T, int32_t>& wide;
+
+  explicit Multiplier(Isa isa) : narrow(run_kernels<T, uint16_t>(isa)), wide(run_kernels<T, int32_t>(isa)) {}
+};
 
 // How the batch is cut into tiles of `vectors` vectors. `pixels` samples of one feature are side by side in the user's tensors: 1 in a
 // matrix, height x width in images of which each pixel is a sample.
@@ -47,7 +53,7 @@ struct Tiling {
 // As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
 template <class T, class S>
 Tiling<T, S> tiling(const Kernels<T, S>& k, const Multiplier<T>& multiplier, int64_t batch, int64_t pixels, int64_t threads) {
-  const int64_t most = std::clamp<int64_t>(tile_bytes / (k.lanes * static_cast<int64_t>(sizeof(T))), 1, multiplier.tile_vectors);
+  const int64_t most = std::clamp<int64_t>(tile_bytes / (k.lanes * static_cast<int64_t>(sizeof(T))), 1, multiplier.narrow.tile_vectors);
   const int64_t all = divide_up(batch, k.lanes);
   int64_t tiles = divide_up(all, most);
   const int64_t even = divide_up(tiles, threads) * threads;
@@ -112,14 +118,41 @@ void prefetch_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t part, int64
     });
 }
 
-template <class T, class S>
-Steps<uint16_t> steps(const Runs& runs, const Tiling<T, S>& tiling, int64_t tile) {
-  const int64_t vectors = tiling.vectors_of(tile), width = vectors * tiling.k.lanes;
-  return {runs.alike, vectors, width, width};
-}
+// A piece that is read in `shares` shares, one after the other, for tiles of `vectors` vectors, `width` elements.
+template <class T>
+class Reading {
+ public:
+  Reading(const Runs& runs, const Multiplier<T>& k, int64_t block, int64_t part, int64_t vectors, int64_t width, int64_t shares)
+      : runs_(runs), k_(k), count_(runs.count(block, part)), vectors_(vectors), width_(width), shares_(shares),
+        narrow_(runs.cursor<uint16_t>(block, part)), wide_(runs.cursor<int32_t>(block, part)) {}
 
-// The next share, number `share` of `shares`, of `count`.
-int64_t share_of(int64_t count, int64_t share, int64_t shares) { return count * (share + 1) / shares - count * share / shares; }
+  void multiply(bool first, const T* values, const T* bias, const T* source, T* target) {
+    next([&](const auto& kernels, auto& cursor, int64_t count, const auto& steps) {
+      kernels.multiply(cursor, count, steps, first, values, bias, source, target);
+    });
+  }
+  T* correlate(bool first, const T* source, const T* dtarget, T* sums) {
+    next([&](const auto& kernels, auto& cursor, int64_t count, const auto& steps) {
+      sums = kernels.correlate(cursor, count, steps, first, source, dtarget, sums);
+    });
+    return sums;
+  }
+
+ private:
+  template <class Body>
+  void next(Body&& body) {
+    const int64_t count = count_ * (share_ + 1) / shares_ - count_ * share_ / shares_;
+    ++share_;
+    if (runs_.wide()) body(k_.wide, wide_, count, Steps<int32_t>{runs_.alike, vectors_, width_, width_});
+    else body(k_.narrow, narrow_, count, Steps<uint16_t>{runs_.alike, vectors_, width_, width_});
+  }
+
+  const Runs& runs_;
+  const Multiplier<T>& k_;
+  int64_t count_, vectors_, width_, shares_, share_ = 0;
+  RunCursor<uint16_t> narrow_;
+  RunCursor<int32_t> wide_;
+};
 
 // All rows of one tile, whose sums all fit: each block is packed just before its use, always to the same place.
 template <class T, class S>
@@ -131,10 +164,10 @@ void spmm_by_blocks(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>
     pack_tile(t, tile, begin, end, runs.columns, x, source - begin * width);
     const int64_t shares = divide_up(prefetch_parts, runs.parts());
     for (int64_t part = 0; part < runs.parts(); ++part) {
-      RunCursor<uint16_t> cursor = runs.cursor(block, part);
+      Reading<T> reading(runs, k, block, part, t.vectors_of(tile), width, shares);
       for (int64_t share = 0; share < shares; ++share) {
         prefetch_tile(t, tile, part * shares + share, runs.parts() * shares, end, next, runs.columns, x);
-        k.multiply(cursor, share_of(runs.count(block, part), share, shares), steps(runs, t, tile), block == 0, values, bias, source, target);
+        reading.multiply(block == 0, values, bias, source, target);
       }
     }
   }
@@ -147,9 +180,8 @@ void spmm_part(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, 
                T* target, S* y) {
   const int64_t width = t.vectors_of(tile) * t.k.lanes, row = runs.part_begin(part);
   for (int64_t block = 0; block < runs.blocks(); ++block) {
-    RunCursor<uint16_t> cursor = runs.cursor(block, part);
-    k.multiply(cursor, runs.count(block, part), steps(runs, t, tile), block == 0, values_of(block), bias, source + block * runs.width * width,
-               target - row * width);
+    Reading<T> reading(runs, k, block, part, t.vectors_of(tile), width, 1);
+    reading.multiply(block == 0, values_of(block), bias, source + block * runs.width * width, target - row * width);
   }
   unpack_tile(t, tile, row, runs.part_begin(part + 1), runs.rows, target, y);
 }
@@ -194,10 +226,10 @@ void correlate_block(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S
   pack_tile(tiling, tile, first, last, runs.columns, x, source - first * width);
   const int64_t shares = divide_up(prefetch_parts, part_end - part);
   for (int64_t own = part; own < part_end; ++own) {
-    RunCursor<uint16_t> cursor = runs.cursor(block, own);
+    Reading<T> reading(runs, k, block, own, tiling.vectors_of(tile), width, shares);
     for (int64_t share = 0; share < shares; ++share) {
       prefetch_tile(tiling, tile, (own - part) * shares + share, (part_end - part) * shares, last, next, runs.columns, x);
-      sums = k.correlate(cursor, share_of(runs.count(block, own), share, shares), steps(runs, tiling, tile), tile == 0, source, dtarget, sums);
+      sums = reading.correlate(tile == 0, source, dtarget, sums);
     }
   }
 }
@@ -232,7 +264,7 @@ template <class T, class S>
 void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S* y, int64_t batch, int64_t pixels, int64_t threads) {
   if (!batch || !runs.rows) return;
   const Isa isa = isa_for<T>(batch);
-  const Multiplier<T>& k = run_kernels<T, uint16_t>(isa);
+  const Multiplier<T> k(isa);
   const Tiling<T, S> t = tiling(kernels<T, S>(isa), k, batch, pixels, threads);
   const int64_t width = t.width();
   const bool all_fit = runs.rows * width * static_cast<int64_t>(sizeof(T)) <= all_sums;
@@ -281,7 +313,7 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
   if (!dx && !dvalues && !dbias) return;
 
   const Isa isa = isa_for<T>(batch);
-  const Multiplier<T>& k = run_kernels<T, uint16_t>(isa);
+  const Multiplier<T> k(isa);
   const Tiling<T, S> t = tiling(kernels<T, S>(isa), k, batch, pixels, 1);  // the sums must not depend on the number of threads
   const int64_t width = t.width();
   const Grid grid = share(runs, transposed, rows, t.tiles, threads);

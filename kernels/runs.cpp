@@ -17,6 +17,12 @@ std::vector<int64_t> parts_of(int64_t rows, const int32_t* indptr, int64_t alike
   return begins;
 }
 
+int64_t width_of(int64_t rows, const int32_t* indptr, int64_t wanted) {
+  for (int64_t row = 0; wanted > longest_run && row < rows; ++row)
+    if (indptr[row + 1] - indptr[row] > longest_run) return longest_run;
+  return wanted;
+}
+
 // Of the first of the rows that are alike.
 struct Run {
   int32_t row, begin, length;
@@ -38,11 +44,11 @@ void sort_by_length(std::vector<Run>& found, std::vector<Run>& sorted, std::vect
 
 Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, const int32_t* permutation, int64_t width, int64_t parts,
            int64_t rows_per_group, int64_t threads)
-    : rows(rows), columns(columns), nnz(indptr[rows]), width(width), alike(rows_alike(rows, indptr, indices, rows_per_group)),
+    : rows(rows), columns(columns), nnz(indptr[rows]), width(width_of(rows, indptr, width)), alike(rows_alike(rows, indptr, indices, rows_per_group)),
       part_begins_(parts_of(rows, indptr, alike, parts)) {
   const int64_t pieces = blocks() * this->parts();
   std::vector<int32_t> starts(static_cast<size_t>((blocks() - 1) * rows));
-  block_starts(rows, indptr, indices, width, blocks(), starts.data(), threads);
+  block_starts(rows, indptr, indices, this->width, blocks(), starts.data(), threads);
   const auto begin_of = [&](int64_t block, int64_t row) {
     return !block ? indptr[row] : block == blocks() ? indptr[row + 1] : starts[(block - 1) * rows + row];
   };
@@ -68,7 +74,8 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
   row_.reset(new int32_t[runs]);
   length_.reset(new uint16_t[runs]);
   start_.reset(new int32_t[runs * static_cast<size_t>(alike)]);
-  place_.reset(new uint16_t[static_cast<size_t>(pieces_.back().place)]);
+  if (wide()) wide_place_.reset(new int32_t[static_cast<size_t>(places())]);
+  else place_.reset(new uint16_t[static_cast<size_t>(places())]);
   if (permutation) at_.reset(new int32_t[static_cast<size_t>(nnz)]);
   std::vector<std::vector<Run>> found(static_cast<size_t>(threads)), sorted(static_cast<size_t>(threads));
   std::vector<std::vector<int64_t>> ends(static_cast<size_t>(threads));
@@ -77,12 +84,15 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
       if (!block || begin < end) found[slot].push_back({static_cast<int32_t>(row), static_cast<int32_t>(begin), static_cast<int32_t>(end - begin)});
     });
     sort_by_length(found[slot], sorted[slot], ends[slot]);
-    const auto first_column = static_cast<int32_t>(item / this->parts() * width);
+    const auto first_column = static_cast<int32_t>(item / this->parts() * this->width);
     int64_t at_run = pieces_[item].run, at_place = pieces_[item].place, connection = at_place * alike;
     for (const Run& run : sorted[slot]) {
       row_[at_run] = run.row;
       length_[at_run] = static_cast<uint16_t>(run.length);
-      for (int64_t i = 0; i < run.length; ++i) place_[at_place + i] = static_cast<uint16_t>(indices[run.begin + i] - first_column);
+      if (wide())
+        for (int64_t i = 0; i < run.length; ++i) wide_place_[at_place + i] = indices[run.begin + i] - first_column;
+      else
+        for (int64_t i = 0; i < run.length; ++i) place_[at_place + i] = static_cast<uint16_t>(indices[run.begin + i] - first_column);
       for (int64_t r = 0; r < alike; ++r) {
         const int32_t begin = run.begin + indptr[run.row + r] - indptr[run.row];
         start_[at_run * alike + r] = permutation ? static_cast<int32_t>(connection) : begin;
@@ -95,11 +105,6 @@ Runs::Runs(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* 
   });
 }
 
-RunCursor<uint16_t> Runs::cursor(int64_t block, int64_t part) const {
-  const Piece& begin = piece(block, part);
-  return {row_.get() + begin.run, length_.get() + begin.run, start_.get() + begin.run * alike, place_.get() + begin.place};
-}
-
 int64_t Runs::most_rows() const {
   int64_t most = 0;
   for (int64_t part = 0; part < parts(); ++part) most = std::max(most, part_begin(part + 1) - part_begin(part));
@@ -107,9 +112,9 @@ int64_t Runs::most_rows() const {
 }
 
 size_t Runs::bytes() const {
-  const auto runs = static_cast<size_t>(pieces_.back().run), places = static_cast<size_t>(pieces_.back().place);
+  const auto runs = static_cast<size_t>(pieces_.back().run);
   return pieces_.size() * sizeof(Piece) + runs * (sizeof *row_.get() + sizeof *length_.get() + static_cast<size_t>(alike) * sizeof *start_.get()) +
-         places * sizeof *place_.get() + (at_ ? static_cast<size_t>(nnz) * sizeof *at_.get() : 0);
+         static_cast<size_t>(places()) * (wide() ? sizeof *wide_place_.get() : sizeof *place_.get()) + (at_ ? static_cast<size_t>(nnz) * sizeof *at_.get() : 0);
 }
 
 }  // namespace truesparse

@@ -53,6 +53,13 @@ def test_against_dense(isa: str, threads: int, dtype: torch.dtype, shape: tuple[
         check(topology, batch, dtype)
 
 
+@pytest.mark.parametrize("shape", [(5, 70_000), (70_000, 5)])
+def test_blocks_wider_than_16_bits(isa: str, threads: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    topology = random_topology(*shape, 20 / 350_000)
+    for batch in (3, 17, 70):
+        check(topology, batch, dtype)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     rows=st.integers(1, 80), columns=st.integers(1, 200), batch=st.integers(0, 300), density=st.floats(0, 1), seed=st.integers(0, 99),

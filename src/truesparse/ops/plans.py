@@ -19,7 +19,7 @@ from .verbs import Gradients
 BYTES_PER_BLOCK = 40 << 10  # of a packed tile: most of the nearest cache
 COLUMNS_PER_BLOCK = 160  # of a matrix: tiles have 256 bytes a column
 CONNECTIONS_PER_RUN = 8  # at least, on average: fewer would not pay for the sums that a run fetches and stores
-WIDEST_BLOCK = (1 << 16) - 1  # lengths have 16 bits
+WIDEST_BLOCK = (1 << 16) - 1  # of a convolution: places have 16 bits
 TILE_BYTES, VECTOR_BYTES = 512, 64  # of a convolution: a tile of positions, and samples side by side in it
 ROWS_PER_PART = 512  # 128 KB of the sums of a tile
 ROWS_PER_THREAD = 64  # at least
@@ -155,7 +155,7 @@ class ConvolutionPlan:
         height, width = self._geometry.kernel
         touched = height * (TILE_BYTES + (width - 1) * VECTOR_BYTES)  # of a channel, by one tile
         taps = self._geometry.taps
-        block = _width(self._topology, columns, taps, max(BYTES_PER_BLOCK // touched, 1) * taps)
+        block = min(_width(self._topology, columns, taps, max(BYTES_PER_BLOCK // touched, 1) * taps), WIDEST_BLOCK // taps * taps)
         return _runs(rows, columns, indptr, indices, permutation, block, 1, rows_per_group)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None, y: Tensor, threads: int) -> None:
@@ -221,10 +221,12 @@ def _empty_transpose(topology: Topology, targets: int) -> tuple[Tensor, Tensor, 
 
 
 def _width(topology: Topology, columns: int, whole: int, wanted: int) -> int:
-    """Columns of a block: a multiple of `whole`, `wanted` of them or as many as make runs long enough."""
+    """Columns of a block: a multiple of `whole`, `wanted` of them; or, so that runs are long enough, more, alike in all blocks."""
     density = topology.nnz / max(topology.size, 1)
-    least = math.ceil(CONNECTIONS_PER_RUN / density / whole) * whole if density else columns
-    return max(min(max(wanted, least), columns, WIDEST_BLOCK // whole * whole), 1)
+    least = CONNECTIONS_PER_RUN / density if density else columns
+    if least > wanted:
+        wanted = math.ceil(columns / max(int(columns // least), 1) / whole) * whole
+    return max(min(wanted, columns), 1)
 
 
 def _runs(
