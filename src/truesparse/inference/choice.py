@@ -64,9 +64,8 @@ def measure(weights: Weights, relu: bool, conditions: Conditions, x: Tensor | No
     while time.perf_counter() < end or len(times[Dense.name]) < LEAST_ROUNDS:
         x = inputs[len(times[Dense.name]) % len(inputs)]
         for name, layout in made.items():
-            layout(
-                inputs[0] if x is not inputs[0] else inputs[-1]
-            )  # the first call finds the caches full of what another layout left there
+            # The first call finds the caches full of what another layout left there.
+            layout(inputs[0] if x is not inputs[0] else inputs[-1])
             start = time.perf_counter()
             layout(x)
             times[name].append(time.perf_counter() - start)

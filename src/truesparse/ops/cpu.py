@@ -17,10 +17,9 @@ from .. import _core
 from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
 from ..topology.merge import sort_, threads_for
-from ..topology.patterns import SLAB_ENTRIES
 from .dense import gradient_rows_of_convolution
 from .plans import DTYPES, ConvolutionPlan, MatrixPlan
-from .verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
+from .verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
 
@@ -80,16 +79,13 @@ class _Kernels(ABC):
         Returns:
             Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
         """
-        rows, columns = kept.shape
-        dtype = samples[0][1].dtype
+        columns, dtype = kept.shape[1], samples[0][1].dtype
         if not all(one.dtype is dtype and one.is_cpu for pair in samples for one in pair) or dtype not in DTYPES:
             _refuse(**{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
         k = min(k, kept.size - kept.nnz)
         best = _core.TopK(k)
         push = best.push_float64 if dtype == torch.float64 else best.push_float32
-        height = max(1, SLAB_ENTRIES // max(columns, 1))
-        for start in range(0, rows, height):
-            stop = min(start + height, rows)
+        for start, stop in slabs(kept.shape):
             slab = summed_rows(self.gradient_rows, samples, start, stop).contiguous()
             push(slab.data_ptr(), start, stop - start, columns, kept.indptr.data_ptr(), kept.indices.data_ptr(), threads_for(slab.numel()))
             del slab  # before the next is made

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..topology import Topology
+from ..topology.patterns import SLAB_ENTRIES
 
 WIDE = (torch.float32, torch.float64)  # nearly always; to ask for the size takes longer
 Sample = tuple[Tensor, Tensor]  # (dy, x) of one backward pass
@@ -53,6 +54,13 @@ class Verbs(Protocol):
     def top_gradients(self, samples: list[Sample], kept: Topology, k: int) -> Tensor: ...
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, need: Need) -> Gradients: ...
+
+
+def slabs(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """(first, after the last) row of parts of a matrix of that shape, each small enough for its dense gradient to be held."""
+    rows, columns = shape
+    height = max(1, SLAB_ENTRIES // max(columns, 1))
+    return ((start, min(start + height, rows)) for start in range(0, rows, height))
 
 
 def summed_rows(gradient_rows: Callable[[Tensor, Tensor, int, int], Tensor], samples: Sequence[Sample], start: int, stop: int) -> Tensor:

@@ -54,9 +54,8 @@ class Follower:
     def __init__(self, layer: TopologyLayer, before: Callable[[int], None], shared: bool = False) -> None:
         self.layer, self.before = layer, before
         self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
-        self._passes: dict[
-            int, tuple[DenseGradient, Tensor | None]
-        ] = {}  # by the number of the backward pass, with what it is at connections
+        # By the number of the backward pass, with what it is at connections.
+        self._passes: dict[int, tuple[DenseGradient, Tensor | None]] = {}
         self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
         self._at = _identity(layer.parameter.grad)
         self._own: Tensor | None = self._zeros() if shared else None  # this process's part of .grad, at the connections

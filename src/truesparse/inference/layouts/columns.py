@@ -23,9 +23,8 @@ WIDEST_PART = 1 << 16  # rows, whose places have 16 bits
 LEAST_ZEROS = 0.3  # of the inputs: with fewer, torch's product reads hardly more
 LARGEST_BATCH = 16  # beyond, samples that share what they read gain more
 LIST_DENSITY, WHOLE_DENSITY = 0.5, 0.1  # most for lists, which read a place and a value; least for a whole weight, which reads zeros, too
-WORK_OF_A_THREAD = (
-    1_000_000  # connections times samples, of which one in ten is read in some 60 microseconds: less is not worth another thread
-)
+# Connections times samples, of which one in ten is read in some 60 microseconds: less is not worth another thread.
+WORK_OF_A_THREAD = 1_000_000
 
 # Nanoseconds: of an input looked at, of a list, of one of its connections, of one that is unpacked, of a weight that is zero before.
 LOOK, LIST, CONNECTION, UNPACKED, CLEARED = 0.9, 15, 0.65, 2, 0.28

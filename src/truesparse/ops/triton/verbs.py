@@ -15,10 +15,9 @@ from torch import Tensor
 
 from ...topology import Topology
 from ...topology.geometry import Convolution, Matrix
-from ...topology.patterns import SLAB_ENTRIES
 from ...topology.select import highest
 from ..dense import gradient_rows_of_convolution
-from ..verbs import Gradients, Need, Sample, summed_rows, values_dtype, widened
+from ..verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
 from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Side
 from .loading import interpreted, kernels_for
 
@@ -86,15 +85,14 @@ class _Kernels(ABC):
         Returns:
             Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
         """
-        rows, columns = kept.shape
+        columns = kept.shape[1]
         self._check({}, **{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
         k = min(k, kept.size - kept.nnz)
         best, keys = torch.empty(0, device=kept.device), torch.empty(0, dtype=torch.int64, device=kept.device)
-        height = max(1, SLAB_ENTRIES // max(columns, 1))
-        starts = range(0, rows, height)
-        places, present = kept.indptr[[*starts, rows]].tolist(), kept.keys
-        for start, first, last in zip(starts, places, places[1:], strict=False):
-            slab = summed_rows(self.gradient_rows, samples, start, min(start + height, rows)).abs().flatten()
+        parts = list(slabs(kept.shape))
+        places, present = kept.indptr[[*(start for start, _ in parts), kept.shape[0]]].tolist(), kept.keys
+        for (start, stop), first, last in zip(parts, places, places[1:], strict=False):
+            slab = summed_rows(self.gradient_rows, samples, start, stop).abs().flatten()
             absent = torch.ones(slab.shape, dtype=torch.bool, device=slab.device)
             absent[present[first:last] - start * columns] = False
             here = absent.nonzero().squeeze(1)
