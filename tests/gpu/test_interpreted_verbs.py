@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from truesparse import NM, Block, FanIn, Topology, ops
+from truesparse.topology import patterns
 from truesparse.topology.geometry import Convolution, Matrix
 
 pytest.importorskip("triton", reason="the extra gpu is not installed")
@@ -173,7 +174,7 @@ def test_largest_gradients_slab_by_slab(monkeypatch):
     verbs = ops.verbs_for(topology, geometry, F64)
     with ops.use("reference"):
         reference = ops.verbs_for(topology, geometry, F64)
-    monkeypatch.setattr(built, "SLAB_ENTRIES", 17)
+    monkeypatch.setattr(patterns, "SLAB_ENTRIES", 17)
     for count in range(0, 60, 3):
         assert torch.equal(verbs.top_gradients([(dy, x)], topology, count), reference.top_gradients([(dy, x)], topology, count))
 

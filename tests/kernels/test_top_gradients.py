@@ -8,9 +8,8 @@ from kernel_cases import random_topology
 from torch import Tensor
 
 from truesparse import _core
-from truesparse.ops import cpu
 from truesparse.ops.cpu import ConvolutionKernels, MatrixKernels
-from truesparse.topology import Topology
+from truesparse.topology import Topology, patterns
 from truesparse.topology.geometry import Convolution, Matrix
 
 
@@ -65,7 +64,7 @@ def test_against_sorting(isa: str, dtype: torch.dtype, density: float, kind: str
 
 @pytest.mark.parametrize("slab", [100, 1 << 22])
 def test_several_samples_of_a_matrix_add_up(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
-    monkeypatch.setattr(cpu, "SLAB_ENTRIES", slab)
+    monkeypatch.setattr(patterns, "SLAB_ENTRIES", slab)
     kept = random_topology(40, 90, 0.1)
     kernels = MatrixKernels(kept, Matrix(40, 90))
     samples = [(torch.randint(-99, 99, (8, 40)).to(dtype), torch.randint(-99, 99, (8, 90)).to(dtype)) for _ in range(3)]
@@ -76,7 +75,7 @@ def test_several_samples_of_a_matrix_add_up(isa: str, dtype: torch.dtype, monkey
 @pytest.mark.parametrize("slab", [100, 1 << 22])
 @pytest.mark.parametrize("groups", [1, 3])
 def test_a_convolution(isa: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, slab: int, groups: int) -> None:
-    monkeypatch.setattr(cpu, "SLAB_ENTRIES", slab)
+    monkeypatch.setattr(patterns, "SLAB_ENTRIES", slab)
     geometry = Convolution(6, 9, (3, 3), stride=(2, 1), padding=(1, 0), groups=groups)
     kept = random_topology(*geometry.shape, 0.2)
     x = torch.randint(-99, 99, (4, 6, 9, 8)).double()

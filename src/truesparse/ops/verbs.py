@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..topology import Topology
-from ..topology.patterns import SLAB_ENTRIES
+from ..topology import Topology, patterns
 
 WIDE = (torch.float32, torch.float64)  # nearly always; to ask for the size takes longer
 Sample = tuple[Tensor, Tensor]  # (dy, x) of one backward pass
@@ -59,7 +58,7 @@ class Verbs(Protocol):
 def slabs(shape: tuple[int, int]) -> Iterator[tuple[int, int]]:
     """(first, after the last) row of parts of a matrix of that shape, each small enough for its dense gradient to be held."""
     rows, columns = shape
-    height = max(1, SLAB_ENTRIES // max(columns, 1))
+    height = max(1, patterns.SLAB_ENTRIES // max(columns, 1))
     return ((start, min(start + height, rows)) for start in range(0, rows, height))
 
 
