@@ -81,6 +81,11 @@ def clock_of(device: torch.device) -> Clock:
 CYCLES = 2e9  # of a GPU in a second, about
 
 
+def can_be_kept_busy(device: torch.device) -> bool:
+    """Whether `keep_busy` can."""
+    return hasattr(module_of(device), "_sleep")
+
+
 def keep_busy(device: torch.device, seconds: float) -> None:
     """Have a GPU do nothing, for about so long, before what it is asked to do next."""
     module_of(device)._sleep(int(seconds * CYCLES))
