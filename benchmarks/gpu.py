@@ -4,9 +4,10 @@
     python benchmarks/gpu.py --out build/bench/gpu --minutes 9         the same without the page
     TRITON_INTERPRET=1 python benchmarks/gpu.py --out toy              without a GPU: toy sizes, and no figure means anything
 
-Every kernel, in every form and dtype, is held against dense products in float64; one that is wrong ends the program with 1. Then come the
-parts below, what matters most first: a document of `truesparse bench` for each, in a file of its own, written after every line. When the
-time is up, the lines that are left are named and left out. How is measured: docs/guide/bench.md.
+Every kernel, in every form and dtype, is held against dense products in float64; one that is wrong ends the program with 1. So does a line
+whose result is wrong, after the others. Then come the parts below, what matters most first: a document of `truesparse bench` for each, in a
+file of its own, written after every line. When the time is up, the lines that are left are named and left out. How is measured:
+docs/guide/bench.md.
 """
 
 from __future__ import annotations
@@ -45,7 +46,6 @@ from truesparse.bench.request import BESIDE, CONVOLUTIONS, convolution_of, multi
 from truesparse.bench.work import Peaks, measure_peaks
 from truesparse.cli.doctor_check import Check, checks_of_triton
 from truesparse.ops.triton.loading import interpreted, state, usable_devices
-from truesparse.runs import ConfigError, RunError
 from truesparse.runs.devices import device_here
 from truesparse.runs.machine import hardware, machine
 from truesparse.topology.geometry import Matrix
@@ -174,7 +174,7 @@ class Budget:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="Folder of the documents, one for each part.")
     parser.add_argument("--minutes", type=float, default=9.0, help="After which what is left is left out.")
     given = parser.parse_args(arguments)
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     budget.say(
         f"{hardware(machine(device)) if device.type != 'cpu' else 'interpreter: no figure means anything'}; documents are in {given.out}"
     )
-    return 0
+    return 1 if any(why.startswith("WrongResult") for why in left_out.values()) else 0
 
 
 def check(budget: Budget, batches: Sequence[int] | None) -> list[str]:
@@ -226,9 +226,8 @@ def measure(plan: Plan, device: torch.device, out: Path, budget: Budget) -> dict
             try:
                 with multiplied_in(tf32=False):
                     rows += taken(part.command, case, conditions, peaks, partial(tell, budget, part))
-            except (ConfigError, RunError, NotImplementedError, torch.OutOfMemoryError) as error:
-                # A line that this GPU cannot have, or whose result is wrong, is no reason to lose the others.
-                left_out[f"{part.name}, line {number + 1}"] = " ".join(str(error).split())[:300]
+            except Exception as error:  # whatever a compiler, a driver or torch may say: no reason to lose the other lines
+                left_out[f"{part.name}, line {number + 1}"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
                 continue
             guess = time.monotonic() - began
             write(part, rows, peaks, device, out)
@@ -241,7 +240,7 @@ def beside(plan: Plan, part: Part) -> tuple[str, ...]:
 
 
 def taken(command: str, case: Any, conditions: Conditions, peaks: Peaks, say: Callable[[str], None]) -> Iterator[Row]:
-    """The rows of one case."""
+    """The rows of one case. A new kind of line needs a branch here, and a `Part` in the plans above."""
     if isinstance(case, LayerCase):
         yield from measure_layers([case], conditions, [peaks], say)
     elif isinstance(case, StepCase):

@@ -1,5 +1,6 @@
 """Time and memory of a device that works through a queue, against one that is made by hand."""
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -7,7 +8,17 @@ import torch
 
 from truesparse.bench import timing
 from truesparse.common import devices
-from truesparse.common.devices import EventClock, HostClock, clock_of, elapsed, forget_peak, held_bytes, keep_busy, peak_bytes
+from truesparse.common.devices import (
+    EventClock,
+    HostClock,
+    clock_of,
+    elapsed,
+    forget_peak,
+    held_bytes,
+    keep_busy,
+    peak_bytes,
+    seed_generator,
+)
 
 CUDA = torch.device("cuda", 0)
 
@@ -42,6 +53,9 @@ class Queue:
             memory_allocated=lambda device: 100,
             max_memory_allocated=lambda device: 700,
             reset_peak_memory_stats=lambda device: self.asked.append("reset"),
+            init=lambda: self.asked.append("init"),
+            device=lambda device: nullcontext(self.asked.append(f"within {device}")),
+            manual_seed=lambda seed: self.asked.append(f"seed {seed}"),
         )
 
     def _sleep(self, cycles):
@@ -80,7 +94,7 @@ def test_a_call_is_waited_for_before_and_after(queue):
 
 def test_bytes(queue):
     forget_peak(CUDA)
-    assert (held_bytes(CUDA), peak_bytes(CUDA), queue.asked) == (100, 700, ["reset"])
+    assert (held_bytes(CUDA), peak_bytes(CUDA), queue.asked) == (100, 700, ["init", "reset"])
     assert held_bytes(devices.CPU) is None
     forget_peak(devices.CPU)
 
@@ -93,6 +107,12 @@ def test_times_on_the_device_are_of_calls_queued_beforehand(queue):
     before = queue.slept
     keep_busy(CUDA, 2.0)
     assert queue.slept - before == pytest.approx(2.0)
+    assert queue.asked[-1] == "within cuda:0"
+
+
+def test_a_generator_is_that_of_the_device(queue):
+    seed_generator(CUDA, 7)
+    assert queue.asked == ["within cuda:0", "seed 7"]
 
 
 def test_a_turn_of_a_gpu_is_several_calls(queue, monkeypatch):

@@ -81,8 +81,17 @@ def test_a_line_that_fails_leaves_the_others(program, tmp_path, monkeypatch):
     plan = program.Plan((program.Part("two", "linear", ("first", "second")),), {}, 0.1)
     with ops.use("triton"):
         left_out = program.measure(plan, torch.device("cpu"), tmp_path, program.Budget(60.0))
-    assert left_out == {"two, line 1": "y of sparse is wrong"}
+    assert left_out == {"two, line 1": "WrongResult: y of sparse is wrong"}
     assert len(read_document(tmp_path / "two.json").rows) == 1
+
+
+@interpreted
+def test_a_wrong_result_ends_with_1_after_the_others(program, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(program, "checks_of_triton", lambda _: [])
+    for found, code in (({"rows, line 1": "WrongResult: y of sparse is wrong"}, 1), ({"rows, line 1": "OutOfMemoryError: too large"}, 0)):
+        monkeypatch.setattr(program, "measure", lambda *_, found=found: found)
+        assert program.main(["--out", str(tmp_path)]) == code
+        assert f"left out: rows, line 1: {found['rows, line 1']}" in capsys.readouterr().out
 
 
 def test_its_plan_for_a_gpu_is_whole(program):

@@ -96,6 +96,7 @@ def _work(said: str, device: str, task: str | None, chosen: dict[str, Any], out:
         if run(task, chosen, out, resuming, places):
             distributed.barrier()  # the launcher ends all of them with the first one, which has files to write
             os._exit(STOPPED)
+        distributed.destroy_process_group()  # nccl warns where it is left to the end of the process
     except (ConfigError, RunError, ValueError, RuntimeError, OSError) as error:
         code = 2 if isinstance(error, ConfigError) else 1
         (Path(said) / f"{os.environ['RANK']}.{time.time_ns()}").write_text(f"{code}\n{error}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +16,11 @@ CPU = torch.device("cpu")
 def module_of(device: torch.device) -> Any:
     """The module of torch for that type of device: `torch.cuda`, `torch.cpu`."""
     return torch.get_device_module(device.type)
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Within, what of torch names no device of this type is of this one."""
+    return nullcontext() if device.type == "cpu" or not hasattr(module_of(device), "device") else module_of(device).device(device)
 
 
 def synchronize(device: torch.device) -> None:
@@ -88,7 +94,8 @@ def can_be_kept_busy(device: torch.device) -> bool:
 
 def keep_busy(device: torch.device, seconds: float) -> None:
     """Have a GPU do nothing, for about so long, before what it is asked to do next."""
-    module_of(device)._sleep(int(seconds * CYCLES))
+    with current(device):
+        module_of(device)._sleep(int(seconds * CYCLES))
 
 
 def held_bytes(device: torch.device) -> int | None:
@@ -105,9 +112,16 @@ def peak_bytes(device: torch.device) -> int | None:
 
 def forget_peak(device: torch.device) -> None:
     """From now on, `peak_bytes` is of what comes."""
-    reset = getattr(module_of(device), "reset_peak_memory_stats", None)
-    if reset is not None:
-        reset(device)
+    module = module_of(device)
+    if hasattr(module, "reset_peak_memory_stats"):
+        module.init()  # there is nothing to forget before
+        module.reset_peak_memory_stats(device)
+
+
+def seed_generator(device: torch.device, seed: int) -> None:
+    """Begin torch's own generator of `device` anew."""
+    with current(device):
+        module_of(device).manual_seed(seed)
 
 
 def generator_state(device: torch.device) -> torch.Tensor | None:

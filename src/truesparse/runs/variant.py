@@ -21,9 +21,9 @@ from ..common.devices import (
     forget_peak,
     generator_state,
     held_bytes,
-    module_of,
     on_device,
     peak_bytes,
+    seed_generator,
     set_generator_state,
     synchronize,
 )
@@ -454,7 +454,7 @@ class Variant:
             torch.set_rng_state(self.random_state)
             if before is not None:
                 if self.device_random_state is None:
-                    module_of(self.device).manual_seed(derived_seed(self.config.seed, "train", self.device.type))
+                    seed_generator(self.device, derived_seed(self.config.seed, "train", self.device.type))
                 else:
                     set_generator_state(self.device, self.device_random_state)
             try:
