@@ -2,6 +2,7 @@
 # make test   installs the package and passes the tests, on all cores; make test-all also those that take long
 # make test-gpu  the kernels for GPUs, without one
 # make bench  measures truesparse beside dense PyTorch: the tables in docs/performance.md and docs/guide/deploy.md, docs/images/speedup.png
+# make bench-gpu  on a GPU: checks every kernel there and measures, about nine minutes, into docs/guide/gpu.md; installs nothing
 # make bench-readme  the short table of README.md, on AVX2 and on AVX-512, about ten minutes
 # make compare  trains the algorithms beside each other on three tasks, about 40 minutes: docs/comparison.md
 # make check  lint, format, types, who imports whom, and whether the documentation builds
@@ -29,7 +30,7 @@ NOT_LARGE := --test-case-exclude='large*'
 ARM := aarch64-linux-gnu
 CORES := $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: install demo bench bench-readme bench-glance bench-inference compare docs test test-all test-gpu check format wheel wheels clean
+.PHONY: install demo bench bench-gpu bench-readme bench-glance bench-inference compare docs test test-all test-gpu check format wheel wheels clean
 .PHONY: test-native sanitize sanitize-native sanitize-threads sanitize-valgrind sanitize-python test-arm
 
 install: $(INSTALLED)
@@ -57,6 +58,14 @@ bench: $(INSTALLED)
 	$(BIN)/truesparse bench rewire --threads 1,2 --json build/bench/rewire.json
 	$(MAKE) bench-inference
 	$(BIN)/truesparse bench page $(BENCH:%=build/bench/%.json) --into docs/performance.md --plot docs/images/speedup.png
+
+# With the Python that is there: torch for CUDA and truesparse are installed in it. What the page says above its tables is then to be written anew.
+MINUTES ?= 9
+HERE := $(or $(wildcard $(BIN)/python),$(PYTHON))
+bench-gpu:
+	rm -rf build/bench/gpu
+	$(HERE) benchmarks/gpu.py --out build/bench/gpu --minutes $(MINUTES)
+	$(HERE) -m truesparse bench page build/bench/gpu/*.json --into docs/guide/gpu.md --marker gpu
 
 # The short table, once for each instruction set.
 INSTRUCTION_SETS ?= avx2 avx512

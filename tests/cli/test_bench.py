@@ -8,6 +8,7 @@ import torch
 from truesparse import _core
 from truesparse.bench import NETWORKS, InferenceRow, LayerRow, MemoryRow, RewireRow, StepRow, work
 from truesparse.bench.networks import Density, Network
+from truesparse.bench.request import make_conditions, multiplied_in
 from truesparse.cli.main import run
 from truesparse.common.processor import cores
 from truesparse.ops.cpu import MatrixKernels
@@ -216,6 +217,12 @@ def test_a_wrong_kernel_ends_with_1_and_one_line(capsys, tmp_path, monkeypatch):
         (["inference", "--pattern", "2:4", "--sparsity", "0.9"], "--pattern 2:4 fixes the sparsity at 0.5"),
         (["inference", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["memory", "--size", "0"], "--size must be at least 1, got 0"),
+        (["linear", "--device", "gpu"], "--device: unknown 'gpu'; known are cpu, cuda, with a number"),
+        (["conv", "--device", "mps"], "--device mps: truesparse has no kernels for mps; known are cpu, cuda"),
+        (["linear", "--dtype", "tf32"], "--dtype: unknown 'tf32'; known are float32, bfloat16"),
+        (["rewire", "--algorithm", "rigel"], "--algorithm: unknown 'rigel'; known are "),
+        (["scale", "--device", "cuda"], "Invalid value for --device: bench scale measures the CPU only, got cuda: leave it out"),
+        (["inference", "--device", "cuda"], "Invalid value for --device: bench inference measures the CPU only, got cuda"),
         (["page", "absent.json"], "cannot read absent.json: No such file or directory"),
     ],
 )
@@ -226,6 +233,51 @@ def test_wrong_requests_end_with_2_and_one_line(arguments, said, capsys, tmp_pat
     shown = capsys.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert shown.err.startswith(f"truesparse: {said}"), shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["linear", "--threads", "2"], "--threads is of the CPU: leave it out with --device cuda"),
+        (["memory", "--threads", "2"], "--threads is of the CPU: leave it out with --device cuda"),
+        (["rewire", "--isa", "avx2"], "--isa is of the CPU: leave it out with --device cuda"),
+        (["step", "--compile"], "--compile is of the CPU: torch.compile of sparse layers is not tried on cuda; leave it out"),
+        (["conv", "--dtype", "int8"], "--dtype: unknown 'int8'; known are float32, bfloat16, tf32, float16"),
+    ],
+)
+def test_wrong_requests_for_a_gpu(arguments, said, capsys, monkeypatch):
+    monkeypatch.setattr("truesparse.bench.request.device_here", torch.device)
+    monkeypatch.setattr("truesparse.bench.work.measure_peaks", None)  # nothing is begun
+    assert run(["bench", *arguments, "--device", "cuda"]) == 2
+    assert capsys.readouterr().err == f"truesparse: {said}\n"
+
+
+def test_conditions_of_a_gpu(monkeypatch):
+    monkeypatch.setattr("truesparse.bench.request.device_here", torch.device)
+    exact, rounded = (make_conditions(None, 1.0, dtype, "cuda") for dtype in ("float32", "tf32"))
+    assert (exact.dtype_name, rounded.dtype_name) == ("float32", "tf32")
+    assert (exact.tf32, rounded.tf32) == (False, True)
+    assert "two_four" in exact.beside
+    assert rounded.beside == ()
+    assert exact.threads == (torch.get_num_threads(),)
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    with multiplied_in(tf32=True):
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("high", True)
+        with multiplied_in(tf32=False):
+            assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == ("highest", False)
+    assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
+
+
+def test_whole_rewirings(tmp_path, capsys):
+    path = tmp_path / "x.json"
+    given = ["--shape", "16x8", "--sparsity", "0.5", "--batch", "3", "--algorithm", "rigl", "--algorithm", "set"]
+    assert run(["bench", "rewire", *given, *QUICK, "--json", str(path)]) == 0
+    (row,) = document(path, "rewire", RewireRow)["rows"]
+    assert row["algorithms"].keys() == {"rigl", "set"}
+    assert all(seconds > 0 for seconds in row["algorithms"].values())
+    shown = capsys.readouterr().out
+    assert "rigl" in shown
+    assert "set" in shown
 
 
 def test_the_help_names_what_there_is():

@@ -1,15 +1,18 @@
 """`truesparse doctor --check` computes with every kernel, and sees one that is wrong."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from truesparse import _core
-from truesparse.cli import doctor_check
+from truesparse.cli import doctor_check, doctor_gpu
 from truesparse.cli.doctor_check import checks
 from truesparse.cli.main import run
 from truesparse.inference.layouts import Dense, DenseCandidate
 from truesparse.ops.reference import MatrixReference
 from truesparse.ops.table import KERNELS, Kernel
+from truesparse.ops.triton import loading
 from truesparse.topology.geometry import Matrix
 
 
@@ -81,3 +84,69 @@ def test_a_layout_that_is_wrong_is_seen(monkeypatch):
     wrong = [one for one in checks() if one.wrong]
     assert {one.dtype for one in wrong} >= {"float32"}
     assert all("batch" in said for one in wrong for said in one.wrong)
+
+
+def told(capsys):
+    assert run(["doctor"]) == 0
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("built", "gpus", "capability", "triton", "said"),
+    [
+        (
+            False,
+            0,
+            (9, 0),
+            "3.6.0",
+            ["built for the CPU only GPUs none", "is built without CUDA: install one for CUDA, https://pytorch.org/get"],
+        ),
+        (True, 0, (9, 0), "3.6.0", ["built for CUDA 12.8 GPUs none", "torch finds no GPU here: does nvidia-smi list one?"]),
+        (
+            True,
+            2,
+            (9, 0),
+            "3.6.0",
+            [
+                "GPUs cuda:0 Hopper, compute capability 9.0, 139 GiB; cuda:1 Hopper, compute capability 9.0, 139 GiB",
+                "kernels by device native on cpu, triton on cuda",
+                "to train on a GPU truesparse train TASK --device cuda",
+            ],
+        ),
+        (
+            True,
+            1,
+            (7, 5),
+            "3.6.0",
+            ["compute capability 7.5", "the kernels need a GPU of compute capability 8.0 or more (Ampere), Hopper has 7.5"],
+        ),
+        (True, 1, (9, 0), "3.5.1", ["the kernels need Triton from 3.6 and before 4, found 3.5.1: pip install 'truesparse[gpu]'"]),
+    ],
+)
+def test_what_it_says_of_gpus(monkeypatch, capsys, built, gpus, capability, triton, said):
+    pytest.importorskip("triton", reason="the extra gpu is not installed")
+    held = SimpleNamespace(name="Hopper", major=capability[0], minor=capability[1], total_memory=139 * 2**30)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: built)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: held)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Hopper")
+    monkeypatch.setattr(loading, "version", lambda name: triton)
+    for cached in (loading._kernels, loading._check_capability):
+        cached.cache_clear()
+    try:
+        shown = told(capsys)
+    finally:
+        for cached in (loading._kernels, loading._check_capability):
+            cached.cache_clear()
+    for words in said:
+        assert words in shown
+
+
+def test_a_driver_is_told_where_torch_knows_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 12040, raising=False)
+    assert dict(doctor_gpu.facts())["GPUs"] == "a driver for CUDA up to 12.4"

@@ -37,6 +37,8 @@ class LayerRow:
         left_out: ways that were not timed, and why.
         multiply_adds, least_bytes: of truesparse, as `truesparse.bench.work` counts them.
         share_of_multiply_adds, share_of_bandwidth: of the measured peaks, achieved by truesparse.
+        kernel: that ran truesparse.
+        device_seconds: medians of a GPU alone, by way, see `timing.interleaved_on_device`; none of a CPU.
     """
 
     layer: str
@@ -53,6 +55,8 @@ class LayerRow:
     least_bytes: int
     share_of_multiply_adds: float
     share_of_bandwidth: float
+    kernel: str = ""
+    device_seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,8 @@ class MemoryRow:
         size: rows and columns of each layer.
         bytes: held between backward and `zero_grad`, by kind: weights, gradients, optimizer, topology (with its transpose and all plans).
         bytes_per_connection: their sum over the connections.
-        resident_before: bytes of the process with torch and truesparse loaded, before the layers.
-        resident_peak: the most it ever had.
+        resident_before: bytes of the process with torch and truesparse loaded, before the layers; of a GPU, those of its tensors.
+        resident_peak: the most it ever had; of a GPU, likewise.
         dense_bytes: what dense weights, gradients and two moments would take, by arithmetic.
         step_seconds, rewiring_seconds: medians of steps that do not rewire, and of those that do.
     """
@@ -167,6 +171,8 @@ class RewireRow:
         top_gradients_seconds: of finding as many largest absent gradients as grow.
         dense_forward_seconds: of one forward of the dense layer, in turns with the former.
         top_gradients_over_dense: ratio of the two.
+        algorithms: seconds of a whole rewiring by a `Rewirer` under AdamW, by the name of the algorithm: its choice, the moves, and all
+            that follows them.
     """
 
     layer: str
@@ -179,6 +185,7 @@ class RewireRow:
     top_gradients_seconds: float
     dense_forward_seconds: float
     top_gradients_over_dense: float
+    algorithms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..common.devices import can_be_kept_busy
 from ..nn import MaskedConv2d, MaskedLinear, SparseConv2d, SparseLinear
+from ..ops import verbs_for
 from ..runs import ConfigError
 from ..runs.machine import threads_said
 from ..topology.geometry import Convolution, Matrix
 from ..topology.patterns import Pattern
+from .beside import Beside, beside
 from .csr import csr_linear
 from .document import LayerRow
 from .request import Conditions
-from .timing import LEAST_ROUNDS, Call, elapsed, interleaved, times_as_fast
+from .timing import LEAST_ROUNDS, Call, elapsed, interleaved, interleaved_on_device, times_as_fast
 from .work import Peaks, backward_work, forward_work, shares
-from .wrong import TOLERANCE, of_connections, refuse_if_wrong
+from .wrong import TOLERANCE, TOLERANCE_OF_TF32, of_connections, refuse_if_wrong
 
 FORWARD, BOTH = "forward", "forward + backward"
 SEED = 0
@@ -95,25 +98,35 @@ class _Ways:
     def __init__(self, case: LayerCase, conditions: Conditions) -> None:
         self.case, self.conditions = case, conditions
         generator = torch.Generator().manual_seed(SEED)
-        sparse = case.make_sparse()
+        sparse = case.make_sparse().to(conditions.device)
         dense = sparse.dense_module()
         self.topology = sparse.topology
         self.modules: dict[str, nn.Module] = {"dense": dense}
         self.left_out: dict[str, str] = {}
         if isinstance(dense, nn.Linear):
             self.modules["masked"] = MaskedLinear.from_dense(dense, self.topology, pattern=case.pattern)
-            self.modules["csr"] = csr_linear(dense)
+            try:
+                self.modules["csr"] = csr_linear(dense)
+            except (NotImplementedError, RuntimeError) as error:
+                self.left_out["csr"] = f"torch: {str(error).splitlines()[0]}"
         else:
             self.modules["masked"] = MaskedConv2d.from_dense(dense, self.topology, pattern=case.pattern)
             self.left_out["csr"] = "torch has no convolution with a CSR weight"
         self.modules["sparse"] = sparse
-        self.x = torch.randn(case.input_shape, generator=generator).to(conditions.dtype).requires_grad_()
+        self.x = torch.randn(case.input_shape, generator=generator).to(conditions.device, conditions.dtype).requires_grad_()
         # The truth, in float64: of the very numbers the layers are given.
         x, weight = self.x.detach().double().requires_grad_(), sparse.to_dense().detach().double().requires_grad_()
         y = case.geometry.dense(x, weight, None)
-        self.dy = torch.randn(y.shape, generator=generator).to(conditions.dtype)
+        self.dy = torch.randn(y.shape, generator=generator).to(conditions.device, conditions.dtype)
         dx, dweight = torch.autograd.grad(y, (x, weight), self.dy.double())
         self.expected = {"y": y.detach(), "dx": dx, "dW": dweight.flatten()[self.topology.keys]}
+        self.beside: dict[str, Beside] = {}
+        if isinstance(dense, nn.Linear):
+            for name in conditions.beside:
+                try:
+                    self.beside[name] = beside(name, sparse, dense, self.x.detach(), self.expected["y"])
+                except (NotImplementedError, RuntimeError) as error:
+                    self.left_out[name] = f"torch: {str(error).splitlines()[0]}"
 
     @property
     def said(self) -> str:
@@ -150,17 +163,24 @@ class _Ways:
                 continue
             parameter = next(self.modules[name].parameters())
             results |= {"dx": self.x.grad, "dW": of_connections(parameter.grad, self.topology)}
+            tolerance = TOLERANCE_OF_TF32 if self.conditions.tf32 else TOLERANCE[self.conditions.dtype]
             for what, actual in results.items():
-                refuse_if_wrong(f"{self.said}: {what} of {name}", actual, self.expected[what.split()[0]], TOLERANCE[self.conditions.dtype])
+                refuse_if_wrong(f"{self.said}: {what} of {name}", actual, self.expected[what.split()[0]], tolerance)
+        for name, way in self.beside.items():
+            refuse_if_wrong(f"{self.said}: y of {name}", way.call(), way.expected, way.tolerance)
 
     def timed(self, direction: str, peaks: Peaks) -> LayerRow:
         """One line of the table. Everything has been checked, and so called, before."""
         case, left_out = self.case, dict(self.left_out)
         calls: dict[str, Call] = {name: self._call(direction, name) for name in self.modules}
-        if "csr" in calls and (once := elapsed(calls["csr"])) * LEAST_ROUNDS > self.conditions.seconds:
+        if direction == FORWARD:
+            calls |= {name: way.call for name, way in self.beside.items()}
+        device = self.conditions.device
+        if "csr" in calls and (once := elapsed(calls["csr"], device)) * LEAST_ROUNDS > self.conditions.seconds:
             del calls["csr"]
             left_out["csr"] = f"one call took {once:.2f} s"
-        medians = interleaved(calls, self.conditions.seconds, warm=True)
+        medians = interleaved(calls, self.conditions.seconds, warm=True, device=device)
+        alone = interleaved_on_device(calls, self.conditions.seconds, device) if can_be_kept_busy(device) else {}
         given = case.geometry, self.topology.nnz, case.input_shape, self.x.element_size()
         work = forward_work(*given) if direction == FORWARD else forward_work(*given) + backward_work(*given)
         share_of_multiply_adds, share_of_bandwidth = shares(work, medians["sparse"], peaks)
@@ -179,6 +199,8 @@ class _Ways:
             least_bytes=work.least_bytes,
             share_of_multiply_adds=share_of_multiply_adds,
             share_of_bandwidth=share_of_bandwidth,
+            kernel=verbs_for(self.topology, case.geometry, self.x.dtype).name,
+            device_seconds=alone,
         )
 
     def _call(self, direction: str, name: str) -> Call:

@@ -22,6 +22,7 @@ from torch import nn
 
 from .. import _core
 from ..algorithms import RigL  # type: ignore[attr-defined]
+from ..common.devices import forget_peak, held_bytes, peak_bytes
 from ..metrics import live_bytes
 from ..nn import SparseLinear, topology_layers
 from ..rewiring import Rewirer
@@ -52,6 +53,7 @@ class MemoryCase:
     sparsity: float = 0.99
     batch: int = 32
     threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for name in ("layers", "size", "batch"):
@@ -93,13 +95,15 @@ def train_and_measure(case: MemoryCase, isa: str) -> MemoryRow:
     """Trains in this process, through two rewirings; the peak is that of everything the process ever did."""
     torch.set_num_threads(case.threads)
     _core.use_isa(isa)
-    before = resident_bytes("VmRSS")
+    device = torch.device(case.device)
+    forget_peak(device)
+    before = resident_bytes("VmRSS") if device.type == "cpu" else held_bytes(device)
     generator = torch.Generator().manual_seed(SEED)
     layers = [SparseLinear(case.size, case.size, bias=False, sparsity=case.sparsity, generator=generator) for _ in range(case.layers)]
-    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())))
+    model = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU()))).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     rewirer = Rewirer(model, optimizer, RigL(), EVERY, generator=generator)
-    x = torch.randn(case.batch, case.size, generator=generator)
+    x = torch.randn(case.batch, case.size, generator=generator).to(device)
     held: dict[str, int] = {}
 
     def step() -> None:
@@ -109,7 +113,7 @@ def train_and_measure(case: MemoryCase, isa: str) -> MemoryRow:
         held.update(live_bytes(model, optimizer))
         optimizer.zero_grad()
 
-    times = [elapsed(step) for _ in range(EVERY * REWIRINGS + 1)]
+    times = [elapsed(step, device) for _ in range(EVERY * REWIRINGS + 1)]
     rewiring = times[EVERY - 1 :: EVERY]
     connections = sum(layer.topology.nnz for layer in topology_layers(model).values())
     return MemoryRow(
@@ -121,8 +125,8 @@ def train_and_measure(case: MemoryCase, isa: str) -> MemoryRow:
         threads=case.threads,
         bytes=held,
         bytes_per_connection=sum(held.values()) / max(connections, 1),
-        resident_before=before,
-        resident_peak=resident_bytes("VmHWM"),
+        resident_before=before or 0,
+        resident_peak=(resident_bytes("VmHWM") if device.type == "cpu" else peak_bytes(device)) or 0,
         dense_bytes=dense_bytes(case.layers, case.size),
         step_seconds=median(time for time in times if time not in rewiring),
         rewiring_seconds=median(rewiring),

@@ -45,6 +45,7 @@ class Network:
         example: makes a batch of that many samples.
         batch: samples in a step.
         densities: at which it is made sparse.
+        large: whether it is for GPUs, and timed only if it is asked for.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Network:
     example: Callable[[int], Example]
     batch: int
     densities: tuple[Density, ...]
+    large: bool = False
 
 
 def twins(network: Network, density: Density, budget: str) -> dict[str, nn.Module]:
@@ -110,6 +112,40 @@ def resnet20() -> nn.Module:
     return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (with the stride) and 1x1 convolutions, four times as wide at the end; what came in is added, through a 1x1 if need be."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        outputs = 4 * width
+        self.narrowed, self.seen, self.widened = (
+            nn.Conv2d(inputs, width, 1, bias=False),
+            nn.Conv2d(width, width, 3, stride, padding=1, bias=False),
+            nn.Conv2d(width, outputs, 1, bias=False),
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for channels in (width, width, outputs))
+        self.shortcut = (
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)) if inputs != outputs else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.shortcut is None else self.shortcut(x)
+        y = F.relu(self.norms[0](self.narrowed(x)))
+        y = F.relu(self.norms[1](self.seen(y)))
+        return F.relu(self.norms[2](self.widened(y)) + shortcut)
+
+
+def resnet50(width: int = 64, classes: int = 1000) -> nn.Module:
+    """For ImageNet: stages of 3, 4, 6 and 3 blocks. He et al. 2016, table 1; the stride is in the 3x3 convolutions, as usual since."""
+    stem = [nn.Conv2d(3, width, 7, 2, padding=3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)]
+    blocks, inputs = [], width
+    for stage, count in enumerate((3, 4, 6, 3)):
+        for number in range(count):
+            blocks.append(Bottleneck(inputs, width << stage, 2 if stage and not number else 1))
+            inputs = 4 * (width << stage)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
+
+
 class TransformerBlock(nn.Module):
     """Causal self-attention and a perceptron four times as wide, each after a norm, each added to what came in."""
 
@@ -147,17 +183,35 @@ def _images(*shape: int) -> Callable[[int], Example]:
     return lambda batch: (torch.randn(batch, *shape), torch.randint(10, (batch,)))
 
 
-def _text(batch: int) -> Example:
-    characters = torch.randint(CHARACTERS, (batch, CONTEXT + 1))
-    return characters[:, :-1].contiguous(), characters[:, 1:].contiguous()
+def _text(kinds: int, context: int) -> Callable[[int], Example]:
+    def drawn(batch: int) -> Example:
+        tokens = torch.randint(kinds, (batch, context + 1))
+        return tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    return drawn
 
 
 CHARACTERS, CONTEXT = 65, 256
+TOKENS, LONG = 50257, 1024
 NINETY, NINETY_FIVE = Density(0.9), Density(0.95)
 
 NETWORKS: Mapping[str, Network] = {
     "cifar-mlp": Network("SET's MLP 3072-4000-1000-4000-10", cifar10_mlp.model, _images(3, 32, 32), 128, (NINETY, Density(epsilon=20))),
     "mnist-cnn": Network("MNIST CNN", mnist_cnn.model, _images(1, 28, 28), 128, (NINETY_FIVE,)),
     "resnet20": Network("ResNet-20", resnet20, _images(3, 32, 32), 128, (NINETY, NINETY_FIVE)),
-    "gpt": Network("GPT, 6 layers of width 384, context 256", lambda: GPT(6, 384, CONTEXT, 6, CHARACTERS), _text, 16, (NINETY,)),
+    "gpt": Network(
+        "GPT, 6 layers of width 384, context 256", lambda: GPT(6, 384, CONTEXT, 6, CHARACTERS), _text(CHARACTERS, CONTEXT), 16, (NINETY,)
+    ),
+    "resnet50": Network(
+        "ResNet-50", resnet50, lambda batch: (torch.randn(batch, 3, 224, 224), torch.randint(1000, (batch,))), 64, (NINETY,), large=True
+    ),
+    "gpt2-small": Network(
+        "GPT-2 small, 12 layers of width 768, context 1024",
+        lambda: GPT(12, 768, LONG, 12, TOKENS),
+        _text(TOKENS, LONG),
+        8,
+        (NINETY,),
+        large=True,
+    ),
 }
+USUAL = tuple(name for name, network in NETWORKS.items() if not network.large)

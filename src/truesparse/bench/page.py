@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from ..common.markdown import table_head, table_row, write_between_markers
 from ..runs import ConfigError
 from ..runs.machine import threads_said
-from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, Row, ScaleRow, StepRow
+from .document import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, ScaleRow, StepRow
 from .layers import BOTH, FORWARD
+from .page_gpu import gpu_markdown
 from .page_inference import inference_tables
+from .page_tables import memory_table, phase_table, refuse_interpreted, rewire_table, rows_of, step_name, step_table, times_said
 from .timing import break_even
 
 SHOWN = (0.8, 0.9, 0.95, 0.99)  # sparsities with a column
 SAME_SPARSITY = 0.005  # a pattern rounds to whole units
 Curve = Mapping[float, float]  # times as fast, by sparsity
-RowKind = TypeVar("RowKind", LayerRow, StepRow, MemoryRow, ScaleRow, RewireRow, InferenceRow)
 
 
 def write_page(path: Path, marker: str, tables: str) -> None:
@@ -44,31 +44,34 @@ def as_markdown(documents: Sequence[Document], plot: str | None) -> str:
         documents: what was measured.
         plot: where the plot lies, as the page links to it; None shows none.
     """
+    if any(document.machine.get("device", "cpu") != "cpu" for document in documents):
+        return gpu_markdown(documents)
+    refuse_interpreted(documents)
     parts = [_machine(documents[0])]
-    if layers := _rows(documents, LayerRow):
+    if layers := rows_of(documents, LayerRow):
         parts.append(_layer_table(layers))
     if plot is not None:
         parts.append(f"![Speed-up over dense against sparsity]({plot})")
     if points := break_even_lines(documents):
         parts.append("\n".join(f"* {line}" for line in points))
-    if steps := _rows(documents, StepRow):
-        parts += [_step_table(steps), _phase_table(steps)]
+    if steps := rows_of(documents, StepRow):
+        parts += [step_table(steps), phase_table(steps)]
         if compiled := [row for row in steps if row.compiled_over_compiled]:
             parts.append(_compiled_table(compiled))
-    if memory := _rows(documents, MemoryRow):
-        parts.append(_memory_table(memory))
-    if scale := _rows(documents, ScaleRow):
+    if memory := rows_of(documents, MemoryRow):
+        parts.append(memory_table(memory))
+    if scale := rows_of(documents, ScaleRow):
         parts.append(_scale_table(scale))
-    if rewirings := _rows(documents, RewireRow):
-        parts.append(_rewire_table(rewirings))
-    parts += inference_tables(_rows(documents, InferenceRow))
+    if rewirings := rows_of(documents, RewireRow):
+        parts.append(rewire_table(rewirings))
+    parts += inference_tables(rows_of(documents, InferenceRow))
     return "\n\n".join(parts)
 
 
 def curves(documents: Iterable[Document]) -> tuple[str, dict[tuple[str, int], Curve]]:
     """The layer and batch measured at most sparsities: its name, and times as fast by (direction, threads)."""
     found: dict[str, dict[tuple[str, int], dict[float, float]]] = {}
-    for row in _rows(documents, LayerRow):
+    for row in rows_of(documents, LayerRow):
         of_layer = found.setdefault(f"{row.layer}, batch {row.batch}", {})
         of_layer.setdefault((row.direction, row.threads), {})[row.sparsity] = row.times_as_fast["sparse"]
     if not found:
@@ -79,7 +82,7 @@ def curves(documents: Iterable[Document]) -> tuple[str, dict[tuple[str, int], Cu
 
 def break_even_lines(documents: Iterable[Document]) -> list[str]:
     """Where the layer of the plot becomes as fast as dense, a line for each direction and number of threads."""
-    if not _rows(documents, LayerRow):
+    if not rows_of(documents, LayerRow):
         return []
     name, of_layer = curves(documents)
     lines = []
@@ -114,15 +117,7 @@ def _layer_table(rows: Sequence[LayerRow]) -> str:
     lines = table_head("forward / forward + backward", "batch", "threads", *(f"{column:.0%}" for column in SHOWN))
     for (name, batch, threads), found in cells.items():
         pairs = [(found.get((column, FORWARD)), found.get((column, BOTH))) for column in SHOWN]
-        lines.append(table_row(name, batch, threads, *(" / ".join(map(_times, pair)) if any(pair) else "" for pair in pairs)))
-    return "\n".join(lines)
-
-
-def _step_table(rows: Sequence[StepRow]) -> str:
-    lines = table_head("whole training step", "batch", "threads", "dense", "dense + mask", "truesparse", "times as fast")
-    for row in rows:
-        times = (f"{row.seconds[way] * 1e3:.1f} ms" for way in ("dense", "masked", "sparse"))
-        lines.append(table_row(_step_name(row), row.batch, row.threads, *times, f"**{_times(row.times_as_fast['sparse'])}**"))
+        lines.append(table_row(name, batch, threads, *(" / ".join(map(times_said, pair)) if any(pair) else "" for pair in pairs)))
     return "\n".join(lines)
 
 
@@ -132,26 +127,7 @@ def _compiled_table(rows: Sequence[StepRow]) -> str:
     for row in rows:
         times = (f"{row.seconds[way] * 1e3:.1f} ms" for way in ("dense", "sparse", "dense_compiled", "sparse_compiled"))
         ratios = (f"**{row.compiled_over_compiled:.2f}**", f"{row.times_as_fast['sparse_compiled']:.2f}")
-        lines.append(table_row(_step_name(row), row.batch, row.threads, *times, *ratios))
-    return "\n".join(lines)
-
-
-def _phase_table(rows: Sequence[StepRow]) -> str:
-    phases = ("forward", "backward", "optimizer", "rewiring")
-    lines = table_head("where the sparse step's time goes", "threads", *phases)
-    for row in rows:
-        times = (f"{row.phases['sparse'][phase] * 1e3:.2f} ms" for phase in phases)
-        lines.append(table_row(_step_name(row), row.threads, *times))
-    return "\n".join(lines)
-
-
-def _memory_table(rows: Sequence[MemoryRow]) -> str:
-    said = ("connections", "bytes per connection", "peak of the process", "dense would hold")
-    lines = table_head("memory in training with AdamW and RigL", *said)
-    for row in rows:
-        name = f"{row.layers} layers of {row.size} x {row.size} at {row.sparsity:.0%}"
-        peak = f"{row.resident_peak / 1e9:.2f} GB ({row.resident_before / 1e9:.2f} before)"
-        lines.append(table_row(name, f"{row.connections:,}", f"{row.bytes_per_connection:.1f}", peak, f"{row.dense_bytes / 1e9:.1f} GB"))
+        lines.append(table_row(step_name(row), row.batch, row.threads, *times, *ratios))
     return "\n".join(lines)
 
 
@@ -163,32 +139,3 @@ def _scale_table(rows: Sequence[ScaleRow]) -> str:
         held = (f"{own:.1f}" for own in (row.bytes_per_connection, row.peak_bytes_per_connection))
         lines.append(table_row(f"{row.neurons:,}", f"{row.connections:,}", *times, f"{row.connections_per_second / 1e6:.1f}", *held))
     return "\n".join(lines)
-
-
-def _rewire_table(rows: Sequence[RewireRow]) -> str:
-    lines = table_head(
-        "rewiring, AdamW, three tenths of the connections",
-        "connections",
-        "threads",
-        "ms",
-        "search for the largest gradients / dense forward",
-    )
-    for row in rows:
-        name = f"{row.layer} at {row.sparsity:.0%}, batch {row.batch}"
-        lines.append(
-            table_row(name, f"{row.connections:,}", row.threads, f"{row.rewiring_seconds * 1e3:.0f}", f"{row.top_gradients_over_dense:.1f}")
-        )
-    return "\n".join(lines)
-
-
-def _rows(documents: Iterable[Document], kind: type[RowKind]) -> list[RowKind]:
-    rows: list[Row] = [row for document in documents for row in document.rows]
-    return [row for row in rows if isinstance(row, kind)]
-
-
-def _step_name(row: StepRow) -> str:
-    return f"{row.network}, {row.density}" + (f" ({row.sparsity:.1%} sparse)" if row.density.startswith("epsilon") else "")
-
-
-def _times(ratio: float | None) -> str:
-    return f"{ratio:.1f}" if ratio is not None else "-"

@@ -12,9 +12,11 @@ from typing import TypeVar
 import torch
 
 from .. import _core
+from ..common.devices import CPU
 from ..inference.layouts import VALUES
 from ..nn import SparseConv2d, SparseLinear
 from ..runs import ConfigError
+from ..runs.devices import device_here
 from ..runs.machine import require_cores
 from ..topology.geometry import Convolution, Matrix
 from ..topology.patterns import NM, Pattern
@@ -24,6 +26,7 @@ Number = TypeVar("Number", int, float)
 
 SPARSITIES = (0.8, 0.9, 0.95, 0.99)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES_OF_GPUS = {**DTYPES, "tf32": torch.float32, "float16": torch.float16}  # TF32: matrix units round float32 to 10 bits
 
 # name: (in, out, kernel, stride, size, batch)
 CONVOLUTIONS = {
@@ -34,6 +37,7 @@ CONVOLUTIONS = {
     "stride2": (64, 128, 3, 2, 32, 16),
 }
 BATCH_OF_OWN_CONVOLUTION = 16
+BESIDE = ("dense_tf32", "dense_bfloat16", "sparse_bfloat16", "two_four")  # further ways of a linear layer's forward pass on a GPU
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Conditions:
     Args:
         threads: of torch and of the kernels, one line for each.
         seconds: of timing for each line.
-        dtype: float32, or bfloat16 for autocast.
+        dtype: float32, or bfloat16 or float16 for autocast.
+        device: that computes.
+        tf32: whether a GPU multiplies float32 in TF32.
+        beside: further ways of a linear layer's forward pass, of which `BESIDE` has those of a GPU.
 
     Raises:
         ConfigError: if one is out of its range, there are fewer cores than threads, or no sparse kernels for the dtype.
@@ -52,34 +59,57 @@ class Conditions:
     threads: tuple[int, ...]
     seconds: float = 1.0
     dtype: torch.dtype = torch.float32
+    device: torch.device = CPU
+    tf32: bool = False
+    beside: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for threads in self.threads:
             require_cores("--threads", threads)
         if not (isfinite(self.seconds) and self.seconds > 0):
             raise ConfigError(f"--seconds must be greater than 0, got {self.seconds}")
-        _refuse_without_kernels(self.dtype)
+        _refuse_without_kernels(self.dtype, self.device)
 
     def autocast(self) -> torch.autocast:
         """The context in which modules are called."""
-        return torch.autocast("cpu", torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+    @property
+    def dtype_name(self) -> str:
+        """As `--dtype` takes it."""
+        return "tf32" if self.tf32 else str(self.dtype).removeprefix("torch.")
 
 
-def make_conditions(threads: str | None, seconds: float, dtype: str) -> Conditions:
+def make_conditions(threads: str | None, seconds: float, dtype: str, device: str = "cpu", isa: str | None = None) -> Conditions:
     """From options.
 
     Raises:
-        ConfigError: as `Conditions`, or if a text cannot be read.
+        ConfigError: as `Conditions`, if a text cannot be read, or if options of the CPU go with another device.
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"--dtype: unknown {dtype!r}; known are {', '.join(DTYPES)}")
+    here = device_here(device)
+    known = DTYPES if here.type == "cpu" else DTYPES_OF_GPUS
+    if dtype not in known:
+        raise ConfigError(f"--dtype: unknown {dtype!r}; known are {', '.join(known)}")
+    if here.type != "cpu":
+        for option, given in (("--threads", threads), ("--isa", isa)):
+            if given is not None:
+                raise ConfigError(f"{option} is of the CPU: leave it out with --device {device}")
+        return Conditions((torch.get_num_threads(),), seconds, known[dtype], here, dtype == "tf32", BESIDE if dtype == "float32" else ())
     counts = counts_of("--threads", threads) if threads is not None else tuple(dict.fromkeys((1, torch.get_num_threads())))
-    return Conditions(counts, seconds, DTYPES[dtype])
+    return Conditions(counts, seconds, known[dtype])
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    """As `--dtype` takes it."""
-    return str(dtype).removeprefix("torch.")
+@contextmanager
+def multiplied_in(tf32: bool) -> Iterator[None]:
+    """Within, float32 is multiplied exactly by matrix units and convolutions of a GPU, or in TF32; torch's own default differs for both."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.allow_tf32 = tf32
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @contextmanager
@@ -227,14 +257,15 @@ def _counts(option: str, text: str) -> tuple[int, ...]:
     return found
 
 
-def _refuse_without_kernels(dtype: torch.dtype) -> None:
+def _refuse_without_kernels(dtype: torch.dtype, device: torch.device) -> None:
     """A sparse layer whose output is wider than autocast asks for has no kernels for it: that would be another comparison."""
     if dtype == torch.float32:
         return
+    named = str(dtype).removeprefix("torch.")
     examples = ((SparseLinear(4, 4), torch.ones(1, 4)), (SparseConv2d(1, 1, 1), torch.ones(1, 1, 1, 1)))
-    with torch.no_grad(), torch.autocast("cpu", dtype):
+    with torch.no_grad(), torch.autocast(device.type, dtype):
         for layer, x in examples:
-            if layer(x.to(dtype)).dtype != dtype:
+            if layer.to(device)(x.to(device, dtype)).dtype != dtype:
                 raise ConfigError(
-                    f"--dtype bfloat16: {type(layer).__name__} computes in float32 under autocast, it has no bfloat16 kernels; use float32"
+                    f"--dtype {named}: {type(layer).__name__} computes in float32 under autocast, it has no {named} kernels; use float32"
                 )

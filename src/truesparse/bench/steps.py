@@ -6,19 +6,21 @@ The step that rewires is timed together with the one after it, where kernels mak
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from importlib import import_module
+from itertools import pairwise
 from statistics import median
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..algorithms import RigL  # type: ignore[attr-defined]
+from ..common.devices import CPU, clock_of, on_device
 from ..nn import TopologyLayer, topology_layers
 from ..nn.wrapped import unwrapped
 from ..rewiring import Rewirer
@@ -35,7 +37,7 @@ LEARNING_RATE = 1e-4
 SHARE_FOR_REWIRING = 0.2  # of the time of a line, for each way
 LEAST_REWIRINGS = {"sparse": 3, "sparse_compiled": 3, "masked": 1}  # a mask may take seconds: it sorts a dense gradient
 # Relative, in Euclidean norm: a ReLU or maximum that falls on the other side moves single entries.
-TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 2e-1}
+TOLERANCE = {torch.float32: 2e-2, torch.bfloat16: 2e-1, torch.float16: 1e-1}
 LEAST_SHARE = 1e-4  # of the whole gradient: what should be zero (a bias before a norm) is as far off as what it is the difference of
 PHASES = ("forward", "backward", "optimizer")
 COMPILED = ("dense", "sparse")
@@ -86,7 +88,9 @@ def measure_steps(
     """
     for case in cases:
         torch.set_num_threads(max(peak.threads for peak in peaks))
-        models, example = twins(case.network, case.density, case.budget), example_of(case.network, case.samples)
+        device = conditions.device
+        models = {name: model.to(device) for name, model in twins(case.network, case.density, case.budget).items()}
+        example: Example = on_device(example_of(case.network, case.samples), device)
         truth = _truth(models["dense"], example)
         for peak in peaks:
             torch.set_num_threads(peak.threads)
@@ -129,9 +133,11 @@ class Training:
     model: nn.Module
     example: Example
     autocast: Callable[[], AbstractContextManager[object]]
-    seconds: dict[str, list[float]] = field(default_factory=lambda: {phase: [] for phase in PHASES})
+    device: torch.device = CPU
+    marks: list[Sequence[Any]] = field(default_factory=list)  # of the clock, before and after each of `PHASES`, of each step
 
     def __post_init__(self) -> None:
+        self.clock = clock_of(self.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
         self.rewirer: Rewirer | None = None
         if topology_layers(self.model):
@@ -141,33 +147,31 @@ class Training:
 
     def step(self) -> None:
         """A step that does not rewire, its parts noted."""
-        start = time.perf_counter()
+        start = self.clock.mark()
         with self.autocast():
             loss = loss_of(self.model, *self.example)
-        forward = time.perf_counter()
+        forward = self.clock.mark()
         loss.backward()
-        backward = time.perf_counter()
+        backward = self.clock.mark()
         if self.rewirer is None or self.rewirer.step():
             self.optimizer.step()
         self.optimizer.zero_grad()
-        end = time.perf_counter()
-        for phase, seconds in zip(PHASES, (forward - start, backward - forward, end - backward), strict=True):
-            self.seconds[phase].append(seconds)
+        self.marks.append((start, forward, backward, self.clock.mark()))
         if self.rewirer is not None:
             self._go_to(0)
 
     def rewiring_pair(self) -> None:
         """A step that rewires, and the one after it."""
-        noted = {phase: len(times) for phase, times in self.seconds.items()}
+        noted = len(self.marks)
         self._go_to(STEPS_BETWEEN_REWIRINGS - 1)
         self.step()
         self.step()
-        for phase, count in noted.items():
-            del self.seconds[phase][count:]
+        del self.marks[noted:]
 
     def medians(self) -> dict[str, float]:
-        """Of the parts of the steps so far."""
-        return {phase: median(times) for phase, times in self.seconds.items()}
+        """Of the parts of the steps so far, in seconds."""
+        parts = [[self.clock.seconds(*pair) for pair in pairwise(marks)] for marks in self.marks]
+        return {phase: median(times) for phase, times in zip(PHASES, zip(*parts, strict=True), strict=True)}
 
     def _go_to(self, step: int) -> None:
         if self.rewirer is not None:
@@ -200,19 +204,20 @@ def _measured(case: StepCase, models: Mapping[str, nn.Module], example: Example,
     layers = topology_layers(models["sparse"]).values()
     connections, size = sum(layer.topology.nnz for layer in layers), sum(layer.topology.size for layer in layers)
     multiply_adds = step_work(models["sparse"], example[0])
-    trainings = {name: Training(model, example, conditions.autocast) for name, model in models.items()}
+    device = conditions.device
+    trainings = {name: Training(model, example, conditions.autocast, device) for name, model in models.items()}
     for training in trainings.values():
         training.step()  # makes the optimizer's state
-        training.seconds = {phase: [] for phase in PHASES}
+        training.marks = []
     steps = {name: training.step for name, training in trainings.items()}
-    plain = interleaved(steps, conditions.seconds * (1 - 2 * SHARE_FOR_REWIRING), warm=True)
+    plain = interleaved(steps, conditions.seconds * (1 - 2 * SHARE_FOR_REWIRING), warm=True, device=device)
     for training in trainings.values():
-        training.seconds = {phase: times[1::2] for phase, times in training.seconds.items()}  # without the steps that warm up
+        training.marks = training.marks[1::2]  # without the steps that warm up
     pairs: dict[str, float] = {}
     for name, rounds in LEAST_REWIRINGS.items():
         if name not in trainings:
             continue
-        pairs |= interleaved({name: trainings[name].rewiring_pair}, conditions.seconds * SHARE_FOR_REWIRING, rounds)
+        pairs |= interleaved({name: trainings[name].rewiring_pair}, conditions.seconds * SHARE_FOR_REWIRING, rounds, device=device)
     rewiring_seconds = {name: pair - plain[name] for name, pair in pairs.items()}
     seconds = {name: amortised(own, rewiring_seconds.get(name, own), STEPS_BETWEEN_REWIRINGS) for name, own in plain.items()}
     return StepRow(

@@ -23,10 +23,12 @@ from math import prod
 import torch
 
 from .. import _core
+from ..common.devices import CPU, elapsed
 from ..topology.geometry import Convolution, Geometry
 
 BYTES_OF_VALUE = BYTES_OF_INDEX = 4
 PEAK_ROUNDS = 5_000_000  # some 10 ms: starting threads shall not count
+SIDE = 4096  # of the dense matrices by which the peak of a GPU is taken
 COPIED_FLOATS = 32 << 20  # 128 MB from, 128 MB to: more than the caches next to a core
 PEAK_TRIES = 20
 
@@ -75,9 +77,11 @@ def shares(work: Work, seconds: float, peaks: Peaks) -> tuple[float, float]:
     return work.multiply_adds / seconds / peaks.multiply_adds, work.least_bytes / seconds / peaks.bytes
 
 
-def measure_peaks(threads: int) -> Peaks:
-    """The best of a few tries on `threads` threads, which stay torch's."""
+def measure_peaks(threads: int, device: torch.device = CPU) -> Peaks:
+    """The best of a few tries on `threads` threads, which stay torch's; or of a GPU, whose multiply-adds are those of cuBLAS in float32."""
     torch.set_num_threads(threads)
+    if device.type != "cpu":
+        return _peaks_of(device, threads)
     source, target = torch.ones(COPIED_FLOATS), torch.ones(COPIED_FLOATS)  # written, or there would be no memory behind them yet
     multiply_adds, copied = 0.0, 0.0
     for _ in range(PEAK_TRIES):
@@ -89,6 +93,16 @@ def measure_peaks(threads: int) -> Peaks:
         multiply_adds = max(multiply_adds, done / (middle - start))
         copied = max(copied, 2 * source.nbytes / (end - middle))
     return Peaks(threads, multiply_adds, copied)
+
+
+def _peaks_of(device: torch.device, threads: int) -> Peaks:
+    matrix, source = torch.ones(SIDE, SIDE, device=device), torch.ones(COPIED_FLOATS, device=device)
+    target = torch.empty_like(source)
+    with torch.no_grad():
+        multiplied, copied = (
+            [elapsed(call, device) for _ in range(PEAK_TRIES)] for call in (lambda: matrix @ matrix, lambda: target.copy_(source))
+        )
+    return Peaks(threads, SIDE**3 / min(multiplied), 2 * source.nbytes / min(copied))
 
 
 def _sizes(geometry: Geometry, input_shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -27,9 +27,10 @@ bench = typer.Typer(
 Sparsity = Annotated[str | None, typer.Option(metavar="S[,S]", help="Shares of the weights left out.", show_default="0.8,0.9,0.95,0.99")]
 Batch = Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples in a batch.")]
 Threads = Annotated[str | None, typer.Option(metavar="N[,N]", help="Of torch and of the kernels.", show_default="1 and as torch chooses")]
+Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Isa = Annotated[str | None, typer.Option(help="Instruction set of truesparse: scalar, avx2, avx512, neon.", show_default="the best")]
 Seconds = Annotated[float, typer.Option(help="Of timing for each line of the table, three rounds at least.")]
-Dtype = Annotated[str, typer.Option(help="float32, or bfloat16: under autocast, all ways of it.")]
+Dtype = Annotated[str, typer.Option(help="float32, or bfloat16: under autocast, all ways of it. On a GPU also tf32, float16.")]
 PatternOption = Annotated[str, typer.Option(help="unstructured, fan-in, N:M such as 2:4, block (of 4 x 4), block:SIZE, neurons.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON, too; - is stdout, without the table.")]
 
@@ -42,6 +43,7 @@ def linear(
     pattern: PatternOption = "unstructured",
     threads: Threads = None,
     isa: Isa = None,
+    device: Device = "cpu",
     dtype: Dtype = "float32",
     seconds: Seconds = 1.0,
     json: Json = None,
@@ -57,7 +59,7 @@ def linear(
         for samples in counts_of("--batch", batch or "256")
         for share in sparsities_for(rule, sparsity)
     ]
-    _measure_layers("linear", cases, threads, isa, dtype, seconds, json)
+    _measure_layers("linear", cases, threads, isa, device, dtype, seconds, json)
 
 
 @bench.command()
@@ -75,6 +77,7 @@ def conv(
     pattern: PatternOption = "unstructured",
     threads: Threads = None,
     isa: Isa = None,
+    device: Device = "cpu",
     dtype: Dtype = "float32",
     seconds: Seconds = 1.0,
     json: Json = None,
@@ -90,13 +93,16 @@ def conv(
         for samples in (counts_of("--batch", batch) if batch is not None else (own_batch,))
         for share in sparsities_for(rule, sparsity)
     ]
-    _measure_layers("conv", cases, threads, isa, dtype, seconds, json)
+    _measure_layers("conv", cases, threads, isa, device, dtype, seconds, json)
 
 
 @bench.command()
 def step(
     network: Annotated[
-        list[str] | None, typer.Option(help="cifar-mlp, mnist-cnn, resnet20, gpt; may be repeated.", show_default="all")
+        list[str] | None,
+        typer.Option(
+            help="cifar-mlp, mnist-cnn, resnet20, gpt; for GPUs resnet50, gpt2-small; may be repeated.", show_default="all not for GPUs"
+        ),
     ] = None,
     sparsity: Annotated[
         str | None, typer.Option(metavar="S[,S]", help="Shares of the weights left out.", show_default="the network's")
@@ -105,6 +111,7 @@ def step(
     batch: Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples in a step.", show_default="128, gpt 16")] = None,
     threads: Threads = None,
     isa: Isa = None,
+    device: Device = "cpu",
     dtype: Dtype = "float32",
     compiled: Annotated[bool, typer.Option("--compile", help="Also both networks under torch.compile, which takes a minute each.")] = False,
     seconds: Annotated[float, typer.Option(help="Of timing for each line of the table, three steps of each kind at least.")] = 4.0,
@@ -112,19 +119,21 @@ def step(
 ) -> None:
     """Whole training steps: forward, loss, backward, AdamW, and RigL every 100 steps."""
     from ..bench import NETWORKS, StepCase, measure_steps
-    from ..bench.networks import Density
+    from ..bench.networks import USUAL, Density
     from ..bench.request import counts_of, make_conditions, sparsities_of
     from ..runs import ConfigError
     from ..topology.budgets import BUDGETS
 
-    names = network or list(NETWORKS)
+    names = network or list(USUAL)
     for option, given, known in (("--network", names, NETWORKS), ("--budget", [budget], BUDGETS)):
         for name in given:
             if name not in known:
                 raise ConfigError(f"{option}: unknown {name!r}; known are {', '.join(known)}")
     densities = None if sparsity is None else tuple(Density(share) for share in sparsities_of(sparsity))
     batches = (None,) if batch is None else counts_of("--batch", batch)
-    conditions = make_conditions(threads, seconds, dtype)
+    conditions = make_conditions(threads, seconds, dtype, device, isa)
+    if compiled and conditions.device.type != "cpu":
+        raise ConfigError(f"--compile is of the CPU: torch.compile of sparse layers is not tried on {conditions.device.type}; leave it out")
     cases = [
         StepCase(NETWORKS[name], density, budget, samples, compiled)
         for name in names
@@ -143,6 +152,7 @@ def memory(
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = 32,
     threads: Annotated[int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses")] = None,
     isa: Isa = None,
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Bytes per connection and peak memory of training with AdamW and RigL, in a process of its own."""
@@ -153,8 +163,9 @@ def memory(
     from ..bench.request import make_conditions, sparsities_of
 
     count = threads if threads is not None else torch.get_num_threads()
-    conditions = make_conditions(str(count), 1.0, "float32")
-    cases = [MemoryCase(layers, size, share, batch, count) for share in sparsities_of(sparsity)]
+    given = str(count) if threads is not None or device == "cpu" else None
+    conditions = make_conditions(given, 1.0, "float32", device, isa)
+    cases = [MemoryCase(layers, size, share, batch, count, str(conditions.device)) for share in sparsities_of(sparsity)]
     _measure("memory", conditions, isa, json, len(cases), lambda _, tell: (measure_memory(case, _core.isa(), tell) for case in cases))
 
 
@@ -165,6 +176,7 @@ def scale(
     batch: Annotated[int, typer.Option(help="Samples in a step.")] = 8,
     threads: Annotated[int, typer.Option(help="Of torch and of the kernels.")] = 1,
     isa: Isa = None,
+    device: Device = "cpu",
     json: Json = None,
 ) -> None:
     """Millions of neurons with a few connections each: connections a second, bytes a connection, each size in a process of its own."""
@@ -172,6 +184,7 @@ def scale(
     from ..bench import ScaleCase, measure_scale
     from ..bench.request import large_counts_of, make_conditions
 
+    _only_on_the_cpu("scale", device)
     conditions = make_conditions(str(threads), 1.0, "float32")
     cases = [ScaleCase(count, fan_in, batch, threads) for count in large_counts_of("--neurons", neurons)]
     _measure("scale", conditions, isa, json, len(cases), lambda _, tell: (measure_scale(case, _core.isa(), tell) for case in cases))
@@ -182,8 +195,12 @@ def rewire(
     shape: Annotated[list[str] | None, typer.Option(metavar="INxOUT", help="May be repeated.", show_default="4096x4096")] = None,
     sparsity: Annotated[str, typer.Option(metavar="S[,S]", help="Shares of the weights left out.")] = "0.94",
     batch: Batch = "128",
+    algorithm: Annotated[
+        list[str] | None, typer.Option(help="Whose whole rewirings are timed too: rigl, set, ...; may be repeated.", show_default="none")
+    ] = None,
     threads: Threads = None,
     isa: Isa = None,
+    device: Device = "cpu",
     seconds: Seconds = 2.0,
     json: Json = None,
 ) -> None:
@@ -191,9 +208,9 @@ def rewire(
     from ..bench import RewireCase, measure_rewirings
     from ..bench.request import counts_of, make_conditions, matrix_of, sparsities_of
 
-    conditions = make_conditions(threads, seconds, "float32")
+    conditions = make_conditions(threads, seconds, "float32", device, isa)
     cases = [
-        RewireCase(matrix, share, samples)
+        RewireCase(matrix, share, samples, tuple(algorithm or ()))
         for matrix in map(matrix_of, shape or ["4096x4096"])
         for samples in counts_of("--batch", batch or "128")
         for share in sparsities_of(sparsity)
@@ -208,7 +225,9 @@ def inference(
         str | None, typer.Option(metavar="NAME", help="The lines of a table of the guide: one-sample, srigl, break-even, values.")
     ] = None,
     shape: Annotated[list[str] | None, typer.Option(metavar="INxOUT", help="May be repeated.", show_default="3072x768")] = None,
-    network: Annotated[list[str] | None, typer.Option(help="cifar-mlp, mnist-cnn, resnet20, gpt; may be repeated.")] = None,
+    network: Annotated[
+        list[str] | None, typer.Option(help="cifar-mlp, mnist-cnn, resnet20, gpt, resnet50, gpt2-small; may be repeated.")
+    ] = None,
     run: Annotated[Path | None, typer.Option(metavar="FOLDER", help="The sparse network of a run, and its accuracy.")] = None,
     sparsity: Annotated[
         str | None,
@@ -221,6 +240,7 @@ def inference(
     tune: Annotated[bool, typer.Option(help="Choose layouts by measuring; else by rule.")] = True,
     threads: Annotated[str, typer.Option(metavar="N[,N]", help="Of torch and of the kernels.")] = "1",
     isa: Isa = None,
+    device: Device = "cpu",
     seconds: Annotated[float, typer.Option(help="Of timing for each line of the table, three rounds at least.")] = 0.3,
     json: Json = None,
 ) -> None:
@@ -229,6 +249,7 @@ def inference(
     from ..bench.request import make_conditions
     from ..bench.request_inference import InferenceRequest
 
+    _only_on_the_cpu("inference", device)
     request = InferenceRequest(table, shape, network, run, sparsity, batch, values, pattern, ablated, tune)
     cases, conditions = request.cases(), make_conditions(threads, seconds, "float32")
     lines = len(cases) * len(conditions.threads)
@@ -267,12 +288,19 @@ def page(
 
 
 def _measure_layers(
-    command: str, cases: Sequence[LayerCase], threads: str | None, isa: str | None, dtype: str, seconds: float, json: Path | None
+    command: str,
+    cases: Sequence[LayerCase],
+    threads: str | None,
+    isa: str | None,
+    device: str,
+    dtype: str,
+    seconds: float,
+    json: Path | None,
 ) -> None:
     from ..bench import measure_layers
     from ..bench.request import make_conditions
 
-    conditions = make_conditions(threads, seconds, dtype)
+    conditions = make_conditions(threads, seconds, dtype, device, isa)
     lines = 2 * len(cases) * len(conditions.threads)
     _measure(command, conditions, isa, json, lines, lambda peaks, tell: measure_layers(cases, conditions, peaks, tell))
 
@@ -280,23 +308,29 @@ def _measure_layers(
 def _measure(command: str, conditions: Conditions, isa: str | None, json: Path | None, lines: int, take: Take) -> None:
     """Takes all rows, with a word to those who wait, then shows the table and writes the document."""
     from ..bench import Document
-    from ..bench.request import dtype_name, instruction_set
+    from ..bench.request import instruction_set, multiplied_in
     from ..bench.work import measure_peaks
     from ..runs.machine import machine
     from .bench_tables import print_document
     from .progress import show_progress
 
     _refuse_unwritable(json)
-    with instruction_set(isa), show_progress(lines) as tell:
-        described = machine()
-        peaks = () if command in WITHOUT_PEAKS else tuple(measure_peaks(threads) for threads in conditions.threads)
-        document = Document(command, described, dtype_name(conditions.dtype), peaks, tuple(take(peaks, tell)))
+    device = conditions.device
+    with instruction_set(isa), multiplied_in(conditions.tf32), show_progress(lines) as tell:
+        described = machine(device)
+        peaks = () if command in WITHOUT_PEAKS else tuple(measure_peaks(threads, device) for threads in conditions.threads)
+        document = Document(command, described, conditions.dtype_name, peaks, tuple(take(peaks, tell)))
     if json == STDOUT:
         print(document.to_json(), end="")
         return
     print_document(document)
     if json is not None:
         json.write_text(document.to_json())
+
+
+def _only_on_the_cpu(command: str, device: str) -> None:
+    if device != "cpu":
+        raise typer.BadParameter(f"bench {command} measures the CPU only, got {device}: leave it out", param_hint="--device")
 
 
 def _refuse_unwritable(json: Path | None) -> None:

@@ -9,10 +9,11 @@ from rich.table import Table
 
 from ..bench import Document, InferenceRow, LayerRow, MemoryRow, RewireRow, ScaleRow, StepRow
 from ..bench.page_inference import as_time
-from ..runs.machine import threads_said
+from ..runs.machine import hardware, threads_said
 from ..runs.results import NAMES
 from .results import wide_console
 
+WAYS = ("dense", "masked", "csr", "sparse")
 ALL_NAMES = {
     **NAMES,
     "csr": "torch CSR",
@@ -22,6 +23,12 @@ ALL_NAMES = {
     "dense_compiled": "dense, compiled",
     "sparse_compiled": "truesparse, compiled",
     "packed": "packed",
+    "dense_tf32": "dense, TF32",
+    "dense_bfloat16": "dense, bfloat16",
+    "dense_float16": "dense, float16",
+    "sparse_bfloat16": "truesparse, bfloat16",
+    "sparse_float16": "truesparse, float16",
+    "two_four": "2:4, bfloat16",
 }
 
 
@@ -48,10 +55,11 @@ def print_document(document: Document) -> None:
     for (way, why), lines in left_out.items():
         console.print(f"{way} left out of {lines} lines: {why}", highlight=False)
     machine = document.machine
-    console.print(f"{machine['processor']}, {machine['instruction_set']}, {document.dtype}, torch {machine['torch']}", highlight=False)
+    ran_on, gpu = hardware(machine), machine.get("device", "cpu") != "cpu"
+    console.print(f"{ran_on}, {document.dtype}, torch {machine['torch']}", highlight=False)
     for peaks in document.peaks:
         rates = f"{peaks.multiply_adds / 1e9:.0f} G multiply-adds/s, memory {peaks.bytes / 1e9:.1f} GB/s"
-        console.print(f"peaks measured on {threads_said(peaks.threads)}: {rates}", highlight=False)
+        console.print(f"peaks measured on {'the GPU' if gpu else threads_said(peaks.threads)}: {rates}", highlight=False)
 
 
 def _table(title: str, caption: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -62,7 +70,8 @@ def _table(title: str, caption: str, names: Sequence[str], numbers: Sequence[str
 
 
 def _layer_table(rows: Sequence[LayerRow]) -> Table:
-    ways = ("dense", "masked", "csr", "sparse")
+    beside = [way for way in ALL_NAMES if way not in WAYS and any(way in row.seconds for row in rows)]
+    ways = (*WAYS, *beside)
     caption = "medians of interleaved calls, in brackets times as fast as dense. Peaks: share of multiply-adds / of memory bandwidth"
     names = ("layer", "sparsity", "batch", "threads", "direction")
     table = _table("layers", caption, names, [*(ALL_NAMES[way] for way in ways), "of peaks"])
@@ -141,11 +150,15 @@ def _rewire_table(rows: Sequence[RewireRow]) -> Table:
         "medians in ms under AdamW, three tenths of the connections replaced; top gradients: finding as many of the largest absent ones"
     )
     names = ("layer", "sparsity", "connections", "batch", "threads")
-    table = _table("rewiring", caption, names, [*parts, "all", "top gradients", "dense forward", "ratio"])
+    whole = tuple(dict.fromkeys(name for row in rows for name in row.algorithms))
+    table = _table(
+        "rewiring", caption, names, [*parts, "all", "top gradients", "dense forward", "ratio", *(f"all of {name}" for name in whole)]
+    )
     for row in rows:
         given = (row.layer, f"{row.sparsity:.1%}", f"{row.connections:,}", str(row.batch), str(row.threads))
         times = (*(row.parts[part] for part in parts), row.rewiring_seconds, row.top_gradients_seconds, row.dense_forward_seconds)
-        table.add_row(*given, *(f"{own * 1e3:.1f}" for own in times), f"{row.top_gradients_over_dense:.2f}")
+        all_of = (f"{row.algorithms[name] * 1e3:.1f}" if name in row.algorithms else "-" for name in whole)
+        table.add_row(*given, *(f"{own * 1e3:.1f}" for own in times), f"{row.top_gradients_over_dense:.2f}", *all_of)
     return table
 
 

@@ -28,19 +28,20 @@ def doctor(
         bool, typer.Option("--check", help="Compute with every kernel on every instruction set, and compare; takes seconds.")
     ] = False,
 ) -> None:
-    """Show kernels, instruction sets, threads, extras and folders of this machine."""
+    """Show kernels, instruction sets, GPUs, threads, extras and folders of this machine."""
     import os
     from importlib.util import find_spec
 
     import torch
     from rich.table import Table
+    from rich.text import Text
 
     from .. import __version__, _core
     from ..common.processor import processor
     from ..data import cache_folder
     from ..ops import family
     from ..ops.table import describe
-    from ..ops.triton.loading import state
+    from .doctor_gpu import facts as gpu_facts
     from .results import wide_console
 
     console = wide_console()
@@ -52,12 +53,12 @@ def doctor(
         ("instruction sets", f"in force {_or_fault(_core.isa)}, supported {', '.join(_core.supported_isas())}"),
         ("TRUESPARSE_ISA", os.environ.get("TRUESPARSE_ISA") or "not set (the best supported is used)"),
         ("kernels in force", f"{_or_fault(family)} (TRUESPARSE_KERNELS {os.environ.get('TRUESPARSE_KERNELS') or 'not set'})"),
-        ("Triton", state()),
+        *gpu_facts(),
         ("threads", f"{torch.get_num_threads()}, kernels through {_core.threading()}, torch through {_openmp()}"),
         ("extras installed", ", ".join(name for name in EXTRAS if find_spec(name)) or "none"),
         ("data folder", f"{cache_folder()} (TRUESPARSE_DATA {os.environ.get('TRUESPARSE_DATA') or 'not set'})"),
     ):
-        facts.add_row(name, value)
+        facts.add_row(name, Text(value))  # not markup, which would take [gpu] for a style
     console.print(facts, highlight=False)
     kernels = Table("family", "operation", "devices", "dtypes", title="kernels")
     for row in describe():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,18 +52,28 @@ class Check:
 def checks() -> Iterator[Check]:
     """Every verb of every kernel, every layout for inference, and what topologies are made with, on every instruction set there is."""
     yield from _topologies()
+    yield from _of_the_cpu()
+    yield from checks_of_triton()
+    for kernel in KERNELS:
+        if kernel.family not in ("native", "triton") or not kernel.devices:
+            yield from _verbs(kernel)
+
+
+def checks_of_triton(batches: Sequence[int] | None = None) -> Iterator[Check]:
+    """Every verb of every kernel of Triton, where they run, on so many samples; None: alone, and more than a vector of them."""
+    for kernel in KERNELS:
+        if kernel.family == "triton" and kernel.devices:
+            for device in usable_devices():
+                yield from _verbs(kernel, device, batches)
+
+
+def _of_the_cpu() -> Iterator[Check]:
     for instruction_set in _core.supported_isas():
         with _forced(instruction_set):
             for kernel in KERNELS:
                 if kernel.family == "native" and "cpu" in kernel.devices:
                     yield from _verbs(kernel)
             yield from _layouts(instruction_set)
-    for kernel in KERNELS:
-        if kernel.family == "triton" and kernel.devices:
-            for device in usable_devices():
-                yield from _verbs(kernel, device)
-        elif kernel.family != "native" or not kernel.devices:
-            yield from _verbs(kernel)
 
 
 @contextmanager
@@ -79,7 +89,7 @@ def _forced(instruction_set: str) -> Iterator[None]:
         _core.use_isa(before)
 
 
-def _verbs(kernel: Kernel, device: str = "cpu") -> Iterator[Check]:
+def _verbs(kernel: Kernel, device: str = "cpu", batches: Sequence[int] | None = None) -> Iterator[Check]:
     geometry, sample = TILED[kernel.operation] if kernel.form in ("blocks", "bitmap") else EXAMPLES[kernel.operation]
     topology = _blocks(geometry.shape, 16) if kernel.form == "blocks" else _some_topology(geometry.shape, DENSITY.get(kernel.form, 0.2))
     topology = topology.to(device)
@@ -87,7 +97,7 @@ def _verbs(kernel: Kernel, device: str = "cpu") -> Iterator[Check]:
     untrusted = {torch.bfloat16} if kernel.family == "triton" and device == "cpu" else set()
     for dtype in (dtype for dtype in kernel.dtypes or (torch.float32,) if dtype not in untrusted):
         verbs = kernel.build(topology, geometry)
-        found = [result for batch in BATCHES for result in _results(verbs, topology, geometry, (batch, *sample), dtype)]
+        found = [result for batch in batches or BATCHES for result in _results(verbs, topology, geometry, (batch, *sample), dtype)]
         wrong = tuple(dict.fromkeys(verb for verb, actual, expected in found if not _close(actual, expected)))
         yield Check(verbs.name, str(dtype).removeprefix("torch."), len(found), wrong)
 

@@ -23,6 +23,7 @@ NAMES = {
     "ema_test_loss": "loss/test_ema",
     "ema_test_accuracy": "accuracy/test_ema",
     "seconds": "seconds/training",
+    "peak_bytes": "bytes/peak",
     "seconds_measuring": "seconds/measuring",
 }
 
