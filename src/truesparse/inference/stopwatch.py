@@ -1,0 +1,54 @@
+"""How long does a layout take? On the CPU by the clock; on a GPU by its events, around replays of a graph, as packed networks may run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .captured import recorded
+
+IN_A_GRAPH = 10  # calls: launching it takes as long as some of them
+
+Call = Callable[[Tensor], Any]
+Stopwatch = Callable[[int], float]  # the number of a round: seconds of a call there
+
+
+def by_clock(call: Call, inputs: Sequence[Tensor]) -> Stopwatch:
+    def seconds(turn: int) -> float:
+        x = inputs[turn % len(inputs)]
+        # The first call finds the caches full of what another layout left there.
+        call(inputs[0] if x is not inputs[0] else inputs[-1])
+        start = time.perf_counter()
+        call(x)
+        return time.perf_counter() - start
+
+    return seconds
+
+
+def by_events(call: Call, inputs: Sequence[Tensor]) -> Stopwatch:
+    device = inputs[0].device
+    graph, _ = recorded(lambda: [call(inputs[turn % len(inputs)]) for turn in range(IN_A_GRAPH)], device)
+
+    def seconds(turn: int) -> float:
+        with torch.cuda.device(device):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            graph.replay()
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3 / IN_A_GRAPH
+
+    return seconds
+
+
+STOPWATCHES = {"cuda": by_events}  # by type of device
+
+
+def stopwatch(call: Call, inputs: Sequence[Tensor]) -> Stopwatch:
+    """Times calls of `call`, by the device of the inputs."""
+    return STOPWATCHES.get(inputs[0].device.type, by_clock)(call, inputs)
