@@ -64,7 +64,7 @@ class Recorder(TorchDispatchMode):
 
 
 @contextlib.contextmanager
-def recording(graph):
+def recording(graph, stream):
     Graph.recording.append(graph)
     with Recorder(graph):
         yield
@@ -160,6 +160,17 @@ def test_results_are_the_callers_own():
     assert torch.equal(given, others[1])
     assert not results[1].requires_grad
     assert not results[1].is_inference()
+
+
+def test_inference_mode_is_the_callers_affair():
+    model = network()
+    fast, plain = (ts.pack(model, torch.randn(3, 6), tune=False) for _ in range(2))
+    with torch.inference_mode():
+        x = torch.randn(3, 6)
+        fast.capture(x)
+        torch.testing.assert_close(fast(x), plain(x))
+    torch.testing.assert_close(fast(x), plain(x))
+    assert not fast(torch.randn(3, 6)).is_inference()
 
 
 def test_inputs_of_any_strides():

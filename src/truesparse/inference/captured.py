@@ -31,7 +31,7 @@ def recorded(call: Callable[[], Any], device: torch.device) -> tuple[Any, Any]:
                 call()
         torch.cuda.current_stream().wait_stream(beside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=beside):  # that of the device: torch's own one is of whatever device came first
             result = call()
         return graph, result
 
