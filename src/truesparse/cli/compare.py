@@ -42,6 +42,10 @@ def compare(
     until: Annotated[
         float | None, typer.Option(help="Share of the training after which topologies stay.", show_default="0.75, or as the paper says")
     ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    amp: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Under autocast: bfloat16, or float16 on a GPU.", show_default="float32")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the comparison.", show_default="runs/compare-TASK")] = None,
 ) -> int:
     """Train algorithms at several sparsities with several seeds; a table, and a picture of accuracy against sparsity.
@@ -56,6 +60,8 @@ def compare(
 
     options: dict[str, Any] = {
         "threads": threads,
+        "device": device,
+        "amp": amp,
         "epochs": epochs,
         "batch_size": batch_size,
         "optimizer": optimizer,

@@ -37,6 +37,10 @@ def lottery(
     exclude: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A layer to leave dense; may be repeated.")] = None,
     pattern: Annotated[str | None, typer.Option(help="unstructured, fan-in, block:4, neurons.", show_default="unstructured")] = None,
     threads: Annotated[int, typer.Option(help="Of torch and of the kernels.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")] = "cpu",
+    amp: Annotated[
+        str | None, typer.Option(metavar="DTYPE", help="Under autocast: bfloat16, or float16 on a GPU.", show_default="float32")
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the lottery.", show_default="runs/lottery-TASK")] = None,
 ) -> int:
     """Find lottery tickets round by round, and train them beside random ones: a table, and a picture of accuracy against sparsity.
@@ -59,6 +63,8 @@ def lottery(
         "exclude": tuple(exclude) if exclude else None,
         "pattern": pattern,
         "threads": threads,
+        "device": device,
+        "amp": amp,
     }
     chosen = {name: value for name, value in options.items() if value is not None}
     recipe = load_recipe(task)

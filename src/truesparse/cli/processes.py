@@ -17,7 +17,9 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from ..comparison.workers import fresh_processes
+from ..distributed import join
 from ..runs import ConfigError, RunError, check_processes, load_recipe, make_config
+from ..runs.devices import check_own_devices, device_here
 from ..runs.folder import RunFolder
 from .train import new_folder, run
 
@@ -43,6 +45,8 @@ def run_in_processes(count: int, task: str | None, chosen: dict[str, Any], out: 
         threads, out = config.threads, out or new_folder(recipe.name)
         RunFolder(out).check_new()
     check_processes(count, config.batch_size, threads)
+    device = chosen.get("device", config.device)
+    check_own_devices(device, count)
     for name in logging.root.manager.loggerDict:
         if name.startswith("torch.distributed.elastic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)  # what there is to say is said here
@@ -59,7 +63,7 @@ def run_in_processes(count: int, task: str | None, chosen: dict[str, Any], out: 
     )
     with tempfile.TemporaryDirectory() as said:
         try:
-            elastic_launch(settings, _work)(said, task, chosen, out, resuming, places)
+            elastic_launch(settings, _work)(said, device, task, chosen, out, resuming, places)
             return 0
         except SignalException:
             return STOPPED
@@ -85,10 +89,10 @@ def _first_of(said: Path, error: ChildFailedError, folder: RunFolder) -> Excepti
     return RunError(f"process {rank} of the run ended with code {failure.exitcode}; go on with: {folder.resume_command}")
 
 
-def _work(said: str, task: str | None, chosen: dict[str, Any], out: Path, resuming: bool, places: dict[str, str]) -> None:
+def _work(said: str, device: str, task: str | None, chosen: dict[str, Any], out: Path, resuming: bool, places: dict[str, str]) -> None:
     """One of the processes."""
-    distributed.init_process_group("gloo")
     try:
+        join(device_here(device))
         if run(task, chosen, out, resuming, places):
             distributed.barrier()  # the launcher ends all of them with the first one, which has files to write
             os._exit(STOPPED)

@@ -113,9 +113,20 @@ def train(
     threads: Annotated[
         int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses", rich_help_panel=Run)
     ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:1; also with --resume.", show_default="cpu", rich_help_panel=Run)
+    ] = None,
+    amp: Annotated[
+        str | None,
+        typer.Option(metavar="DTYPE", help="Under autocast: bfloat16, or float16 on a GPU.", show_default="float32", rich_help_panel=Run),
+    ] = None,
     nproc: Annotated[
         int | None,
-        typer.Option(help="Processes that train together, each with its part of every batch.", show_default="1", rich_help_panel=Run),
+        typer.Option(
+            help="Processes that train together, each with its part of every batch; on GPUs, each with one of its own.",
+            show_default="1",
+            rich_help_panel=Run,
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the run.", show_default="runs/TASK-DATE", rich_help_panel=Run)
@@ -161,6 +172,8 @@ def train(
         "ema": ema,
         "seed": seed,
         "threads": threads,
+        "device": device,
+        "amp": amp,
         "variants": tuple(name.strip() for name in compare.split(",")) if compare is not None else None,
         "algorithm_settings": _settings(settings) if settings else None,
     }
@@ -187,6 +200,7 @@ def run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bo
     from ..loggers.destinations import destinations
     from ..loggers.run_log import RunLog, remembered
     from ..runs import Observers, load_recipe, make_config, resume, start
+    from ..runs.devices import unused_gpu
     from ..runs.folder import RunFolder
     from .progress import make_observer
     from .results import print_results
@@ -210,6 +224,8 @@ def run(task: str | None, chosen: dict[str, Any], out: Path | None, resuming: bo
         assert task is not None
         recipe = load_recipe(task)
         config = make_config(recipe.task, recipe.settings, chosen)
+        if not processes.rank and config.device == "cpu" and "device" not in chosen and (gpu := unused_gpu()):
+            print(f"trains on the CPU; --device {gpu} trains on the GPU that is here", file=sys.stderr)
         out, logged_to = out or new_folder(recipe.name), destinations(places)
         if processes.rank:
             return _silent(start(config, recipe, out, Observers(()), processes))

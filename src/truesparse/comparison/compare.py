@@ -12,6 +12,7 @@ import torch
 from ..common.files import write_atomically
 from ..runs import ConfigError, RunConfig, RunError
 from ..runs.config import changed_options
+from ..runs.devices import device_named
 from ..runs.folder import RunFolder
 from ..runs.machine import machine, require_cores
 from .document import COMPLETE, Document, RunLine, line_of, make_document, read_document
@@ -77,7 +78,7 @@ def compare(comparison: Comparison, out: Path, jobs: int, audience: Audience) ->
     waiting = [number for number, line in enumerate(lines) if line.status != COMPLETE]
     if waiting:
         _check_task(comparison)
-    described = before.machine if before is not None and not waiting else machine()
+    described = before.machine if before is not None and not waiting else machine(device_named(comparison.terms.device))
     show = _Show(comparison, out, described, lines, waiting, audience)
     show.write()
     audience.begin(len(lines), len(lines) - len(waiting))

@@ -42,6 +42,7 @@ from ..runs import (
 )
 from ..runs.batches import Batches, derived_seed
 from ..runs.config import option
+from ..runs.devices import device_named
 from ..runs.folder import PRUNING, RunFolder
 from ..runs.machine import machine
 from ..runs.pruned import beginning_of, described, round_said, sensitivity, with_all_connections
@@ -279,7 +280,7 @@ class _Remembers:
     def step(self, report: StepReport) -> None:
         if (report.epoch - 1) * report.steps + report.step == self.at:
             assert report.model is not None
-            weights = {name: tensor.clone() for name, tensor in report.model.state_dict().items()}
+            weights = {name: tensor.cpu().clone() for name, tensor in report.model.state_dict().items()}
             write(self.path, safetensors.torch.save(weights))
         self.observer.step(report)
 
@@ -299,9 +300,17 @@ class _Show:
         lottery, terms = self.lottery, self.lottery.terms.to_json()
         settings = {**terms, "budget": f"by magnitude across {lottery.across}"}
         kinds = (TICKET, *lottery.beside)
-        recipe = lottery.recipe
+        recipe, described = lottery.recipe, machine(device_named(terms["device"]))
         return Document(
-            recipe.task, recipe.name, recipe.sha256, settings, machine(), kinds, lottery.sparsities, lottery.seeds, tuple(self.lines)
+            recipe.task,
+            recipe.name,
+            recipe.sha256,
+            settings,
+            described,
+            kinds,
+            lottery.sparsities,
+            lottery.seeds,
+            tuple(self.lines),
         )
 
     def write(self) -> None:

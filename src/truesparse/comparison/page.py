@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..common.markdown import table_head, table_row
-from ..runs.machine import threads_said
+from ..runs.machine import hardware
 from .document import COMPLETE, FAILED, Document, Mean
 from .plan import DENSE, percent
 
@@ -47,8 +47,8 @@ def terms(document: Document) -> str:
         f"{epochs}, batch {settings['batch_size']}, {settings['optimizer']}, learning rate {settings['learning_rate']:g} "
         f"({settings['schedule']}), weight decay {settings['weight_decay']:g}, budget {density}; {seeds}."
     )
-    hardware = f"{machine['processor']}, {machine['instruction_set']}, {threads_said(settings['threads'])} a run, torch {machine['torch']}"
-    return f"{said} {hardware}, truesparse {machine['truesparse']}."
+    each = "" if machine.get("device", "cpu") != "cpu" else " a run"
+    return f"{said} {hardware(machine, settings['threads'])}{each}, torch {machine['torch']}, truesparse {machine['truesparse']}."
 
 
 def measured(document: Document) -> str:

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from ..common.devices import module_of
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -90,6 +92,16 @@ class Processes:
 
 
 ALONE = Processes()
+BACKENDS = {"cuda": "nccl"}  # of torch.distributed, which exchange tensors of that type of device and no others; gloo those of the CPU
+
+
+def join(device: torch.device) -> None:
+    """This process, one of those that torchrun or `truesparse train --nproc` has begun, joins the others, to exchange from `device`."""
+    if device.type == "cpu":
+        distributed.init_process_group("gloo")
+        return
+    module_of(device).set_device(device)  # what a barrier exchanges lies on the current one
+    distributed.init_process_group(BACKENDS[device.type], device_id=device)
 
 
 def code_of(*parts: Tensor | str) -> int:

@@ -159,7 +159,9 @@ class Tracker:
             ValueError: if the state is of other layers, or of layers with other numbers of connections.
         """
         now = {name: layer.topology for name, layer in self.layers.items()}
-        seen = {name: Topology(now[name].shape, *arrays) if name in now else None for name, arrays in state["seen"].items()}
+        seen = {
+            name: Topology(now[name].shape, *arrays).to(now[name].device) if name in now else None for name, arrays in state["seen"].items()
+        }
         held = {name: topology.nnz for name, topology in {**now, **seen}.items() if topology is not None}
         born = {name: len(lineage["born"]) for name, lineage in state["lineages"].items()}
         if born != held:

@@ -117,6 +117,16 @@ def family(device: str = "cpu") -> str:
     return _family.get() or family_of_process() or FAMILY_OF_DEVICE.get(device, FAMILIES[0])
 
 
+def device_types() -> tuple[str, ...]:
+    """The types of devices on whose tensors layers run without being told how: "cpu", "cuda"."""
+    return ("cpu", *FAMILY_OF_DEVICE)
+
+
+def family_runs_on(named: str, device: str) -> bool:
+    """Whether kernels of that family are there for tensors on that type of device, beside those of layers with all connections."""
+    return any(kernel.family == named and (device in kernel.devices or not (kernel.devices or kernel.only)) for kernel in KERNELS)
+
+
 @cache
 def family_of_process() -> str | None:
     """What the environment variable says, read once: every call of a layer asks, and a look at the environment takes four microseconds."""

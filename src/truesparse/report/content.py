@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from math import ceil
 from typing import Any
 
 from torch import Tensor
 
-from ..runs.machine import threads_said
+from ..runs.machine import hardware
 from ..topology.geometry import Matrix, Transposed
 from .drawing import MOST_CHANGES, MOST_FRAMES, Drawing
 from .evolution import Evolution, evolution
@@ -46,7 +46,7 @@ def _run(run: Run, name: str, count: int) -> dict[str, Any]:
         "recipe": run.recipe,
         "notes": run.notes,
         "config": {key: value for key, value in run.config.items() if not key.endswith("sha256")},
-        "hardware": hardware(run.machine),
+        "hardware": ran_on(run),
         "steps": run.steps,
         "samples": run.inference_samples,
         "table": [_row(run, variant) for variant in run.variants if run.metrics[variant]],
@@ -61,13 +61,14 @@ def _run(run: Run, name: str, count: int) -> dict[str, Any]:
     }
 
 
-def hardware(machine: Mapping[str, Any]) -> str:
-    """The class of machine in one line."""
-    if not machine:
+def ran_on(run: Run) -> str:
+    """The class of machine in one line; of a run that went on elsewhere, the types of devices in their order first."""
+    if not run.machine:
         return "unknown"
-    parts = [machine.get("processor"), machine.get("instruction_set"), threads_said(machine["threads"]) if "threads" in machine else None]
-    parts += [f"{name} {machine[name]}" for name in ("torch", "truesparse") if name in machine]
-    return ", ".join(part for part in parts if part)
+    devices = dict.fromkeys(str(line["device"]) for lines in run.metrics.values() for line in lines if "device" in line)
+    versions = [f"{name} {run.machine[name]}" for name in ("torch", "truesparse") if name in run.machine]
+    said = [" then ".join(devices)] if len(devices) > 1 else []
+    return ", ".join(part for part in (*said, hardware(run.machine), *versions) if part)
 
 
 def _row(run: Run, variant: str) -> dict[str, Any]:

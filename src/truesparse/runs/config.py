@@ -16,6 +16,7 @@ from ..topology.budgets import BUDGETS, ER, ERK, Budget
 from ..topology.patterns import Pattern, Unstructured
 from ..topology.patterns import pattern as named_pattern
 from .algorithm import algorithm_kind, full_name, rewiring_ends, short_name
+from .devices import AMP, device_here, device_named
 from .errors import ConfigError
 from .machine import require_cores
 from .presets import without_preset
@@ -70,6 +71,8 @@ class RunConfig:
         ema: decay of the average of the weights that is evaluated beside them; None: no average.
         seed: of every random choice.
         threads: of torch and of the kernels; None: as torch chooses.
+        device: on which it trains: "cpu", "cuda", "cuda:1".
+        amp: under autocast, "bfloat16" or "float16" (with a gradient scaler); None: without.
 
     Raises:
         ConfigError: if a choice is out of its range or of the wrong type. The message names its option.
@@ -100,6 +103,8 @@ class RunConfig:
     ema: float | None = None
     seed: int = 0
     threads: int | None = None
+    device: str = "cpu"
+    amp: str | None = None
 
     def __post_init__(self) -> None:
         for name, expected in get_type_hints(type(self)).items():
@@ -132,6 +137,9 @@ class RunConfig:
         _require("ema", self.ema, self.ema is None or 0 <= self.ema < 1, "in [0, 1)")
         _require("seed", self.seed, 0 <= self.seed < 2**63, "a whole number from 0 to 2^63 - 1")
         _require("threads", self.threads, self.threads is None or self.threads >= 1, "at least 1")
+        device_named(self.device)
+        if self.amp is not None:
+            _one_of("amp", self.amp, tuple(AMP))
         kind = algorithm_kind(self.algorithm)
         object.__setattr__(self, "algorithm_settings", _algorithm_settings(kind, short_name(self.algorithm), self.algorithm_settings))
         self.make_algorithm()
@@ -231,9 +239,10 @@ def make_config(task: str, recipe_settings: Mapping[str, Any], chosen: Mapping[s
     if "algorithm" in chosen and chosen["algorithm"] != settings.get("algorithm"):
         settings.pop("algorithm_settings", None)
     config = RunConfig(task=task, **{**settings, **chosen})
+    # Not a rule of every config: the run of a larger machine can be read here, and goes on with its own number.
     if config.threads is not None:
-        # Not a rule of every config: the run of a larger machine can be read here, and goes on with its own number.
         require_cores(option("threads"), config.threads)
+    device_here(config.device, config.amp)
     return config
 
 

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from ..common.devices import CPU
 from ..common.files import PARTIAL, write_atomically
 from ..nn import topology_layers
 from .algorithm import algorithm_sha256, full_name
@@ -120,7 +121,7 @@ class RunFolder:
         """The network after `epoch` as the file `name`."""
         # One entry only: safetensors writes several in an order of its own, and files of equal runs would differ.
         described = {"truesparse": json.dumps({**metadata, "variant": variant, "epoch": epoch, "shapes": _shapes(model)}, sort_keys=True)}
-        weights = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
+        weights = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in model.state_dict().items()}
         self._write(self.path / variant / name, safetensors.torch.save(weights, metadata=described))
 
     def write_topologies(self, variant: str, epoch: int, model: nn.Module) -> None:
@@ -130,7 +131,7 @@ class RunFolder:
         arrays = {f"{name}.indptr": layer.topology.indptr for name, layer in layers.items()}
         arrays |= {f"{name}.indices": layer.topology.indices for name, layer in layers.items()}
         content = safetensors.torch.save(
-            {name: array.clone() for name, array in arrays.items()},
+            {name: array.cpu().clone() for name, array in arrays.items()},
             metadata={"truesparse": json.dumps({"epoch": epoch, "shapes": _shapes(model)}, sort_keys=True)},
         )
         self._write(self.path / variant / "topologies" / f"epoch-{epoch:04d}.safetensors", content)
@@ -160,7 +161,7 @@ class RunFolder:
         if not path.exists():
             return None
         try:
-            return torch.load(path, weights_only=True)
+            return torch.load(path, weights_only=True, map_location=CPU)
         except Exception as error:  # torch raises whatever the first damaged byte leads to
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunError(damaged_checkpoint(path, reason)) from error

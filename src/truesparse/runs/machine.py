@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from .. import __version__, _core
+from ..common.devices import CPU
 from ..common.processor import cores, processor
 from ..ops import family
+from .devices import device_facts
 from .errors import ConfigError
 
 
-def machine() -> dict[str, Any]:
-    """Processor, kernels and their instruction set, that of torch's own, threads, versions.
+def machine(device: torch.device = CPU) -> dict[str, Any]:
+    """Processor, kernels and their instruction set, that of torch's own, threads, versions, and the device that computes.
 
     Raises:
         ConfigError: if the environment asks for kernels that are not there.
     """
     try:
-        kernels, instruction_set = family(), _core.isa()
+        kernels, instruction_set = family(device.type), _core.isa()
     except ValueError as error:
         raise ConfigError(str(error)) from error
     return {
+        "device": device.type,
+        **device_facts(device),
         "processor": processor(),
         "kernels": kernels,
         "instruction_set": instruction_set,
@@ -34,6 +39,20 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "truesparse": __version__,
     }
+
+
+def hardware(machine: Mapping[str, Any], threads: int | None = None) -> str:
+    """What computed, for people: "AMD EPYC, avx512, 2 threads", or the GPU; nothing of a run that has not said.
+
+    Args:
+        machine: of `machine()`, or what an older version has written.
+        threads: of the run, if not those of the machine.
+    """
+    if machine.get("device", "cpu") != "cpu":
+        return ", ".join([machine.get("gpu", machine["device"]), *([f"CUDA {machine['cuda']}"] if "cuda" in machine else [])])
+    count = machine.get("threads") if threads is None else threads
+    parts = [machine.get("processor"), machine.get("instruction_set"), None if count is None else threads_said(count)]
+    return ", ".join(part for part in parts if part)
 
 
 def require_cores(option: str, count: int) -> None:

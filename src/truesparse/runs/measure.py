@@ -10,22 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..common.devices import CPU, elapsed
 from ..metrics.flops import weight_layers
 
 
 @torch.no_grad()
-def inference_seconds(models: Mapping[str, nn.Module], inputs: Any, rounds: int = 30) -> dict[str, float]:
-    """Median seconds of each model on `inputs`; the models take turns, so that a slow moment meets them all."""
+def inference_seconds(models: Mapping[str, nn.Module], inputs: Any, rounds: int = 30, device: torch.device = CPU) -> dict[str, float]:
+    """Median seconds of each model on `inputs`; the models take turns, so that a slow moment meets them all.
+
+    On a GPU they are those from the call to the answer.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in models}
     modes = {name: model.training for name, model in models.items()}
     for model in models.values():
         model.eval()
     for round_ in range(-2, rounds):
         for name, model in models.items():
-            start = time.perf_counter()
-            model(inputs)
+            once = elapsed(lambda model=model: model(inputs), device)
             if round_ >= 0:
-                seconds[name].append(time.perf_counter() - start)
+                seconds[name].append(once)
     for name, model in models.items():
         model.train(modes[name])
     return {name: median(times) for name, times in seconds.items()}
@@ -61,11 +64,9 @@ def share_of_dx(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
                 parameter.requires_grad_(whole)
                 parameter.grad = None
             value = loss(model)
-            start = time.perf_counter()
-            if value.requires_grad:
-                value.backward()
+            once = elapsed(value.backward if value.requires_grad else lambda: None, value.device)
             if round_ >= 0:
-                seconds[whole].append(time.perf_counter() - start)
+                seconds[whole].append(once)
         if round_ + 1 >= LEAST_ROUNDS and time.perf_counter() > end:
             break
     for handle in handles:
@@ -73,10 +74,10 @@ def share_of_dx(model: nn.Module, loss: Callable[[nn.Module], Tensor]) -> float:
     return min(1.0, median(seconds[False]) / median(seconds[True]))
 
 
-def right_answers(outputs: Any, targets: Tensor) -> tuple[int, int]:
-    """(right answers, answers); (0, 0) where outputs are not scores of classes."""
+def right_answers(outputs: Any, targets: Tensor) -> tuple[Tensor | int, int]:
+    """(right answers, answers); (0, 0) where outputs are not scores of classes. The former are not read here: a device counts on."""
     if isinstance(outputs, Tensor) and outputs.ndim > 1 and not targets.is_floating_point():
         best = outputs.argmax(1)
         if best.shape == targets.shape:
-            return int((best == targets).sum()), targets.numel()
+            return (best == targets).sum(), targets.numel()
     return 0, 0

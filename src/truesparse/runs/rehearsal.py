@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from typing import Any
 
@@ -23,7 +23,9 @@ LOOKS = 8  # batches after which a layer without a gradient is believed to be un
 IGNORED = -100  # the label that cross entropy skips
 
 
-def rehearse(model: nn.Module, recipe: Recipe, train: Batches, test: Batches) -> None:
+def rehearse(
+    model: nn.Module, recipe: Recipe, train: Batches, test: Batches, autocast: Callable[[], AbstractContextManager[object]] = nullcontext
+) -> None:
     """Trains a copy of `model` on the first batch, and on the last where that is smaller, without a step; then tests it on a batch.
 
     Nothing is changed by it: not the model, and not the random numbers to come.
@@ -32,7 +34,7 @@ def rehearse(model: nn.Module, recipe: Recipe, train: Batches, test: Batches) ->
         ConfigError: if data, model and loss do not fit together. The message says what to do.
     """
     with _randomness_kept():
-        rehearsal = _Rehearsal(model, recipe)
+        rehearsal = _Rehearsal(model, recipe, autocast)
         for which, batches in (("training", train), ("test", test)):
             if batches.tensors is not None:
                 rehearsal.refuse_unfinite(f"the {which} data", batches.tensors[0])
@@ -52,8 +54,8 @@ def rehearse(model: nn.Module, recipe: Recipe, train: Batches, test: Batches) ->
 
 
 class _Rehearsal:
-    def __init__(self, model: nn.Module, recipe: Recipe) -> None:
-        self.recipe = recipe
+    def __init__(self, model: nn.Module, recipe: Recipe, autocast: Callable[[], AbstractContextManager[object]]) -> None:
+        self.recipe, self.autocast = recipe, autocast
         try:
             self.model = deepcopy(model).train()
         except Exception as error:
@@ -138,7 +140,7 @@ class _Rehearsal:
 
     def _outputs(self, what: str, inputs: Any) -> Any:
         self.refuse_unfinite(what, inputs)
-        with _entered(self.model) as entered:
+        with _entered(self.model) as entered, self.autocast():
             try:
                 return self.model(inputs)
             except Exception as error:
@@ -149,7 +151,8 @@ class _Rehearsal:
         if self.takes_classes:
             self._refuse_targets(what, outputs, targets)
         try:
-            loss = self.recipe.loss(outputs, targets)
+            with self.autocast():
+                loss = self.recipe.loss(outputs, targets)
         except Exception as error:
             raise self._failed(f"loss() fails on {what}, outputs {_said(outputs)} and targets {_said(targets)}", error) from error
         if not isinstance(loss, Tensor) or loss.numel() != 1:

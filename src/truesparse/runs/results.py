@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from ..common.shown import Table, nbytes_said
-from .machine import threads_said
+from .machine import hardware
 from .phases import PHASES
 
 INFERENCE_SAMPLES = 100
@@ -23,6 +23,8 @@ class VariantResult:
         test_accuracy: after the last epoch, 0 to 1; None if the task has no classes.
         connections: weights that exist.
         bytes: of weights, gradients, optimizer state and topology, as measured in the last epoch.
+        peak_bytes: the most that the network had on a GPU at once while it trained, what layers pass on included; None on a CPU, where
+            torch does not count them.
         seconds_per_epoch: of training, the median over epochs.
         step_seconds: of a training step, the mean over all epochs, by where they go: forward, dx, dW, rewiring, optimizer, other.
         inference_seconds: for `samples` samples, the median over rounds in which the variants took turns.
@@ -40,6 +42,7 @@ class VariantResult:
     step_seconds: Mapping[str, float]
     inference_seconds: float
     inference_times_as_fast: float | None
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,16 +58,15 @@ class Results:
         """A row for each variant."""
         compared = any(line.variant == "dense" for line in self.variants) and len(self.variants) > 1
         ratio = ("vs dense",) if compared else ()
-        heads = ("", "test accuracy", "test loss", "weights", "bytes", *(("of dense",) if compared else ()), "s / epoch", *ratio)
+        peaks = ("peak",) if any(line.peak_bytes is not None for line in self.variants) else ()
+        heads = ("", "test accuracy", "test loss", "weights", "bytes", *(("of dense",) if compared else ()), *peaks, "s / epoch", *ratio)
         heads = (*heads, f"inference, {self.samples} samples", *ratio)
-        machine = self.machine
-        hardware = f"{machine['processor']}, {machine['instruction_set']}, {threads_said(machine['threads'])}, torch {machine['torch']}"
         return Table(
             heads,
-            tuple(_row(line, compared) for line in self.variants),
+            tuple(_row(line, compared, bool(peaks)) for line in self.variants),
             numeric=frozenset(range(1, len(heads))),
             title=self.task,
-            caption=f"bytes: weights + gradients + optimizer state + topology. {hardware}",
+            caption=f"bytes: weights + gradients + optimizer state + topology. {hardware(self.machine)}, torch {self.machine['torch']}",
         )
 
     def _repr_html_(self) -> str:
@@ -74,11 +76,16 @@ class Results:
         return asdict(self)
 
 
-def _row(line: VariantResult, compared: bool) -> tuple[str, ...]:
+def _row(line: VariantResult, compared: bool, peaks: bool) -> tuple[str, ...]:
     accuracy = f"{line.test_accuracy:.2%}" if line.test_accuracy is not None else "-"
     share = f"{line.share_of_dense_bytes:.1%}" if line.share_of_dense_bytes is not None else "-"
     row = [NAMES[line.variant], accuracy, f"{line.test_loss:.4f}", f"{line.connections:,}", nbytes_said(line.bytes["total"])]
-    row += [share] * compared + [f"{line.seconds_per_epoch:.2f}"] + [_times(line.times_as_fast)] * compared
+    row += (
+        [share] * compared
+        + [nbytes_said(line.peak_bytes) if line.peak_bytes is not None else "-"] * peaks
+        + [f"{line.seconds_per_epoch:.2f}"]
+        + [_times(line.times_as_fast)] * compared
+    )
     return (*row, f"{line.inference_seconds * 1e3:.2f} ms", *[_times(line.inference_times_as_fast)] * compared)
 
 
@@ -123,6 +130,7 @@ def make_results(
                 step_seconds=_step_seconds(history, shares_of_dx[name], steps),
                 inference_seconds=inference[name],
                 inference_times_as_fast=speed(inference, name),
+                peak_bytes=max((line["peak_bytes"] for line in history if "peak_bytes" in line), default=None),
             )
             for name, history in histories.items()
         ),

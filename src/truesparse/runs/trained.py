@@ -67,11 +67,12 @@ class Trained:
         Args:
             model: this one, or one packed from it.
         """
-        right = answers = 0
+        right: Tensor | int = 0
+        answers = 0
         for inputs, targets in self.test.in_order():
             found = right_answers(model(inputs), targets)
             right, answers = right + found[0], answers + found[1]
-        return right / answers if answers else None
+        return int(right) / answers if answers else None
 
 
 def trained_network(path: Path, variant: str | None = None) -> Trained:

@@ -16,6 +16,7 @@ from ..common.processor import cores
 from ..distributed import ALONE, Processes
 from .batches import Batches, derived_seed
 from .config import RunConfig, changed_options
+from .devices import device_here
 from .errors import ConfigError, RunError
 from .folder import AVERAGE, NETWORK, RunFolder, damaged_checkpoint
 from .layers import described as described_layers
@@ -119,7 +120,7 @@ def _begun(
     folder = RunFolder(path, processes.rank == 0)
     if folder.writes:
         folder.check_new()
-    described = machine()
+    described = machine(device_here(config.device, config.amp))
     variants = _variants(config, recipe, data_of(config, recipe), {}, processes, beginning)
     folder.create()  # not before everything that can be wrong with the choices has had its chance
     if beginning is not None:  # before the config, with which it is a run: `resume` could not make this anew
@@ -138,7 +139,8 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer, processes:
 
     Args:
         path: the folder of the run.
-        chosen: choices the user states again, which must be those of the run.
+        chosen: choices the user states again, which must be those of the run, but for `device`: it may go on on another one, on which
+            numbers are rounded otherwise.
         observer: hears how it goes.
         processes: that go on with it together; they may be other ones than before.
 
@@ -147,10 +149,13 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer, processes:
     """
     folder = RunFolder(path, processes.rank == 0)
     config, recipe_sha256 = folder.read_config()
-    changed = changed_options(config, chosen)
+    changed = changed_options(config, {name: value for name, value in chosen.items() if name != "device"})
     if changed:
         raise RunError(f"the run in {path} was started with {'; '.join(changed)}: leave the option out, or start anew with another --out")
     recipe = unchanged_recipe(config.task, recipe_sha256, path)
+    elsewhere = chosen.get("device", config.device) != config.device
+    config = dataclasses.replace(config, device=chosen.get("device", config.device))
+    described = machine(device_here(config.device, config.amp))
     folder.remove_partial_files()
     config = _with_threads(config, processes)
     data = data_of(config, recipe)
@@ -162,6 +167,8 @@ def resume(path: Path, chosen: Mapping[str, Any], observer: Observer, processes:
     except (KeyError, RuntimeError, ValueError, TypeError) as error:
         # The file could be read but is not the state of this run.
         raise RunError(damaged_checkpoint(path, str(error).splitlines()[0])) from error
+    if elsewhere:
+        folder.write_config(config, recipe_sha256, described)
     _write_beginnings(folder, [variant for variant in variants if variant.name not in states])
     return _train(config, recipe, folder, variants, observer)
 
@@ -192,8 +199,9 @@ def _variants(
     processes: Processes,
     beginning: Beginning | None = None,
 ) -> list[Variant]:
-    train = Batches(data[0], config.batch_size, config.seed, recipe.augment)
-    test = Batches(data[1], config.batch_size * EVALUATION_BATCH)
+    device = device_here(config.device, config.amp)
+    train = Batches(data[0], config.batch_size, config.seed, recipe.augment, device)
+    test = Batches(data[1], config.batch_size * EVALUATION_BATCH, device=device)
     return [Variant(name, config, recipe, train, test, states.get(name), processes, beginning) for name in config.variants]
 
 
@@ -216,16 +224,20 @@ def _train(config: RunConfig, recipe: Recipe, folder: RunFolder, variants: Seque
             for variant in variants:
                 if variant.epoch <= epoch:
                     _train_turn(variant, variants, folder, observer, stop)
-                stopping = stop() if processes.size == 1 else not processes.all(not stop(), torch.device("cpu"))
+                stopping = stop() if processes.size == 1 else not processes.all(not stop(), variant.device)
                 if stopping and not all(variant.finished for variant in variants):
                     return Outcome(None, stop.signal.name if stop.signal else None)
     if not folder.writes:
         return Outcome(None, None)
     folder.write_metrics(_lines(variants))
-    inference = inference_seconds({variant.name: variant.model for variant in variants}, variants[0].test.first(INFERENCE_SAMPLES))
+    example, device = variants[0].test.first(INFERENCE_SAMPLES), variants[0].device
+    with variants[0].autocast():
+        inference = inference_seconds({variant.name: variant.model for variant in variants}, example, device=device)
     shares = {variant.name: variant.share_of_dx() for variant in variants}
     histories = {variant.name: variant.history for variant in variants}
-    results = make_results(recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(), histories, inference, shares, steps)
+    results = make_results(
+        recipe.name, min(INFERENCE_SAMPLES, variants[0].test.samples), machine(device), histories, inference, shares, steps
+    )
     folder.write_results(results.to_json())
     return Outcome(results, stop.signal.name if stop.signal else None)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
 from math import isfinite
@@ -15,6 +15,18 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ..common.devices import (
+    CPU,
+    clock_of,
+    forget_peak,
+    generator_state,
+    held_bytes,
+    module_of,
+    on_device,
+    peak_bytes,
+    set_generator_state,
+    synchronize,
+)
 from ..distributed import ALONE, Processes
 from ..metrics import Tracker, connections, gradient_norms, live_bytes
 from ..rewiring import Rewirer
@@ -24,6 +36,7 @@ from ..topology.schedules import cosine, warmup
 from .algorithm import is_file
 from .batches import Batches, derived_seed, part_of
 from .config import RunConfig
+from .devices import AMP
 from .errors import ConfigError, RunError
 from .made import made_optimizer, made_variant
 from .measure import right_answers, share_of_dx
@@ -35,18 +48,19 @@ from .user_file import failure
 
 Metrics = dict[str, Any]
 LOOKED_AT = 64  # samples, at the end of each epoch, for the zeros that layers read
+STEPS_BETWEEN_READS = 50  # of losses on a GPU: reading one waits for all that the GPU has been asked to do
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What an observer hears after each step."""
+    """What an observer hears after each step. On a GPU the loss is that of the last step at which losses were read."""
 
     variant: str
     epoch: int  # from 1
     step: int  # from 1
     steps: int
     loss: float
-    seconds: float  # of training, since the epoch began
+    seconds: float  # of training, since the epoch began, by the clock of the host
     model: nn.Module | None = field(default=None, repr=False, compare=False)  # as this step has left it
 
 
@@ -70,8 +84,8 @@ class Variant:
         name: which variant.
         config: of the run.
         recipe: what is trained.
-        train: training batches.
-        test: test batches.
+        train: training batches, on the device that trains.
+        test: test batches, there too.
         state: a `state()` to go on from; None starts anew.
         processes: that train it together, each with its part of every batch.
         beginning: what is done to the network when it starts anew; None: nothing.
@@ -95,23 +109,29 @@ class Variant:
         self.processes = processes
         self.epoch = 0  # epochs completed
         self.step = 0  # steps completed in the epoch under way
+        self.device = train.device
         self.loss_sum, self.samples = 0.0, 0  # of those trained here
-        self.phases = Phases()
+        self.phases = Phases(clock_of(self.device))
         self.bytes: dict[str, int] = {}
+        self.peak_bytes: int | None = None
         self.gradient_norms: dict[str, float] = {}
         self.history: list[Metrics] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
+            # On the CPU, and then to the device: one seed is one network on all of them.
             self.model = made_variant(name, config, recipe.make_model())
         if state is None:
             if beginning is not None:
                 beginning.prepare(self.model)
                 self.epoch, self.step = divmod(beginning.step, train.steps)
-            rehearse(self.model, recipe, train, test)
+            self.model.to(self.device)
+            rehearse(self.model, recipe, train, test, self.autocast)
         else:
             self.model.load_state_dict(state["model"])
+            self.model.to(self.device)
         self.parallel: nn.Module = self.model if processes.size == 1 else DistributedDataParallel(self.model)
         self.optimizer = made_optimizer(config, self.model)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "float16")
         self.rewirer = self._made_rewirer() if name != "dense" else None
         if self.rewirer is not None:
             self.rewirer.steps = self.epoch * train.steps + self.step
@@ -121,6 +141,9 @@ class Variant:
         self.last_updates: dict[str, NDArray[Any]] = {}  # of the epoch completed last
         self.penalty, self.grace, self.average = self._made_stable()
         self.random_state = Generator().manual_seed(derived_seed(config.seed, "train")).get_state()
+        self.device_random_state: Tensor | None = None  # of the device's own generator, on the CPU
+        self._unread: list[tuple[Tensor, int, Any]] = []  # (loss, samples, inputs) of the steps since losses were read
+        self._loss = 0.0  # of the last step read
         if state is not None:
             self._go_on(state)
 
@@ -141,28 +164,36 @@ class Variant:
         Raises:
             RunError: if the loss is no longer a number, or the recipe's or an own algorithm's code fails.
         """
+        forget_peak(self.device)
+        before = held_bytes(self.device)
+        held = None if before is None else sum(live_bytes(self.model, self.optimizer).values())
         with self._own_randomness():
             self.model.train()
             batches = self.train.shuffled(self.epoch, self.step)
+            asked = False
             while self.step < self.train.steps:
                 self.phases.begin()
                 try:
                     inputs, targets = next(batches)
                     loss = self._train_step(inputs, targets)
-                    loss, asked = self._together(loss, stop)
+                    # Inputs are kept for what is said of a loss that is no number: only where it is read at once.
+                    self._unread.append((loss, len(targets), inputs if self.device.type == "cpu" else None))
+                    if self._reads():
+                        asked = self._read(stop)
                 except (ConfigError, RunError):
                     raise
                 except Exception as error:
                     raise self._failed(f"epoch {self.epoch + 1}, step {self.step + 1}", error) from error
                 self.phases.lap("other")
-                if not isfinite(loss):
-                    raise RunError(self._without_a_loss(loss, inputs))
-                self.loss_sum += loss * len(targets)
-                self.samples += len(targets)
                 self.step += 1
-                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, loss, self.phases.total, self.model))
+                heard(StepReport(self.name, self.epoch + 1, self.step, self.train.steps, self._loss, self.phases.elapsed, self.model))
                 if self.step < self.train.steps and (asked if self.processes.size > 1 else stop()):
+                    self._read(stop)
                     return False
+            self.phases.settle()
+            if before is not None and held is not None and (peak := peak_bytes(self.device)) is not None:
+                # Of this network: beside it lie the data and the other variants.
+                self.peak_bytes = max(self.peak_bytes or 0, held + peak - before)
             try:
                 self._end_epoch()
             except Exception as error:
@@ -170,8 +201,11 @@ class Variant:
         return True
 
     def state(self) -> dict[str, Any]:
-        """Everything that the steps to come depend on, as tensors and plain values."""
-        return {
+        """Everything that the steps to come depend on, as tensors on the CPU and plain values."""
+        model = self.model.state_dict()
+        for name, tensor in model.items():
+            model[name] = tensor.to(CPU)  # in place: the mapping has the versions of its modules beside its entries
+        held = {
             "epoch": self.epoch,
             "step": self.step,
             "loss_sum": self.loss_sum,
@@ -179,7 +213,8 @@ class Variant:
             "seconds": dict(self.phases.seconds),
             "history": self.history,
             "random_state": self.random_state,
-            "model": self.model.state_dict(),
+            "device_random_state": {} if self.device_random_state is None else {self.device.type: self.device_random_state},
+            "scaler": self.scaler.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "rewirer": self.rewirer.state_dict() if self.rewirer is not None else None,
             "tracker": self.tracker.state_dict(),
@@ -187,22 +222,34 @@ class Variant:
             "grace": self.grace.state_dict() if self.grace is not None else None,
             "average": self.average.state_dict() if self.average is not None else None,
         }
+        return {**on_device(held, CPU), "model": model}
 
     def share_of_dx(self) -> float:
         """Of the backward pass, measured on a copy of the model, on the first training batch."""
         inputs, targets = next(self.train.in_order())
         with self._own_randomness():
-            return share_of_dx(deepcopy(self.model).train(), lambda model: self.recipe.loss(model(inputs), targets))
+            return share_of_dx(deepcopy(self.model).train(), lambda model: self._loss_of(model, inputs, targets))
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the network is called."""
+        return nullcontext() if self.config.amp is None else torch.autocast(self.device.type, AMP[self.config.amp])
+
+    def _loss_of(self, model: nn.Module, inputs: Any, targets: Tensor) -> Tensor:
+        with self.autocast():
+            return self.recipe.loss(model(inputs), targets)
 
     def _go_on(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.step, self.loss_sum = (state[key] for key in ("epoch", "step", "loss_sum"))
         self.samples = state.get("samples", self.step * self.config.batch_size)  # an older checkpoint, of a run that began at its beginning
-        self.phases.seconds = dict(state["seconds"])
+        self.phases.go_on(state["seconds"])
         self.history = [dict(metrics) for metrics in state["history"]]
         self.random_state = state["random_state"]
+        self.device_random_state = state.get("device_random_state", {}).get(self.device.type)
         self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state.get("scaler", {}) or self.scaler.state_dict())
         if self.rewirer is not None:
-            self.rewirer.load_state_dict(state["rewirer"])
+            # Numbers that were recorded lie where the layers are; the generator stays on the CPU.
+            self.rewirer.load_state_dict({**state["rewirer"], "records": on_device(state["rewirer"]["records"], self.device)})
         self.tracker.load_state_dict(state["tracker"])
         if self.updates is not None:
             self.updates.load_state_dict(state["updates"])
@@ -211,14 +258,37 @@ class Variant:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
 
-    def _together(self, loss: float, stop: Callable[[], bool]) -> tuple[float, bool]:
-        """(loss of the whole batch, whether any process has been asked to stop)."""
-        if self.processes.size == 1:
-            return loss, False  # whoever hears of the step may still ask
-        mean, asked = self.processes.total(torch.tensor([loss / self.processes.size, float(stop())], dtype=torch.float64)).tolist()
-        return mean, bool(asked)
+    def _reads(self) -> bool:
+        """Whether losses are read after the step under way: on a CPU always, which has them."""
+        return self.device.type == "cpu" or self.step % STEPS_BETWEEN_READS == 0 or self.step + 1 == self.train.steps
 
-    def _train_step(self, inputs: Any, targets: Tensor) -> float:
+    def _read(self, stop: Callable[[], bool]) -> bool:
+        """Takes in the losses of the steps since the last time; whether any of several processes has been asked to stop.
+
+        Raises:
+            RunError: if one is no number.
+        """
+        unread, self._unread = self._unread, []
+        asked = False
+        if not unread:
+            return asked
+        numbers = torch.stack([loss for loss, _, _ in unread]).double()
+        if self.processes.size > 1:
+            own = torch.cat([numbers / self.processes.size, numbers.new_tensor([float(stop())])])
+            *losses, stopping = self.processes.total(own).tolist()
+            asked = bool(stopping)
+        else:
+            losses = numbers.tolist()  # whoever hears of the step may still ask to stop
+        self.phases.settle()
+        for place, (loss, (_, samples, inputs)) in enumerate(zip(losses, unread, strict=True), 1 - len(unread)):
+            if not isfinite(loss):
+                raise RunError(self._without_a_loss(loss, self.step + 1 + place, inputs))
+            self.loss_sum += loss * samples
+            self.samples += samples
+        self._loss = losses[-1]
+        return asked
+
+    def _train_step(self, inputs: Any, targets: Tensor) -> Tensor:
         """One step; the loss of this process's part of the batch, times its weight among all."""
         samples = len(targets)
         inputs, targets, weight = part_of((inputs, targets), self.processes)
@@ -232,11 +302,15 @@ class Variant:
             for parameter in group["params"]:
                 parameter.grad = None
         self.phases.lap("other")
-        loss = self.recipe.loss(self.parallel(inputs), targets)
+        loss = self._loss_of(self.parallel, inputs, targets)
         penalised = loss if self.penalty is None else loss + self.penalty.loss()
         penalised = penalised if weight == 1.0 else penalised * weight
         self.phases.lap("forward")
-        penalised.backward()
+        self.scaler.scale(penalised).backward()
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+        if self.rewirer is not None and self.rewirer.schedule.due(self.rewirer.steps + 1):
+            synchronize(self.device)  # what a rewiring takes is seen from the host: it shall not wait for the backward pass
         self.phases.lap("backward")
         self.tracker.step(samples)
         last = self.step + 1 == self.train.steps
@@ -248,9 +322,11 @@ class Variant:
         if self.config.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if self.rewirer is None or self.rewirer.step():
-            self.optimizer.step()
+            self.scaler.step(self.optimizer)
             if self.average is not None:
                 self.average.update()
+        if self.scaler.is_enabled():
+            self.scaler.update()
         rewired, measured = self._seconds_inside()
         self.phases.lap("optimizer", {"rewiring": rewired - rewiring, "other": measured - measuring})
         if last:
@@ -258,7 +334,7 @@ class Variant:
             self.bytes = {kind: max(count, after[kind]) for kind, count in self.bytes.items()}
             if self.average is not None:
                 self.bytes["averages"] = self.average.nbytes
-        return loss.item() * weight
+        return loss.detach() if weight == 1.0 else loss.detach() * weight
 
     def _seconds_inside(self) -> tuple[float, float]:
         """Seconds of (rewiring, following it) so far, both of which happen inside the optimizer's part of a step."""
@@ -296,14 +372,17 @@ class Variant:
                 "seconds": round(self.phases.total, 4),
                 "seconds_of": {phase: round(seconds, 4) for phase, seconds in self.phases.seconds.items()},
                 "seconds_measuring": round(measuring, 4),
+                "device": self.device.type,
                 "learning_rate": rate,
                 "connections": connections(self.model),
                 "rewirings": self.rewirer.rewirings if self.rewirer is not None else 0,
                 "bytes": {**self.bytes, "total": sum(self.bytes.values())},
+                **({} if self.peak_bytes is None else {"peak_bytes": self.peak_bytes}),
                 **report,
             }
         )
-        self.step, self.loss_sum, self.samples, self.phases = 0, 0.0, 0, Phases()
+        self.step, self.loss_sum, self.samples, self.phases = 0, 0.0, 0, Phases(clock_of(self.device))
+        self.peak_bytes = None
 
     @torch.no_grad()
     def _evaluate(self) -> tuple[float, float | None]:
@@ -311,13 +390,16 @@ class Variant:
         if self.processes.rank:
             return 0.0, None  # the first process has the buffers (of batch norm) that are kept, and its answers count
         self.model.eval()
-        loss_sum, right, answers = 0.0, 0, 0
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)  # read when all is done, as the right answers are
+        right: Tensor | int = 0
+        answers = 0
         for inputs, targets in self.test.in_order():
-            outputs = self.model(inputs)
-            loss_sum += self.recipe.loss(outputs, targets).item() * len(targets)
+            with self.autocast():
+                outputs = self.model(inputs)
+                loss_sum += self.recipe.loss(outputs, targets).double() * len(targets)
             found = right_answers(outputs, targets)
             right, answers = right + found[0], answers + found[1]
-        return loss_sum / self.test.samples, right / answers if answers else None
+        return loss_sum.item() / self.test.samples, int(right) / answers if answers else None
 
     def _made_rewirer(self) -> Rewirer:
         config = self.config
@@ -358,8 +440,8 @@ class Variant:
         own = [Path(self.config.algorithm)] if is_file(self.config.algorithm) else []
         return RunError(failure(f"training of {self.name} failed in {where}", error, self.recipe.path, *own))
 
-    def _without_a_loss(self, loss: float, inputs: Any) -> str:
-        where = f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {self.step + 1}"
+    def _without_a_loss(self, loss: float, step: int, inputs: Any) -> str:
+        where = f"the loss of {self.name} is {loss} in epoch {self.epoch + 1}, step {step}"
         if isinstance(inputs, Tensor) and inputs.is_floating_point() and not bool(inputs.isfinite().all()):
             return f"{where}: the inputs of that step hold NaN or infinity: clean them in data() or augment()"
         return f"{where}: try a lower --lr, --clip 1 or --warmup 1; the files of the epochs before are kept"
@@ -367,9 +449,18 @@ class Variant:
     @contextmanager
     def _own_randomness(self) -> Iterator[None]:
         """Whatever draws from torch's global generator (dropout, ...) draws from this variant's own stream."""
+        before = generator_state(self.device)
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self.random_state)
+            if before is not None:
+                if self.device_random_state is None:
+                    module_of(self.device).manual_seed(derived_seed(self.config.seed, "train", self.device.type))
+                else:
+                    set_generator_state(self.device, self.device_random_state)
             try:
                 yield
             finally:
                 self.random_state = torch.get_rng_state()
+                if before is not None:
+                    self.device_random_state = generator_state(self.device)
+                    set_generator_state(self.device, before)
