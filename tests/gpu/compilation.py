@@ -53,7 +53,9 @@ class Resources(NamedTuple):
     shared: int
 
 
-def compiled(name: str, line: int, dtype: str, capability: int, case: str, aligned: bool, narrow: bool = False, **fixed: int | str) -> Resources:
+def compiled(
+    name: str, line: int, dtype: str, capability: int, case: str, aligned: bool, narrow: bool = False, **fixed: int | str
+) -> Resources:
     """The kernel in the configuration of a line of its table.
 
     Args:

@@ -17,6 +17,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from pretended import PretendedDevice, table_of
 from test_interpreted_packing import F16, F32, NETWORKS, TOLERANCE, Residual, only, trained
 
+from truesparse.cli import pack as pack_module
+from truesparse.cli.main import run
 from truesparse.inference import choice
 from truesparse.inference.choice import Memory
 
@@ -110,3 +112,39 @@ def test_norms_and_their_statistics():
     model.eval()
     with there(model, torch.randn(3, 6), copy.deepcopy(model).double()) as (device, model, x, expected):
         hold(device, ts.pack(model, x, tune=False), x, expected, TOLERANCE[F32])
+
+
+RECIPE = """
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+settings = {"epochs": 1, "batch_size": 4, "sparsity": 0.5}
+
+
+def model():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def data():
+    made = TensorDataset(torch.randn(8, 6), torch.randint(3, (8,)))
+    return made, made
+"""
+
+
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pack_module, "SECONDS", 0.0)
+    monkeypatch.setattr(pack_module, "LEAST_ROUNDS", 1)
+    (tmp_path / "mine.py").write_text(RECIPE)
+    model = ts.sparsify(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), 0.5)
+    ts.save(model, tmp_path / "net.safetensors")
+    given = ["pack", str(tmp_path / "net.safetensors"), "--recipe", str(tmp_path / "mine.py"), "--batch", "2"]
+    with PretendedDevice():
+        assert run([*given, "--device", "gpu", "--no-tune"]) == 0
+        out = capsys.readouterr().out
+        assert "batch 2, Triton's interpreter on gpu" in out
+        assert "times as fast" in out
+        assert run([*given, "--device", "gpu", "--threads", "1"]) != 0
+        assert "--threads: with --device gpu, the GPU computes; leave the option out" in capsys.readouterr().err
+        assert run([*given, "--device", "gpu", "--values", "int8"]) != 0
+        assert "expected one of float32, bfloat16, float16, got 'int8'" in capsys.readouterr().err

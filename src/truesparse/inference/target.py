@@ -70,9 +70,7 @@ def target_of(model: nn.Module, inputs: Sequence[Tensor], values: str | None, th
     held = [*model.named_parameters(), *model.named_buffers()]
     device = held[0][1].device if held else inputs[0].device if inputs else HOST
     _refuse_several_devices(held, inputs, device)
-    chosen = family(device.type)
-    if chosen not in FAMILIES:  # the reference has no layouts: those of the device compute the same
-        chosen = FAMILY_OF_DEVICE.get(device.type, "native")
+    chosen = _family(device)
     if chosen == gpu.FAMILY:
         kernels_for(device)
     elif device.type != "cpu":
@@ -82,6 +80,18 @@ def target_of(model: nn.Module, inputs: Sequence[Tensor], values: str | None, th
         )
     dtype = _dtype(model, chosen)
     return Target(device, dtype, chosen, _values(values, dtype, chosen), _threads(threads, chosen))
+
+
+def known_values(device: torch.device) -> tuple[str, ...]:
+    """How connections may be held in a network of float32 there."""
+    return tuple(FAMILIES[_family(device)].values)
+
+
+def _family(device: torch.device) -> str:
+    chosen = family(device.type)
+    if chosen not in FAMILIES:  # the reference has no layouts: those of the device compute the same
+        return FAMILY_OF_DEVICE.get(device.type, "native")
+    return chosen
 
 
 def _refuse_several_devices(held: Sequence[tuple[str, Tensor]], inputs: Sequence[Tensor], device: torch.device) -> None:
