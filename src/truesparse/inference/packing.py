@@ -140,6 +140,9 @@ def pack(
     cannot be traced, because its operations depend on the values of its input, has its layers packed one by one and is otherwise left
     as it is. `explain()` says what was done.
 
+    A network on a GPU is packed for it, in its own dtype: each layer dense by PyTorch, or in a form of the Triton kernels; each is compared
+    with dense before it is chosen. `capture` then makes a CUDA graph of a call. No GPU has run this yet: it is tested without one.
+
     Hooks of this library (`Rewirer`, `ActivationPenalty`) are left out. Yours on forward passes go on to be called, which holds back
     the modules that they are on; `explain().hooked` names them. Backward hooks are left out: there is no backward pass.
 
@@ -147,11 +150,11 @@ def pack(
         model: left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the network inside is packed.
         example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments, of the batch that
             is to be fast. Other batches work. For a model that takes one dict the tuple holds it: `({"ids": ids, "mask": mask},)`.
-        values: how connections may be held: "float32", "bfloat16", or "int8" with a scale for each row. Where narrow values are not
-            faster, a layer keeps float32.
+        values: how connections of a float32 network may be held: "float32", "bfloat16"; on the CPU also "int8", with a scale for each row,
+            on a GPU also "float16". Where narrow values are not faster, a layer keeps float32. None: as the network holds them.
         tune: measure each layer's layouts here; what was measured is remembered in the user's cache folder. False chooses by rule, the
             same on every machine.
-        threads: for which layouts are chosen; None: as many as torch has now.
+        threads: of the CPU, for which layouts are chosen; None: as many as torch has now.
         memory: where measurements are remembered; None is the usual place.
         progress: show on stderr how far it is, if it takes longer than two seconds.
 
@@ -159,8 +162,11 @@ def pack(
         A module with nothing to train. Calls are safe from several threads.
 
     Raises:
-        TypeError: if the model cannot be copied, or is not of float32, or the example is of another type.
+        TypeError: if the model cannot be copied, is not of float32 on the CPU, or of float32, float16 or bfloat16 on one GPU, or if the
+            example is of another type or on another device.
         ValueError: if `values` or `threads` is out of its range.
+        MissingLibrary, NotImplementedError: on a GPU without Triton, or that is too old.
+        RuntimeError: if a layout computes something else than dense, which is a fault of this library.
     """
     inputs, untraced = inputs_of(example_inputs), ""
     target = target_of(model, inputs, values, threads)
@@ -211,8 +217,8 @@ def pack_layers(
     a hook of yours: the explanation names them.
 
     Args:
-        model: sparse, pruned or dense, of float32 on the CPU; in eval mode afterwards. It cannot be trained or saved any more: keep its
-            file. Interrupted, some of its layers are packed, and it still computes the same.
+        model: sparse, pruned or dense, of a dtype and on a device that `pack` takes; in eval mode afterwards. It cannot be trained or saved
+            any more: keep its file. Interrupted, some of its layers are packed, and it still computes the same.
         batch: rows of a layer's input in the calls that are to be fast: 1 where a token follows a token. Other sizes work.
         values, tune, threads, memory: as of `pack`.
         progress: show on stderr how far it is, if it takes longer than two seconds.
@@ -221,7 +227,7 @@ def pack_layers(
         What became of each layer; `print` it for a table.
 
     Raises:
-        TypeError: if a parameter is not of float32 on the CPU, or the model is itself a layer.
+        TypeError: as `pack`, or if the model is itself a layer.
         ValueError: if `batch`, `values` or `threads` is out of its range, or there is no linear layer.
     """
     target = target_of(model, (), values, threads)
