@@ -248,6 +248,15 @@ def test_what_is_wrong_is_never_chosen(monkeypatch, tmp_path):
                 ts.pack(model, x, tune=False)
 
 
+@pytest.mark.parametrize("form", ["rows", "bitmap"])
+def test_sums_of_narrow_values_are_wide(form):
+    """In sums of 16 bits, 2048 and 1 are 2048."""
+    values = torch.cat([torch.full((64,), 2048.0), torch.ones(31 * 64), torch.full((64,), -2048.0), torch.zeros(1)]).half()
+    weights = Weights(Matrix(1, len(values)), Topology.from_mask(values[None] != 0), values[:-1], None)
+    y = gpu.TritonCandidate(form).make(weights, False, "float16")(torch.ones(1, len(values)).half())
+    assert y.item() == 31 * 64
+
+
 # The rule, whose figures are arithmetic. What it should say is in docs/guide/gpu.md.
 
 
