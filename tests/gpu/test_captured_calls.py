@@ -341,6 +341,15 @@ def test_what_decides_by_values():
         CapturedCall(lambda x: (x > 0) if float(x[0, 0]) > 1 else (x > 9), [x])
 
 
+def test_places_are_captured_as_they_are():
+    """Other places might be none."""
+    offsets, x = torch.tensor([0, 2, 5]), torch.randn(5)
+    seen = []
+    call = CapturedCall(lambda x, offsets: seen.append(offsets.clone()) or x.cumsum(0)[offsets[1:] - 1], [x, offsets])
+    assert all(torch.equal(one, offsets) for one in seen)
+    torch.testing.assert_close(call([x, offsets - offsets + torch.tensor([0, 1, 4])]), x.cumsum(0)[torch.tensor([0, 3])])
+
+
 def test_what_holds_tensors_out_of_sight():
     class Holder:
         def __init__(self, y):

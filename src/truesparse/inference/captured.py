@@ -56,8 +56,8 @@ class CapturedCall:
             self._capture(call, [one.detach() for one in inputs])
 
     def _capture(self, call: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
-        # Of other numbers than the example, which is what the replay is compared at.
-        self._inputs = tuple(one.flip(tuple(range(one.ndim))).contiguous() for one in inputs)
+        # Of other numbers than the example, which is what the replay is compared at. Whole ones may be places, whose order means something.
+        self._inputs = tuple(one.flip(tuple(range(one.ndim))) if one.is_floating_point() else one.clone() for one in inputs)
         versions = [one._version for one in self._inputs]
         self._graph, self._outputs = recorded(lambda: call(*self._inputs), self.device)
         if [one._version for one in self._inputs] != versions:
