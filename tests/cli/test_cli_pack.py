@@ -284,3 +284,11 @@ def test_a_wrong_packed_network_is_not_shown(folder, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "the packed network computes something else, off by" in captured.err
+
+
+def test_a_gpu_that_is_not_there(capsys):
+    for named, says in (("cuda", "--device cuda: "), ("tpu", "--device: unknown 'tpu'")):
+        assert run(["pack", "run", "--device", named]) == 2
+        assert says in capsys.readouterr().err
+    assert run(["pack", "run", "--device", "cpu", "--values", "float16"]) != 0
+    assert "expected one of float32, bfloat16, int8, got 'float16'" in capsys.readouterr().err

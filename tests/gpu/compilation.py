@@ -53,12 +53,15 @@ class Resources(NamedTuple):
     shared: int
 
 
-def compiled(name: str, line: int, dtype: str, capability: int, case: str, aligned: bool, **fixed: int | str) -> Resources:
+def compiled(
+    name: str, line: int, dtype: str, capability: int, case: str, aligned: bool, narrow: bool = False, **fixed: int | str
+) -> Resources:
     """The kernel in the configuration of a line of its table.
 
     Args:
         case: how it is called.
         aligned: whether all numbers that it is given are multiples of 16, as those of usual layers are.
+        narrow: whether values have the dtype of samples, as those of packed layers do.
         fixed: its other compile-time arguments.
     """
     kernel, found = getattr(kernels, name), TABLES[name][line][1]
@@ -67,6 +70,7 @@ def compiled(name: str, line: int, dtype: str, capability: int, case: str, align
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):
         kind = "constexpr" if argument in constants else _kind(argument, TYPES[dtype], "fp64" if dtype == "float64" else "fp32")
+        kind = f"*{TYPES[dtype]}" if narrow and argument == "values" else kind
         signature[argument] = kind
         if kind.startswith("*") or (aligned and kind == "i32"):
             attributes[(index,)] = [["tt.divisibility", 16]]

@@ -6,9 +6,11 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
+from torch import nn
 
 from truesparse import SparseLinear, ops
 from truesparse.common.optional import MissingLibrary
+from truesparse.inference import pack, pack_layers
 from truesparse.ops.triton import loading
 
 CPU = torch.device("cpu")
@@ -88,3 +90,26 @@ def test_truesparse_needs_no_triton():
     used = "truesparse.SparseLinear(4, 3)(torch.ones(2, 4)).sum().backward()"
     code = f"import sys; sys.modules['triton'] = None; import torch, truesparse; {used}"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_packing_needs_the_kernels_before_any_work(monkeypatch):
+    """Also of a network whose layers would all be dense: what is chosen is known later."""
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(2, 4)
+    monkeypatch.setattr("truesparse.inference.packing.simplify", lambda *given: pytest.fail("worked"))
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for packed in (lambda: pack(model, x), lambda: pack_layers(model)):
+        with ops.use("triton"), pytest.raises(MissingLibrary, match="'triton' needs triton, which is not installed: pip install"):
+            packed()
+
+
+def test_packing_for_what_kernels_do_not_run_on(monkeypatch):
+    pytest.importorskip("triton", reason="the extra gpu is not installed")
+    model, x = nn.Sequential(nn.Linear(4, 3)).eval(), torch.randn(2, 4)
+    if not loading._asked_to_interpret():
+        with (
+            ops.use("triton"),
+            pytest.raises(NotImplementedError, match=r"run on a GPU, got tensors on cpu; set TRITON_INTERPRET=1 before"),
+        ):
+            pack(model, x)
+    with pytest.raises(TypeError, match=r"pack has layouts for the CPU and for CUDA, and the network is on meta with the kernels 'native'"):
+        pack(model.to("meta"), x.to("meta"))

@@ -368,3 +368,23 @@ def test_a_sum_makes_a_fused_layer():
     packed = ts.pack(trained(residual), torch.randn(1, 4, 8, 8), tune=False)
     assert isinstance(packed.graph.get_submodule("b"), PackedLayer)
     assert packed.graph.get_submodule("b").epilogue == Epilogue(least=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32], ids=str)
+def test_a_sum_with_another_dtype_than_the_example_had(dtype):
+    """The kernels read float32: what widens the sum goes through torch."""
+    model = Net(lambda net, x: F.relu(net.c(x[0]) + x[1])).eval()
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = model
+
+        def forward(self, x, y):
+            return self.net((x, y))
+
+    x, y = torch.randn(2, 4, 3, 3), 3 * torch.randn(2, 4, 3, 3)
+    packed = ts.pack(Two().eval(), (x, y), tune=False)
+    assert "sum" in packed.explain().rows[0].follows
+    with torch.inference_mode():
+        torch.testing.assert_close(packed(x, y.to(dtype)), model((x, y.to(dtype))))

@@ -284,3 +284,11 @@ def test_attention_whose_mask_is_added_or_allows(dtype):
     with torch.inference_mode():
         for mask in masks:
             torch.testing.assert_close(packed(x, mask), model(x, mask))
+
+
+@pytest.mark.parametrize("tune", [True, False])
+def test_padding_that_a_small_image_needs(tune, memory):
+    """Layouts are tried at the size that the padding gives, which only then is one."""
+    model = sparsify(nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect")), 0.5).eval()
+    x = torch.randn(2, 4, 2, 2)
+    hold(pack(model, x, tune=tune, memory=memory), model, x)

@@ -39,7 +39,8 @@ def pack(
     variant: Variant = None,
     batch: Annotated[int, typer.Option(min=1, help="Samples in a call that is to be fast.")] = 1,
     threads: Annotated[int | None, typer.Option(help="Of torch and of the kernels.", show_default="as torch chooses")] = None,
-    values: Annotated[str, typer.Option(help="How connections may be held: float32, bfloat16, int8.")] = "float32",
+    values: Annotated[str, typer.Option(help="How connections may be held: float32, bfloat16, int8; on a GPU float16.")] = "float32",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:1.", show_default="cpu")] = None,
     tune: Annotated[bool, typer.Option("--tune/--no-tune", help="Measure each layer's layouts here, or choose by rule.")] = True,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Keep the packed network as a pickle, which only a trusting reader may load.")
@@ -51,37 +52,45 @@ def pack(
     from ..common.processor import processor
     from ..export.written import check_place
     from ..inference import pack as packed_form
-    from ..inference.layouts import VALUES
+    from ..inference.target import known_values
     from ..language import is_language_model
-    from ..runs import RunError
+    from ..runs import ConfigError, RunError
+    from ..runs.devices import device_here
     from ..runs.machine import require_cores, threads_said
     from .results import wide_console
 
-    if values not in VALUES:
-        raise typer.BadParameter(f"expected one of {', '.join(VALUES)}, got {values!r}", param_hint="--values")
+    place = device_here(device or "cpu")
+    known = known_values(place)
+    if values not in known:
+        raise typer.BadParameter(f"expected one of {', '.join(known)}, got {values!r}", param_hint="--values")
+    if threads is not None and place.type != "cpu":
+        raise ConfigError(f"--threads: with --device {device}, the GPU computes; leave the option out")
     if out is not None:
         check_place(out)
     if threads is not None:
         require_cores("--threads", threads)
         torch.set_num_threads(threads)
     if is_language_model(source):
-        refuse_options(source, {"--recipe": recipe, "--variant": variant, "--out": out})
+        refuse_options(
+            source, {"--recipe": recipe, "--variant": variant, "--out": out, "--device": device if place.type != "cpu" else None}
+        )
         pack_language_model(source, batch, values, tune)
         return
     network = network_of(Path(source), recipe, variant)
-    example = network.example(batch)
+    model, example = network.model.to(place), network.example(batch).to(place)
     try:
-        packed = packed_form(network.model, example, values=values, tune=tune)
+        packed = packed_form(model, example, values=values, tune=tune)
     except (TypeError, ValueError) as error:
         raise RunError(f"cannot pack {source}: {error}") from error
-    difference = _difference(network.model, packed, example)
+    difference = _difference(model, packed, example)
     if values == "float32" and difference > WRONG:
         raise RunError(f"the packed network computes something else, off by {difference:.1g} of the largest output; please report this")
     console = wide_console()
     console.print(network.said, markup=False, highlight=False, soft_wrap=True)
     console.print(packed.explain().table().rich())
-    console.print(_times_table(_seconds(network.model, packed, example)))
-    how = f"medians of calls in turns, batch {batch}, {threads_said(torch.get_num_threads())}, {processor()}"
+    console.print(_times_table(_seconds(model, packed, example)))
+    where = packed.explain().gpu or f"{threads_said(torch.get_num_threads())}, {processor()}"
+    how = f"medians of calls in turns, batch {batch}, {where}"
     console.print(f"{how}. Outputs are off by {difference:.1g} of the largest", highlight=False, soft_wrap=True)
     if out is not None:
         _keep(packed, out)
@@ -123,24 +132,37 @@ def _difference(model: nn.Module, packed: PackedNetwork, example: Tensor) -> flo
 
 
 def _seconds(model: nn.Module, packed: PackedNetwork, example: Tensor) -> Mapping[str, float]:
-    """Median seconds of a call, in turns: dense, as it was trained (if that is not dense), packed."""
+    """Median seconds of a call, in turns: dense, as it was trained (if that is not dense), packed; on a GPU also as a CUDA graph."""
     import copy
+    import sys
 
     import torch
 
     from ..bench.timing import interleaved
+    from ..common.devices import synchronize
+    from ..inference.captured import DEVICES
     from ..nn import densify
     from ..nn.convert import topology_layers
     from ..nn.masked import MaskedLayer
 
     layers = topology_layers(model).values()
     ways = {"dense": densify(copy.deepcopy(model)), "packed": packed}
+    if example.device.type in DEVICES:
+        try:
+            ways["captured"] = copy.deepcopy(packed).capture(example)
+        except RuntimeError as error:
+            print(f"no CUDA graph: {error}", file=sys.stderr)
     if layers:
         ways["masked" if any(isinstance(layer, MaskedLayer) for layer in layers) else "sparse"] = model
+
+    def call(way: nn.Module) -> None:
+        way(example)
+        synchronize(example.device)
+
     with torch.inference_mode():
         for way in ways.values():
-            way(example)
-        return interleaved({name: lambda way=way: way(example) for name, way in ways.items()}, SECONDS, LEAST_ROUNDS, warm=True)
+            call(way)
+        return interleaved({name: lambda way=way: call(way) for name, way in ways.items()}, SECONDS, LEAST_ROUNDS, warm=True)
 
 
 def _times_table(seconds: Mapping[str, float]) -> Table:
@@ -153,9 +175,13 @@ def _times_table(seconds: Mapping[str, float]) -> Table:
     table.add_column("a call", justify="right")
     table.add_column("times as fast", justify="right")
     ratios = {"dense": 1.0, **times_as_fast(seconds)}
-    for name in ("dense", "masked", "sparse", "packed"):
+    for name in ("dense", "masked", "sparse", "packed", "captured"):
         if name in seconds:
-            table.add_row(NAMES.get(name, name), f"{seconds[name] * 1e3:.3f} ms", f"{ratios[name]:.1f}")
+            table.add_row(
+                "packed, as a CUDA graph" if name == "captured" else NAMES.get(name, name),
+                f"{seconds[name] * 1e3:.3f} ms",
+                f"{ratios[name]:.1f}",
+            )
     return table
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 LIBRARY = __name__.partition(".")[0]
 # What may change what a forward pass gives, and how to call it.
@@ -22,6 +24,16 @@ def users_on(module: nn.Module) -> str:
     """Which hooks of a user are called with the forward pass of this module: "forward hook, forward pre-hook"; "" without any."""
     kinds = [said for attribute, said in FORWARD.items() if any(not _is_own(hook) for hook in getattr(module, attribute).values())]
     return ", ".join(kinds)
+
+
+class Watched:
+    """Whether hooks are on any of a model's modules now; asked at every call."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._tables: list[Mapping[int, Any]] = [getattr(module, attribute) for module in model.modules() for attribute in FORWARD]
+
+    def __bool__(self) -> bool:
+        return any(self._tables) or bool(_has_any_global_hook())
 
 
 def without_training_hooks(model: nn.Module) -> nn.Module:

@@ -37,7 +37,7 @@ class PackedRow:
 
     @property
     def dense_bytes(self) -> int:
-        """Of the dense float32 weight and bias as they were, before anything was removed."""
+        """Of the dense weight and bias as they were, before anything was removed."""
         return self.change.dense_bytes
 
     @property
@@ -59,6 +59,7 @@ class Explanation:
         hooked: {name of a module on which a hook of yours is: "forward hook" or "forward pre-hook"}. The hook goes on to be called. Such
             a layer is not packed, of such a module each layer is by itself.
         native: how many of the layers run one after the other without Python between them.
+        gpu: its name, if layouts were chosen for one; or "".
     """
 
     batch: int
@@ -68,11 +69,12 @@ class Explanation:
     whole: tuple[str, ...] = ()
     hooked: Mapping[str, str] = field(default_factory=dict)
     native: int = 0
+    gpu: str = ""
 
     def table(self) -> Table:
         """A row for each layer; times are of one call, in microseconds."""
         heads = ("layer", "sparsity", "zeros read", "removed", "layout", "bytes", "us", "dense us", "times as fast")
-        said = f"batch {self.batch}, {self.threads} thread{'s' * (self.threads > 1)}"
+        said = f"batch {self.batch}, {self.gpu or f'{self.threads} thread' + 's' * (self.threads > 1)}"
         if any(row.layout.startswith(Columns.name) for row in self.rows):
             said += "; columns are chosen for as many zeros as the example has: with fewer the result is as right, and takes longer"
         if self.whole:

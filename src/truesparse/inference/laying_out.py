@@ -6,19 +6,17 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .. import __version__
-from ..common.processor import processor
-from ..topology.geometry import Convolution, Geometry, Matrix
-from .choice import Measured, Memory, by_rule, key_of, measure
+from ..topology.geometry import Convolution, Matrix
+from .choice import Measured, Memory, by_rule, key_of, measure, refuse_wrong
 from .explanation import PackedRow
 from .graph.join import joined_name
 from .graph.layers import FusedLayer, Weights, weights_of
 from .graph.simplify import LayerChange
-from .layouts import Conditions, Dense, Epilogue, Finish, candidates, columns
-from .packed import Followed, PackedLayer
+from .layouts import FAMILIES, Conditions, Dense, Epilogue, Finish, candidates, columns
+from .packed import Followed, PackedLayer, padding_before
+from .target import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +32,7 @@ class LayerToPack:
     adds: bool = False
 
     @classmethod
-    def of(cls, module: nn.Module) -> LayerToPack:
+    def of(cls, module: nn.Module, family: str) -> LayerToPack:
         fused = module if isinstance(module, FusedLayer) else FusedLayer(module, None)
         weights, activation, pool = weights_of(fused.layer), fused.activation, fused.pool
         limited = isinstance(activation, nn.ReLU6)
@@ -44,7 +42,7 @@ class LayerToPack:
         gelu = isinstance(activation, nn.GELU) and activation.approximate == "none"
         least, most = 0.0 if relu else -math.inf, 6.0 if limited else math.inf
         known = activation is None or relu or gelu
-        epilogue = Epilogue(gelu, least, most) if known or fused.adds else None
+        epilogue = FAMILIES[family].epilogue(gelu, least, most) if known or fused.adds else None
         others = (None if known else activation, pool)
         return cls(fused.layer, weights, False, Finish(), epilogue, tuple(one for one in others if one is not None), fused.adds)
 
@@ -60,7 +58,7 @@ class LayerToPack:
 
 @dataclass(frozen=True, eq=False)
 class LayerInput:
-    """What a layer is called with, as far as its layout depends on it.
+    """What a layer's layout is called with, as far as it depends on that.
 
     Args:
         shape: samples first.
@@ -73,10 +71,14 @@ class LayerInput:
     x: Tensor | None = None
 
     @classmethod
-    def of(cls, x: Tensor, geometry: Geometry) -> LayerInput:
-        """Of what a layer of that geometry is called with, which may be written over afterwards."""
+    def of(cls, x: Tensor, layer: LayerToPack) -> LayerInput:
+        """Of what the layer is called with, which may be written over afterwards."""
+        geometry, padding = layer.weights.geometry, padding_before(layer.module)
         features = geometry.sample_ndim
-        shape = (math.prod(x.shape[:-features]), *x.shape[-features:])
+        around = [0] * features
+        for place, (low, high) in enumerate(zip(padding[::2], padding[1::2], strict=True), 1):
+            around[-place] = low + high
+        shape = (math.prod(x.shape[:-features]), *(extent + more for extent, more in zip(x.shape[-features:], around, strict=True)))
         zeros = 1 - int(x.count_nonzero()) / x.numel() if x.numel() else 0.0
         matters = isinstance(geometry, Matrix) and shape[0] <= columns.LARGEST_BATCH and zeros >= columns.LEAST_ZEROS
         return cls(shape, zeros, x.detach().reshape(shape).clone() if matters else None)
@@ -87,25 +89,27 @@ class Chooser:
     """Lays out layer after layer.
 
     Args:
-        threads, values: as of `pack`.
+        target: for what.
         memory: what was measured before; None chooses by rule.
     """
 
-    threads: int
-    values: str
+    target: Target
     memory: Memory | None
     alike: dict[tuple[Any, ...], Measured] = field(default_factory=dict)  # layers of one shape and density are measured once
 
     def packed(self, layer: LayerToPack, change: LayerChange, given: LayerInput) -> tuple[PackedRow, nn.Module]:
         weights, relu = layer.weights, layer.relu
         zeros = 0.0 if given.x is None or given.zeros is None else round(given.zeros, 2)
-        conditions = Conditions(given.shape, self.threads, self.values, layer.finish, zeros)
+        target = self.target
+        conditions = Conditions(given.shape, target.threads, target.values, layer.finish, zeros, target.family)
         measured = None if self.memory is None else self._measured(weights, relu, conditions, given.x, self.memory)
         if measured is None:
             candidate = by_rule(weights, conditions)
+            if target.on_gpu:  # whose kernels are younger
+                refuse_wrong(candidate, weights, relu, conditions)
         else:
             candidate = next(one for one in candidates(weights, conditions) if str(one) == measured.fastest)
-        layout = candidate.make(weights, relu, self.values)
+        layout = candidate.make(weights, relu, target.values)
         row = PackedRow(
             layer=joined_name(change.joined or (change.name,)),
             change=change,
@@ -121,7 +125,7 @@ class Chooser:
         return row, Followed(packed, *layer.others) if layer.others else packed
 
     def _measured(self, weights: Weights, relu: bool, conditions: Conditions, x: Tensor | None, memory: Memory) -> Measured:
-        key = key_of(weights, relu, conditions, (processor(), torch.__version__, __version__))
+        key = key_of(weights, relu, conditions, self.target.machine)
         wanted = {str(one) for one in candidates(weights, conditions)}
         for known in (memory.recall(key), self.alike.get(_likeness(weights, relu, conditions))):
             if known is not None and set(known.seconds) == wanted:

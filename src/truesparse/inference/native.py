@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
-from torch.nn.modules.module import _has_any_global_hook
 
 from .. import _core
-from ..common.hooks import users_on
+from ..common.hooks import Watched, users_on
 from .graph.padding import cropped
 from .graph.trace import replaced, shape_of
 from .packed import PackedLayer
@@ -210,7 +209,7 @@ class Run(nn.Module):
         super().__init__()
         self.by_torch = by_torch
         self._plans: dict[tuple[Any, ...], Plan] = {}
-        self._hooks: list[Mapping[int, Any]] | None = None
+        self._watched: Watched | None = None
         self.eval()
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -231,14 +230,12 @@ class Run(nn.Module):
         return tuple(outputs)
 
     def _is_watched(self) -> bool:
-        hooks = self._hooks
-        if hooks is None:
-            modules = list(self.by_torch.modules())
-            hooks = self._hooks = [one for module in modules for one in (module._forward_hooks, module._forward_pre_hooks)]
-        return any(hooks) or bool(_has_any_global_hook())
+        if self._watched is None:
+            self._watched = Watched(self.by_torch)
+        return bool(self._watched)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_plans": {}, "_hooks": None}
+        return {**self.__dict__, "_plans": {}, "_watched": None}
 
 
 def _is_plain(x: Tensor) -> bool:

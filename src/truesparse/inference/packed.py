@@ -20,11 +20,14 @@ SETTINGS = (
     *("in_features", "out_features", "in_channels", "out_channels"),
     *("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode"),
 )
+CONVERT = {torch.float32: ".float()", torch.float16: ".half()", torch.bfloat16: ".bfloat16()"}
 WITHOUT_GRADIENTS = "a packed network gives no gradients: call it under torch.inference_mode(), or use the network it came from"
 
 
 class Frozen(nn.Module):
-    """A module that only computes: no parameters, no gradients, no training mode, float32 on the CPU."""
+    """A module that only computes: no parameters, no gradients, no training mode, in one dtype on one device."""
+
+    _dtype, _device = torch.float32, torch.device("cpu")
 
     def train(self, mode: bool = True) -> Self:
         """
@@ -36,12 +39,12 @@ class Frozen(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        # .to("cpu"), .float(), .cpu() change nothing; anything else would leave the layouts behind.
-        moved = fn(torch.zeros(1))
-        if moved.dtype != torch.float32 or moved.device.type != "cpu":
+        # Where it is already, as .to("cpu") and .float() are nearly always, nothing changes; anything else would leave the layouts behind.
+        moved = fn(torch.zeros(1, dtype=self._dtype, device=self._device))
+        if moved.dtype != self._dtype or moved.device != self._device:
             raise RuntimeError(
-                f"a packed network computes in float32 on the CPU, not in {moved.dtype} on {moved.device.type}: "
-                "pass values=... to truesparse.pack for narrower values"
+                f"a packed network computes in {_named(self._dtype)} {_place(self._device)}, not in {moved.dtype} on {moved.device}: "
+                "move or convert the network that it was packed from and pack that; values=... of truesparse.pack makes values narrower"
             )
         return super()._apply(fn, recurse)
 
@@ -57,9 +60,9 @@ class Frozen(nn.Module):
 class Described(Tensor):
     """A tensor of which only shape, dtype and device are there: models ask layers for these."""
 
-    @staticmethod
-    def __new__(cls, *shape: int) -> Described:
-        return Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32, device=torch.device("cpu"))
+    @classmethod
+    def of(cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Described:
+        return Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -70,6 +73,12 @@ class Described(Tensor):
 
     def __repr__(self, **_: Any) -> str:
         return f"Described({', '.join(map(str, self.shape))})"
+
+
+def padding_before(layer: nn.Module) -> tuple[int, ...]:
+    """What is put around a layer's input before its layout gets it, as `F.pad` takes it."""
+    pads = isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvolutionInterface))
+    return padding_of(layer)[1] if pads else ()
 
 
 class PackedLayer(Frozen):
@@ -89,13 +98,12 @@ class PackedLayer(Frozen):
     def __init__(self, layout: Layout, geometry: Geometry, like: nn.Module, epilogue: Epilogue | None = None) -> None:
         super().__init__()
         self.layout, self.geometry, self.epilogue = layout, geometry, epilogue
-        self._padding, self._padding_mode = (0,), "constant"
+        self._dtype, self._device = layout.dtype, layout.device
+        self._padding, self._padding_mode = padding_before(like), PADDING_MODES[getattr(like, "padding_mode", "zeros")]
         self._has_bias = like.bias is not None
         for name in SETTINGS:
             if hasattr(like, name):
                 setattr(self, name, getattr(like, name))
-        if isinstance(like, (nn.Conv1d, nn.Conv2d, nn.Conv3d, ConvolutionInterface)):
-            self._padding, self._padding_mode = padding_of(like)[1], PADDING_MODES[like.padding_mode]
         self._pads = any(self._padding)
         self.eval()
 
@@ -107,17 +115,20 @@ class PackedLayer(Frozen):
 
         Raises:
             ValueError: if the shape of `input` does not fit.
-            TypeError: if `input` is not float32 on the CPU.
+            TypeError: if `input` is not of the dtype of the layer, float32 on the CPU, or not on its device.
             RuntimeError: if a gradient of `input` is wanted.
         """
         x, features = input, self.geometry.sample_ndim
         if x.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(WITHOUT_GRADIENTS)
-        if x.dtype != torch.float32:
-            raise TypeError(f"a packed network computes in float32, got an input of {x.dtype}; convert it with .float()")
-        if not x.is_cpu or x.layout is not torch.strided:
+        if x.dtype != self._dtype:
+            named, convert = _named(self._dtype), CONVERT[self._dtype]
+            raise TypeError(f"a packed network computes in {named}, got an input of {x.dtype}; convert it with {convert}")
+        if x.device != self._device or x.layout is not torch.strided:
+            move = ".cpu()" if self._device.type == "cpu" else f".to({str(self._device)!r})"
             raise TypeError(
-                f"a packed network takes dense tensors on the CPU, got a {x.layout} one on {x.device}; convert it with .to_dense().cpu()"
+                f"a packed network takes dense tensors {_place(self._device)}, got a {x.layout} one on {x.device}; convert it with "
+                f".to_dense(){move}"
             )
         if self._pads:
             x = F.pad(x, self._padding, mode=self._padding_mode)
@@ -137,11 +148,9 @@ class PackedLayer(Frozen):
     def _finished(self, epilogue: Epilogue, y: Tensor, added: Tensor | None) -> Tensor:
         if added is not None and added.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(WITHOUT_GRADIENTS)
-        plain = added is None or (
-            type(added) is Tensor and added.dtype == torch.float32 and added.is_contiguous() and added.shape == y.shape
-        )
-        if added is not None and not plain:
-            y, added = y + added, None  # other sizes than the example had may broadcast
+        plain = added is None or (type(added) is Tensor and added.dtype == y.dtype and added.is_contiguous() and added.shape == y.shape)
+        if not plain:  # other sizes than the example had may broadcast, and other dtypes widen
+            return epilogue.by_torch(y, added)
         return epilogue(y if y.is_contiguous() else y.contiguous(), added)
 
     def call(self, shape: Sequence[int]) -> Any:
@@ -151,11 +160,11 @@ class PackedLayer(Frozen):
 
     @property
     def weight(self) -> Tensor:
-        return Described(*self.geometry.weight_shape)
+        return Described.of(self.geometry.weight_shape, self._dtype, self._device)
 
     @property
     def bias(self) -> Tensor | None:
-        return Described(self.geometry.outputs) if self._has_bias else None
+        return Described.of((self.geometry.outputs,), self._dtype, self._device) if self._has_bias else None
 
     def extra_repr(self) -> str:
         followers = "relu" if self.layout.relu else "" if self.epilogue is None else str(self.epilogue)
@@ -174,8 +183,17 @@ class Followed(Frozen):
     def __init__(self, layer: PackedLayer, *others: nn.Module) -> None:
         super().__init__()
         self.layer, self.others = layer, nn.Sequential(*others)
+        self._dtype, self._device = layer._dtype, layer._device
         self.eval()
 
     def forward(self, input: Tensor, added: Tensor | None = None) -> Tensor:
         y: Tensor = self.others(self.layer(input, added))
         return y
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _place(device: torch.device) -> str:
+    return "on the CPU" if device.type == "cpu" else f"on {device}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, fx, nn
 
 from ..common.hooks import user_hooks
 from ..common.progress import Done, show_parts
-from ..topology.geometry import Geometry, Matrix
+from ..topology.geometry import Matrix
+from . import captured
 from .choice import Memory
 from .eager import refusal, refuse_tracing
 from .explanation import Explanation
@@ -21,9 +22,9 @@ from .graph.simplify import change, simplify
 from .graph.trace import Untraceable, with_shapes
 from .inplace import as_it_is, layers_in_place, own_layers
 from .laying_out import Chooser, LayerInput, LayerToPack
-from .layouts import VALUES
 from .native import layers_in_runs, with_runs
 from .packed import Frozen
+from .target import Target, target_of
 
 
 class PackedNetwork(Frozen):
@@ -33,8 +34,13 @@ class PackedNetwork(Frozen):
         graph: the network, layer by layer; a `torch.fx.GraphModule` unless it could not be traced.
     """
 
-    def __init__(self, graph: nn.Module, explanation: Explanation, form: Form | None = None, runs: fx.GraphModule | None = None) -> None:
+    _captured: captured.CapturedCalls | None = None
+
+    def __init__(
+        self, graph: nn.Module, explanation: Explanation, target: Target, form: Form | None = None, runs: fx.GraphModule | None = None
+    ) -> None:
         super().__init__()
+        self._dtype, self._device = target.dtype, target.device
         self.graph, self._explanation, self._form = graph, explanation, form or Form()
         # The same graph with runs without Python; no submodule, since its layers are those of the graph. Nothing for what is no graph.
         self._runs = (runs or graph,) if isinstance(graph, fx.GraphModule) else ()
@@ -65,7 +71,49 @@ class PackedNetwork(Frozen):
         if names and (inputs or named.keys() != set(names)):
             given = [*(f"argument {number}" for number in range(len(inputs))), *named]
             raise TypeError(f"packed for the arguments {', '.join(names)} by name, got {', '.join(given)}; pack it with these")
+        if self._captured is not None:
+            row = tuple(named[name] for name in names) if names else () if named else inputs
+            replay = self._captured.find(row)
+            if replay is not None:
+                return replay(row)
         return runs[0].forward(*inputs, **named)  # a GraphModule's call takes 4 us more, for better tracebacks
+
+    def capture(self, example_inputs: Example) -> Self:
+        """On a GPU: from now on, calls with inputs of these shapes and dtypes are launched as one CUDA graph. (No GPU has run this yet.)
+
+            fast = ts.pack(model.cuda(), example).capture(example)
+
+        Without one, every kernel is launched from Python, which takes longer than many of them run. Results are copied out of the
+        graph's memory: no call sees those of another, from whatever thread or stream it comes; calls take turns. Inputs of other shapes,
+        those that ask for gradients, calls under autocast and all while hooks are on modules go as they went before. What
+        `torch.set_float32_matmul_precision` says when it is captured stays in a graph. Each example captured holds memory for all that
+        is computed between. Copies and pickles of the network have no graphs: capture again.
+
+        Args:
+            example_inputs: as of `pack`, on the GPU. Nothing else may use the GPU meanwhile.
+
+        Returns:
+            The network itself.
+
+        Raises:
+            TypeError: if the network is not on a GPU, or other arguments are given than those it was packed for.
+            RuntimeError: if it is no graph, has hooks on its modules, writes into its inputs, or a replay gives something else.
+        """
+        if self._device.type not in captured.DEVICES:
+            raise TypeError(f"CUDA graphs are for networks on a GPU, and this one is on {self._device}: pack model.cuda()")
+        if not self._runs:
+            raise RuntimeError(f"a network whose Python decides what is computed is no CUDA graph: {self._explanation.untraced}")
+        given, own = form_of(example_inputs), self._form
+        if (given.keys, set(given.names)) != (own.keys, set(own.names)):
+            raise TypeError(f"packed for {', '.join(own.labels)}, got an example of {', '.join(given.labels)}; capture with those")
+        row = tuple(example_inputs[name] for name in own.names) if isinstance(example_inputs, Mapping) else inputs_of(example_inputs)
+        calls = self._captured or captured.CapturedCalls(self._runs[0].forward, self.graph, self._device)
+        calls.add(row)
+        self._captured = calls
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_captured": None}
 
     def explain(self) -> Explanation:
         """What became of each layer; `print` it for a table."""
@@ -79,7 +127,7 @@ def pack(
     model: nn.Module,
     example_inputs: Example,
     *,
-    values: str = "float32",
+    values: str | None = None,
     tune: bool = True,
     threads: int | None = None,
     memory: Memory | None = None,
@@ -92,6 +140,9 @@ def pack(
     cannot be traced, because its operations depend on the values of its input, has its layers packed one by one and is otherwise left
     as it is. `explain()` says what was done.
 
+    A network on a GPU is packed for it, in its own dtype: each layer dense by PyTorch, or in a form of the Triton kernels; each is compared
+    with dense before it is chosen. `capture` then makes a CUDA graph of a call. No GPU has run this yet: it is tested without one.
+
     Hooks of this library (`Rewirer`, `ActivationPenalty`) are left out. Yours on forward passes go on to be called, which holds back
     the modules that they are on; `explain().hooked` names them. Backward hooks are left out: there is no backward pass.
 
@@ -99,11 +150,11 @@ def pack(
         model: left as it is. Of a wrapped one (`torch.compile`, DDP, `AveragedModel`) the network inside is packed.
         example_inputs: an input, a tuple of the positional inputs, or a dict of inputs by the names of the arguments, of the batch that
             is to be fast. Other batches work. For a model that takes one dict the tuple holds it: `({"ids": ids, "mask": mask},)`.
-        values: how connections may be held: "float32", "bfloat16", or "int8" with a scale for each row. Where narrow values are not
-            faster, a layer keeps float32.
+        values: how connections of a float32 network may be held: "float32", "bfloat16"; on the CPU also "int8", with a scale for each row,
+            on a GPU also "float16". Where narrow values are not faster, a layer keeps float32. None: as the network holds them.
         tune: measure each layer's layouts here; what was measured is remembered in the user's cache folder. False chooses by rule, the
             same on every machine.
-        threads: for which layouts are chosen; None: as many as torch has now.
+        threads: of the CPU, for which layouts are chosen; None: as many as torch has now.
         memory: where measurements are remembered; None is the usual place.
         progress: show on stderr how far it is, if it takes longer than two seconds.
 
@@ -111,21 +162,24 @@ def pack(
         A module with nothing to train. Calls are safe from several threads.
 
     Raises:
-        TypeError: if the model cannot be copied, or is not of float32, or the example is of another type.
+        TypeError: if the model cannot be copied, is not of float32 on the CPU, or of float32, float16 or bfloat16 on one GPU, or if the
+            example is of another type or on another device.
         ValueError: if `values` or `threads` is out of its range.
+        MissingLibrary, NotImplementedError: on a GPU without Triton, or that is too old.
+        RuntimeError: if a layout computes something else than dense, which is a fault of this library.
     """
-    threads = _checked_threads(model, values, threads)
     inputs, untraced = inputs_of(example_inputs), ""
+    target = target_of(model, inputs, values, threads)
     try:
         simplified = simplify(model, example_inputs)
     except Untraceable as error:
         simplified, untraced = as_it_is(model), str(error)
     simplified = layers_in_place(simplified, example_inputs)
     graph = simplified.module.eval()
-    layers = {change.name: LayerToPack.of(graph.get_submodule(change.name)) for change in simplified.layers}
+    layers = {change.name: LayerToPack.of(graph.get_submodule(change.name), target.family) for change in simplified.layers}
     given = _inputs_of_layers(graph, layers, example_inputs)
     rows = []
-    with _choosing(threads, values, tune, memory) as chooser, _shown(len(layers), progress) as done:
+    with _choosing(target, tune, memory) as chooser, _shown(len(layers), progress) as done:
         for change in simplified.layers:
             row, packed = chooser.packed(layers[change.name], change, given[change.name])
             graph.set_submodule(change.name, packed)
@@ -134,17 +188,19 @@ def pack(
     runs = None
     if isinstance(graph, fx.GraphModule):
         graph.delete_all_unused_submodules()
-        runs = with_runs(with_shapes(graph, example_inputs))
+        runs = None if target.on_gpu else with_runs(with_shapes(graph, example_inputs))
     batch = inputs[0].shape[0] if inputs and inputs[0].ndim else 1
-    explanation = Explanation(batch, threads, tuple(rows), untraced, simplified.whole, user_hooks(graph), layers_in_runs(runs))
-    return PackedNetwork(graph, explanation, form_of(example_inputs), runs)
+    explanation = Explanation(
+        batch, target.threads, tuple(rows), untraced, simplified.whole, user_hooks(graph), layers_in_runs(runs), target.gpu
+    )
+    return PackedNetwork(graph, explanation, target, form_of(example_inputs), runs)
 
 
 def pack_layers(
     model: nn.Module,
     batch: int = 1,
     *,
-    values: str = "float32",
+    values: str | None = None,
     tune: bool = True,
     threads: int | None = None,
     memory: Memory | None = None,
@@ -161,8 +217,8 @@ def pack_layers(
     a hook of yours: the explanation names them.
 
     Args:
-        model: sparse, pruned or dense, of float32 on the CPU; in eval mode afterwards. It cannot be trained or saved any more: keep its
-            file. Interrupted, some of its layers are packed, and it still computes the same.
+        model: sparse, pruned or dense, of a dtype and on a device that `pack` takes; in eval mode afterwards. It cannot be trained or saved
+            any more: keep its file. Interrupted, some of its layers are packed, and it still computes the same.
         batch: rows of a layer's input in the calls that are to be fast: 1 where a token follows a token. Other sizes work.
         values, tune, threads, memory: as of `pack`.
         progress: show on stderr how far it is, if it takes longer than two seconds.
@@ -171,10 +227,10 @@ def pack_layers(
         What became of each layer; `print` it for a table.
 
     Raises:
-        TypeError: if a parameter is not of float32 on the CPU, or the model is itself a layer.
+        TypeError: as `pack`, or if the model is itself a layer.
         ValueError: if `batch`, `values` or `threads` is out of its range, or there is no linear layer.
     """
-    threads = _checked_threads(model, values, threads)
+    target = target_of(model, (), values, threads)
     if batch < 1:
         raise ValueError(f"batch must be at least 1, got {batch}")
     found = dict(own_layers(model, ""))
@@ -190,10 +246,10 @@ def pack_layers(
     del found, names  # a dense layer shall be gone when its place is taken
     model.eval()
     rows = []
-    with _choosing(threads, values, tune, memory) as chooser, _shown(len(places), progress) as done:
+    with _choosing(target, tune, memory) as chooser, _shown(len(places), progress) as done:
         for name, everywhere in places.items():
             layer = model.get_submodule(name)
-            to_pack = LayerToPack.of(layer)
+            to_pack = LayerToPack.of(layer, target.family)
             row, packed = chooser.packed(to_pack, change(name, [layer], layer), LayerInput((batch, to_pack.weights.topology.shape[1])))
             for place in everywhere:
                 model.set_submodule(place, packed)
@@ -201,27 +257,17 @@ def pack_layers(
             done(row.layer, row.layout)
             del layer, to_pack
     left = tuple(name for name, module in model.named_modules() if isinstance(module, PACKED))
-    return Explanation(batch, threads, tuple(rows), "pack_layers was asked for it", left, user_hooks(model))
-
-
-def _checked_threads(model: nn.Module, values: str, threads: int | None) -> int:
-    """How many threads layouts are for, if all that was asked for can be."""
-    if values not in VALUES:
-        raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
-    threads = torch.get_num_threads() if threads is None else threads
-    if threads < 1:
-        raise ValueError(f"threads must be at least 1, got {threads}")
-    _refuse_other_dtypes(model)
-    return threads
+    asked = "pack_layers was asked for it"
+    return Explanation(batch, target.threads, tuple(rows), asked, left, user_hooks(model), gpu=target.gpu)
 
 
 @contextmanager
-def _choosing(threads: int, values: str, tune: bool, memory: Memory | None) -> Iterator[Chooser]:
+def _choosing(target: Target, tune: bool, memory: Memory | None) -> Iterator[Chooser]:
     """What lays out layers, for as many threads, which torch has as long."""
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(target.threads)
     try:
-        yield Chooser(threads, values, (memory or Memory()) if tune else None)
+        yield Chooser(target, (memory or Memory()) if tune else None)
     finally:
         torch.set_num_threads(before)
 
@@ -230,27 +276,18 @@ def _shown(layers: int, wanted: bool) -> AbstractContextManager[Done]:
     return show_parts("packing", layers, wanted=wanted, after=2.0, between=5.0)
 
 
-def _refuse_other_dtypes(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
-            raise TypeError(
-                f"pack takes networks of float32 on the CPU, and {name!r} is {parameter.dtype} on {parameter.device.type}: "
-                "convert the network with .float().cpu() first"
-            )
-
-
 def _inputs_of_layers(graph: nn.Module, layers: Mapping[str, LayerToPack], example: Example) -> Mapping[str, LayerInput]:
     """What each layer's kernel gets as its input, in its first call."""
     found: dict[str, LayerInput] = {}
 
-    def noted(name: str, geometry: Geometry) -> Any:
+    def noted(name: str, layer: LayerToPack) -> Any:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             if name not in found:
-                found[name] = LayerInput.of(args[0], geometry)
+                found[name] = LayerInput.of(args[0], layer)
 
         return hook
 
-    handles = [graph.get_submodule(name).register_forward_pre_hook(noted(name, layer.weights.geometry)) for name, layer in layers.items()]
+    handles = [graph.get_submodule(name).register_forward_pre_hook(noted(name, layer)) for name, layer in layers.items()]
     try:
         with torch.inference_mode():
             graph(*inputs_of(example)) if isinstance(graph, fx.GraphModule) else call(graph, example)

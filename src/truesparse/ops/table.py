@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from . import triton
 from .cpu import ConvolutionKernels, MatrixKernels
 from .dense import ConvolutionDense, MatrixDense
 from .plans import DTYPES
-from .rearranged import rearrangement
+from .rearranged import Rearrangement, rearrangement
 from .reference import ConvolutionReference, MatrixReference
 from .triton import forms
 from .verbs import Verbs
@@ -89,6 +89,7 @@ KERNELS = (
     Kernel("reference", Convolution, ConvolutionReference, sample_ndim=3),
 )
 FAMILY_OF_DEVICE = {"cuda": "triton"}  # where none is asked for; "native" elsewhere
+UNNAMED = "rows"  # how kernels read connections that ask nothing of a topology
 FAMILIES = tuple(dict.fromkeys(kernel.family for kernel in KERNELS))
 
 _family: ContextVar[str | None] = ContextVar("family", default=None)
@@ -156,6 +157,28 @@ def _chosen(topology: Topology, geometry: Geometry, dtype: torch.dtype, wanted: 
         f"no {wanted} kernel for a {operation} on {topology.device.type} in {_dtype_name(dtype)}; there are: {known}. "
         "Convert the layer with .to(...), or choose the slow reference with truesparse.ops.use('reference')"
     )
+
+
+def forms_of(topology: Topology, geometry: Geometry, dtype: torch.dtype, family: str) -> dict[str, Callable[[Topology], Verbs]]:
+    """All that a family has for a layer, in order of preference: what builds its verbs, by the form in which it reads connections.
+
+    Left out is dense PyTorch, for layers with all connections.
+    """
+    found = [one for one in KERNELS if one.family == family and one.only is not _full and one.fits(topology, geometry, dtype)]
+    way = None if found else rearrangement(geometry)
+    if way is not None:
+        inner = forms_of(topology, way.inner, dtype, family)
+        return {form: partial(_rearranged, way, geometry, build) for form, build in inner.items()}
+    return {one.form or UNNAMED: partial(_built, one, geometry) for one in found}
+
+
+def _built(kernel: Kernel, geometry: Geometry, topology: Topology) -> Verbs:
+    return kernel.build(topology, geometry)
+
+
+def _rearranged(way: Rearrangement, geometry: Geometry, build: Callable[[Topology], Verbs], topology: Topology) -> Verbs:
+    verbs: Verbs = way.build(geometry, build(topology), *way.settings)
+    return verbs
 
 
 def describe() -> list[tuple[str, str, str, str]]:

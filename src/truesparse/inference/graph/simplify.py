@@ -46,7 +46,7 @@ class LayerChange:
         norm: name of the BatchNorm that became part of it, or None.
         activation: the one that is applied with it, as torch names it, or "".
         adds: whether a sum is taken with it, before its activation.
-        dense_bytes: of the dense float32 weight and bias before.
+        dense_bytes: of the dense weight and bias before, in the dtype of the network.
     """
 
     name: str
@@ -99,6 +99,6 @@ def change(name: str, before: list[nn.Module], after: nn.Module, joined: tuple[s
         connections=(sum(one.topology.nnz for one in old), new.topology.nnz),
         norm=norm,
         activation="" if fused.activation is None else repr(fused.activation),
-        dense_bytes=4 * sum(one.topology.size + (0 if one.bias is None else one.bias.numel()) for one in old),
+        dense_bytes=sum(one.values.itemsize * (one.topology.size + (0 if one.bias is None else one.bias.numel())) for one in old),
         adds=fused.adds,
     )

@@ -57,5 +57,5 @@ def _sum_of(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     if not isinstance(other, fx.Node) or other is node:
         return None
     metas = [one.meta.get("tensor_meta") for one in (node, other, total)]
-    alike = [isinstance(meta, TensorMetadata) and meta.dtype == torch.float32 and meta.shape == metas[0].shape for meta in metas]  # type: ignore[union-attr]
+    alike = [isinstance(meta, TensorMetadata) and (meta.dtype, meta.shape) == (metas[0].dtype, metas[0].shape) for meta in metas]  # type: ignore[union-attr]
     return (total, other) if all(alike) else None

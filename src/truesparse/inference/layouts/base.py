@@ -14,6 +14,7 @@ from math import prod
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ... import _core
@@ -23,14 +24,15 @@ from ...topology.merge import threads_for
 from ..graph.layers import Weights
 
 NUMBERS_OF_A_THREAD = 100_000  # that an epilogue goes over, some 20 microseconds: less is not worth another thread
-VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+EXACT = 1e-4  # of the largest result: more than rounding of float32 adds up to
+VALUES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}  # on the CPU
 
 
 class Layout(ABC):
     """One way to hold and multiply the weights of a layer. Picklable; what the kernels need is made again after loading.
 
     Args:
-        weights: float32.
+        weights: of the dtype in which inputs come and results go, on the device of both; on the CPU float32.
         relu: whether negative results become 0.
     """
 
@@ -38,11 +40,12 @@ class Layout(ABC):
 
     def __init__(self, weights: Weights, relu: bool = False) -> None:
         self.rows, self.columns = weights.topology.shape
+        self.dtype, self.device = weights.values.dtype, weights.values.device
         self.relu = relu
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
-        """y of x, float32 and contiguous with one dimension of samples: [batch, columns], or images for a convolution."""
+        """y of x, of the same dtype and contiguous with one dimension of samples: [batch, columns], or images for a convolution."""
 
     @property
     @abstractmethod
@@ -80,6 +83,12 @@ class Epilogue:
         _core.finish(self.gelu, self.least, self.most, address, y.data_ptr(), y.numel(), threads)
         return y
 
+    def by_torch(self, y: Tensor, added: Tensor | None = None) -> Tensor:
+        """The same for any y and what can be added to it."""
+        y = y if added is None else y + added
+        y = F.gelu(y) if self.gelu else y
+        return y if (self.least, self.most) == (-math.inf, math.inf) else y.clamp(self.least, self.most)
+
     def __str__(self) -> str:
         limits = "" if self.least == -math.inf else "relu" if self.most == math.inf else f"{self.least:g} to {self.most:g}"
         return ", ".join(part for part in ("gelu" if self.gelu else "", limits) if part)
@@ -87,6 +96,13 @@ class Epilogue:
     def call(self, count: int) -> Any:
         """The same for results of `count` numbers and as many threads as torch has now, as a step of a `_core.Program`."""
         return _core.finish_call(self.gelu, self.least, self.most, count, threads_for(count, NUMBERS_OF_A_THREAD))
+
+
+class TorchEpilogue(Epilogue):
+    """The same by operations of torch: on any device, in any dtype."""
+
+    def __call__(self, y: Tensor, added: Tensor | None = None) -> Tensor:
+        return self.by_torch(y, added)
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,15 @@ class Finish:
 NOTHING = Finish()
 
 
+def finished(y: Tensor, relu: bool, finish: Finish = NOTHING) -> Tensor:
+    """What follows a product, by torch; y may be written over."""
+    if finish.most < math.inf:
+        y.clamp_(0.0 if relu else -math.inf, finish.most)
+    elif relu:
+        y.relu_()
+    return F.max_pool2d(y, 2) if finish.pool else y
+
+
 @dataclass(frozen=True)
 class Conditions:
     """Under what a layer will be called.
@@ -112,9 +137,10 @@ class Conditions:
     Args:
         input_shape: of a call, the samples first: (batch, columns), or images.
         threads: of torch and of the kernels.
-        values: how connections may be held: "float32", "bfloat16", "int8".
+        values: how connections may be held: "float32", "bfloat16", "float16", "int8".
         finish: of a convolution.
         zeros: the share of the inputs that is zero, 0 to 1, as far as it is known and could matter.
+        family: of kernels, as `truesparse.ops.use` names them.
     """
 
     input_shape: tuple[int, ...]
@@ -122,6 +148,7 @@ class Conditions:
     values: str = "float32"
     finish: Finish = NOTHING
     zeros: float = 0.0
+    family: str = "native"
 
     @property
     def batch(self) -> int:
@@ -147,6 +174,11 @@ class Candidate(ABC):
 
     @abstractmethod
     def __str__(self) -> str: ...
+
+
+def tolerance(conditions: Conditions) -> float | None:
+    """By how much of the largest result a layout may differ from dense; None: it is not compared."""
+    return EXACT if conditions.values == "float32" else None
 
 
 def nbytes(*arrays: Tensor | None) -> int:

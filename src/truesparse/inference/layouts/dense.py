@@ -1,20 +1,19 @@
-"""When few connections are missing: a dense weight, multiplied by torch; of float32, or of bfloat16 where narrow values are welcome."""
+"""When few connections are missing: a dense weight, multiplied by torch; of the network's dtype, or narrower where that is welcome."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
 from ... import _core
 from ...topology.geometry import Matrix
 from ..graph.layers import Weights
-from .base import NOTHING, Candidate, Conditions, Finish, Layout, nbytes
+from .base import NOTHING, Candidate, Conditions, Finish, Layout, finished, nbytes
 
 # Nanoseconds: of a byte of the weight, a multiply-add, a number that a convolution reads or writes, a pooled result, a convolution.
 BYTE, MULTIPLY_ADD, NUMBER, POOLED, CALL = 1 / 28, 1 / 90, 0.3, 15, 15_000
@@ -35,12 +34,7 @@ class Dense(Layout):
         self.weight = weights.topology.scatter(weights.values).view(weights.geometry.weight_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = self.geometry.dense(x, self.weight, self.bias)
-        if self.finish.most < math.inf:
-            y.clamp_(0.0 if self.relu else -math.inf, self.finish.most)
-        elif self.relu:
-            y.relu_()
-        return F.max_pool2d(y, 2) if self.finish.pool else y
+        return finished(self.geometry.dense(x, self.weight, self.bias), self.relu, self.finish)
 
     def call(self, shape: Sequence[int]) -> Any:
         if not isinstance(self.geometry, Matrix) or shape[0] * self.weight.numel() > SMALL:
@@ -54,37 +48,48 @@ class Dense(Layout):
 
 
 class NarrowDense(Layout):
-    """A dense weight of bfloat16, multiplied by torch: inputs are rounded to it as well, sums are float32 before they are."""
+    """A dense weight of 16-bit floats, multiplied by torch: inputs are rounded to them as well, sums are float32 before they are.
 
-    name = "dense, bfloat16"
+    Args:
+        values: "bfloat16" or "float16".
+    """
 
-    def __init__(self, weights: Weights, relu: bool = False) -> None:
+    name = "dense"
+
+    def __init__(self, weights: Weights, relu: bool = False, finish: Finish = NOTHING, values: str = "bfloat16") -> None:
         super().__init__(weights, relu)
-        self.weight = weights.topology.scatter(weights.values).bfloat16()
-        self.bias = weights.bias
+        self.geometry, self.finish, self.values_as = weights.geometry, finish, values
+        self.weight = weights.topology.scatter(weights.values).view(weights.geometry.weight_shape).to(getattr(torch, values))
+        self.bias = None if weights.bias is None else weights.bias.view(-1, *[1] * (weights.geometry.sample_ndim - 1))
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x.bfloat16(), self.weight).float()
+        y = self.geometry.dense(x.to(self.weight.dtype), self.weight, None).to(self.dtype)
         if self.bias is not None:
             y += self.bias
-        return y.relu_() if self.relu else y
+        return finished(y, self.relu, self.finish)
 
     @property
     def nbytes(self) -> int:
         return self.weight.nbytes + nbytes(self.bias)
 
+    def __str__(self) -> str:
+        return f"{self.name}, {self.values_as}"
+
 
 @dataclass(frozen=True)
 class NarrowDenseCandidate(Candidate):
+    values: str = "bfloat16"  # also where int8 is welcome
+    finish: Finish = NOTHING
+
     def make(self, weights: Weights, relu: bool, values: str) -> NarrowDense:
-        return NarrowDense(weights, relu)
+        return NarrowDense(weights, relu, self.finish, self.values)
 
     def guess(self, weights: Weights, conditions: Conditions) -> float:
         size, positions = weights.topology.size, conditions.positions(weights.geometry)
         return max(2 * size * BYTE, positions * size * MULTIPLY_ADD)
 
     def __str__(self) -> str:
-        return NarrowDense.name
+        return f"{NarrowDense.name}, {self.values}"
 
 
 @dataclass(frozen=True)

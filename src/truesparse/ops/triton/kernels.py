@@ -91,7 +91,8 @@ def rows_product(
         x_places = (row // rows_of_group).to(tl.int64)[:, None, None] * x_group + x_places[None, None, :]
     else:
         x_places = x_places[None, None, :]
-    total = tl.zeros((ROWS, CONNECTIONS, PIXELS), values.dtype.element_ty)
+    sums: tl.constexpr = tl.float64 if values.dtype.element_ty == tl.float64 else tl.float32  # also of values of 16 bits
+    total = tl.zeros((ROWS, CONNECTIONS, PIXELS), sums)
     for first in range(0, tl.max(end - begin, 0), CONNECTIONS):
         k = begin[:, None] + first + tl.arange(0, CONNECTIONS)[None, :]
         exists = k < end[:, None]
@@ -100,7 +101,7 @@ def rows_product(
             k = tl.load(permutation + k, mask=exists, other=0)
         value = tl.load(values + k, mask=exists, other=0.0)
         input = tl.load(x + start[:, :, None] + x_places, mask=exists[:, :, None] & inside[None, None, :], other=0.0)
-        total += value[:, :, None] * input.to(total.dtype)
+        total += value.to(total.dtype)[:, :, None] * input.to(total.dtype)
     result = tl.sum(total, 1)
     if bias is not None:
         result += tl.load(bias + row, mask=row_exists, other=0.0)[:, None]

@@ -35,7 +35,8 @@ class _Kernels(ABC):
         if topology.shape != shape:
             raise ValueError(f"expected a topology of shape {shape}, got {topology.shape}")
         kernels_for(topology.device)
-        self.topology, self.form = topology, form
+        # Of the topology only its form is kept: what the kernels do not read takes no memory beside a packed layer.
+        self.shape, self.nnz, self.device, self.form = shape, topology.nnz, topology.device, form
 
     @property
     def name(self) -> str:
@@ -63,7 +64,7 @@ class _Kernels(ABC):
         """(dvalues [nnz], dx like x, dbias [rows]), None for each that is not needed.
 
         Raises:
-            TypeError: unless samples have one dtype, values that of their sums, and all the device of the topology.
+            TypeError: unless samples have one dtype, values that one or that of their sums, and all the device of the topology.
             ValueError: on shapes that do not fit.
         """
         self._check({"values": values}, x=x, dy=dy)
@@ -107,7 +108,7 @@ class _Kernels(ABC):
         return dx
 
     def _sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
-        dvalues = torch.empty(self.topology.nnz, dtype=values_dtype(dy.dtype), device=dy.device)
+        dvalues = torch.empty(self.nnz, dtype=values_dtype(dy.dtype), device=dy.device)
         self.form.sampled(dvalues, self._x(self._laid_out(x)), self._y(self._laid_out(dy)), self._images(x.shape))
         return dvalues
 
@@ -115,7 +116,7 @@ class _Kernels(ABC):
         """y = W x + bias [rows].
 
         Raises:
-            TypeError: unless values and bias have the dtype of the sums of x, and all the device of the topology.
+            TypeError: unless values and bias have the dtype of x or of its sums, and all the device of the topology.
             ValueError: on shapes that do not fit.
         """
         self._check({"values": values, "bias": bias}, x=x)
@@ -147,13 +148,16 @@ class _Kernels(ABC):
 
     def _check(self, values: dict[str, Tensor | None], **samples: Tensor) -> None:
         """Dtypes and devices, and the shapes of values and bias."""
-        dtype, device = next(iter(samples.values())).dtype, self.topology.device
+        dtype, device = next(iter(samples.values())).dtype, self.device
+        # Values that only multiply may be as narrow as the samples: those of a packed layer are.
         given = [
-            (name, tensor, wanted) for kind, wanted in ((samples, dtype), (values, values_dtype(dtype))) for name, tensor in kind.items()
+            (name, tensor, wanted)
+            for kind, wanted in ((samples, (dtype,)), (values, (values_dtype(dtype), dtype)))
+            for name, tensor in kind.items()
         ]
         fits = dtype in DTYPES
         for _, tensor, wanted in given:
-            fits = fits and (tensor is None or (tensor.device == device and tensor.dtype == wanted))
+            fits = fits and (tensor is None or (tensor.device == device and tensor.dtype in wanted))
         if not fits:
             came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor, _ in given if tensor is not None)
             raise TypeError(
@@ -161,7 +165,7 @@ class _Kernels(ABC):
                 "move and convert with .to(...)"
             )
         for name, tensor in values.items():
-            count = self.topology.nnz if name == "values" else self.topology.shape[0]
+            count = self.nnz if name == "values" else self.shape[0]
             if tensor is not None and tensor.shape != (count,):
                 per = "connection" if name == "values" else "row"
                 raise ValueError(f"expected {name} of shape ({count},), one per {per}, got {tuple(tensor.shape)}")
@@ -185,7 +189,7 @@ class MatrixKernels(_Kernels):
         return widened(dy[:, start:stop]).T @ widened(x)
 
     def _output_shape(self, shape: torch.Size) -> tuple[int, ...]:
-        rows, columns = self.topology.shape
+        rows, columns = self.shape
         if len(shape) != 2 or shape[1] != columns:
             raise ValueError(f"expected x of shape (batch, {columns}), got {tuple(shape)}")
         return shape[0], rows
