@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import threading
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -153,7 +152,6 @@ class PretendedDevice(TorchDispatchMode):
         self._left = contextlib.ExitStack()
 
     def __enter__(self) -> PretendedDevice:
-        _register()
         self._left.enter_context(_known_to_truesparse())
         self._left.enter_context(_listening(self))
         super().__enter__()
@@ -232,19 +230,7 @@ class _Module(_DummyBackendModule):
         _waited("synchronize")
 
 
-_registered = threading.Lock()
 _library = torch.library.Library("aten", "IMPL")
-
-
-def _register() -> None:
-    """Once in a process; it stays."""
-    if _registered.acquire(blocking=False):
-        _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        for made in (aten.empty_strided.default, aten.empty.memory_format):
-            _library.impl(made, lambda *args, made=made, **kwargs: _run(made, args, kwargs), "PrivateUse1")
-        _library.impl(aten._copy_from.default, _copy_from, "PrivateUse1")
-        # As are tensors of CUDA, which have no class of their own.
-        importlib.import_module("torch.optim.optimizer")._foreach_supported_types.append(OnDevice)
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
@@ -395,3 +381,12 @@ def _line() -> str:
             outside = f"{Path(file).name}:{frame.f_lineno} {frame.f_code.co_name}"
         frame = frame.f_back
     return outside
+
+
+# torch counts its devices at the first backward pass of a process: this one must be there by then, and stays.
+_setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
+for _made in (aten.empty_strided.default, aten.empty.memory_format):
+    _library.impl(_made, lambda *args, _made=_made, **kwargs: _run(_made, args, kwargs), "PrivateUse1")
+_library.impl(aten._copy_from.default, _copy_from, "PrivateUse1")
+# So are tensors of CUDA, which have no class of their own.
+importlib.import_module("torch.optim.optimizer")._foreach_supported_types.append(OnDevice)
