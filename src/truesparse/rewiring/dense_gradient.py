@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..nn import SparseLayer, TopologyLayer
 from ..nn.base import Magnitudes, Part, Sample
@@ -171,6 +172,7 @@ class DenseGradient:
 
     @classmethod
     def load(cls, layer: TopologyLayer, state: Mapping[str, Any]) -> DenseGradient:
+        state = tree_map_only(Tensor, lambda tensor: tensor.to(layer.parameter.device), dict(state))
         looked_up = Rows(*state["looked_up"]) if "looked_up" in state else None
         return cls(layer, tuple(Pass(*one) for one in state["passes"]), looked_up, **{name: state[name] for name in STATE})
 

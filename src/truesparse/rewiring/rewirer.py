@@ -243,7 +243,7 @@ class Rewirer:
                 "the state was saved with a generator of its own and this Rewirer has none, or the other way round; pass generator= alike"
             )
         if self.generator is not None and state["generator"] is not None:
-            self.generator.set_state(state["generator"])
+            self.generator.set_state(state["generator"].cpu())  # a checkpoint that was mapped to a GPU has it there
         self.steps, self.rewirings = state["steps"], state["rewirings"]
         self.memory, self.budgets = dict(state["memory"]), dict(state["budgets"])
         self._pending, self._overdue = False, state["overdue"]
