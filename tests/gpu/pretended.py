@@ -409,7 +409,7 @@ def _line() -> str:
     frame, outside = sys._getframe(1), ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(SOURCE):
+        if file.startswith(SOURCE) and not file.endswith("/flags.py"):  # which reads for others
             return f"{file.removeprefix(SOURCE)}:{frame.f_lineno} {frame.f_code.co_name}"
         if not outside and file != __file__ and "/torch/" not in file:
             outside = f"{Path(file).name}:{frame.f_lineno} {frame.f_code.co_name}"
