@@ -15,6 +15,7 @@ from truesparse import NM, Block, FanIn, Neurons, Rewirer, SparseConv2d, SparseL
 from truesparse.algorithms import srigl as algorithm_file
 from truesparse.nn import topology_layers
 from truesparse.testing import convolution_model, example_signals, linear_model
+from truesparse.topology import patterns
 
 BEFORE = "xxx... .xxx.. ..xxx. ...xxx"
 #         0    1    2    3    4    5
@@ -103,8 +104,8 @@ def test_tables_of_what_goes_wrong_elsewhere(table):
 
 
 def by_position(monkeypatch):
-    right = FanIn.excess
-    monkeypatch.setattr(FanIn, "excess", lambda self, topology, scores, **due: right(self, topology, -topology.keys.double(), **due))
+    right = patterns.are_lowest_of_each
+    monkeypatch.setattr(patterns, "are_lowest_of_each", lambda scores, *groups: right(-torch.arange(len(scores)).double(), *groups))
 
 
 def last_layer_unprotected(monkeypatch):

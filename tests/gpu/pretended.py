@@ -23,6 +23,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,7 +50,18 @@ WAITING = {
     "equal", "is_nonzero", "bincount", "allclose", "_foreach_max", "histc", "linalg_solve", "linalg_inv",
 }  # fmt: skip
 # What may have tensors of both.
-ACROSS = {"_to_copy", "copy_", "copy", "_foreach_copy_", "index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index", "to"}
+ACROSS = {
+    "_to_copy",
+    "copy_",
+    "copy",
+    "_foreach_copy_",
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "_unsafe_index",
+    "_pack_padded_sequence",
+}
 # What does not take a number on the CPU for one on the device, as element by element it would.
 NO_NUMBERS = {"cat", "stack", "searchsorted", "bucketize", "gather", "index_select", "index_add", "index_add_", "mm", "addmm", "bmm"}
 # Modules of truesparse that only ask whether two addresses are the same. All others would give them to kernels of the CPU.
@@ -249,18 +261,38 @@ def _known_to_truesparse() -> Iterator[None]:
     modes, tracing._len_torch_dispatch_stack = tracing._len_torch_dispatch_stack, lambda: max(modes() - 1, 0)
     for module in ASKING_FOR_CLASSES:
         module.type = lambda of: Tensor if type(of) is OnDevice else type(of)
-    swapped = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(True)  # a parameter that moves stays the same object, as it does with CUDA
+    load, torch.load = torch.load, partial(_loaded, torch.load)
+    apply, torch.nn.Module._apply = torch.nn.Module._apply, partialmethod(_applied, torch.nn.Module._apply)
     try:
         yield
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(swapped)
+        torch.nn.Module._apply = apply
+        torch.load = load
         tracing._len_torch_dispatch_stack = modes
         for module in ASKING_FOR_CLASSES:
             del module.type
         loading.kernels_for = kernels_for
         del table.FAMILY_OF_DEVICE[NAME]
         table.KERNELS = kernels
+
+
+def _applied(module: torch.nn.Module, apply: Any, function: Any, recurse: bool = True) -> Any:
+    """A parameter that moves stays the same object, as it does with CUDA."""
+    one = next(iter(module._parameters.values()), None)
+    crosses = one is not None and isinstance(function(one.detach().flatten()[:0]), OnDevice) != isinstance(one, OnDevice)
+    swapped = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(crosses)
+    try:
+        return apply(module, function, recurse)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swapped)
+
+
+def _loaded(load: Any, *args: Any, map_location: Any = None, **kwargs: Any) -> Any:
+    """`torch.load`: no storage can be on the device, so what is mapped there goes from the CPU, tensor by tensor."""
+    there = isinstance(map_location, str | torch.device) and torch.device(map_location).type == NAME
+    found = load(*args, map_location="cpu" if there else map_location, **kwargs)
+    return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(NAME), found) if there else found
 
 
 class _Unwrapped:
@@ -313,6 +345,8 @@ def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     for tensor in mine:
         if tensor.inner.shape != tensor.shape:
             raise NotImplementedError(CHANGES_SHAPE.format(name))
+    if name == "_pack_padded_sequence":
+        return OnDevice(result[0]), result[1]  # how many there are of each length is said on the CPU
     if not here:
         return result
     held = {} if copied else {id(tensor.inner): tensor for tensor in mine}
@@ -375,7 +409,7 @@ def _line() -> str:
     frame, outside = sys._getframe(1), ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if file.startswith(SOURCE):
+        if file.startswith(SOURCE) and not file.endswith("/flags.py"):  # which reads for others
             return f"{file.removeprefix(SOURCE)}:{frame.f_lineno} {frame.f_code.co_name}"
         if not outside and file != __file__ and "/torch/" not in file:
             outside = f"{Path(file).name}:{frame.f_lineno} {frame.f_code.co_name}"
@@ -388,5 +422,7 @@ _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
 for _made in (aten.empty_strided.default, aten.empty.memory_format):
     _library.impl(_made, lambda *args, _made=_made, **kwargs: _run(_made, args, kwargs), "PrivateUse1")
 _library.impl(aten._copy_from.default, _copy_from, "PrivateUse1")
+_everywhere = torch.library.Library("_", "IMPL")
+_everywhere.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # layers round by themselves, dense ones not at all
 # So are tensors of CUDA, which have no class of their own.
 importlib.import_module("torch.optim.optimizer")._foreach_supported_types.append(OnDevice)

@@ -11,7 +11,7 @@ from oracles import connections, keys_of, made, pairs_of
 from truesparse import Move, Topology, Unstructured
 from truesparse.ops.plans import transpose
 from truesparse.topology import merge
-from truesparse.topology.select import lowest, random_absent
+from truesparse.topology.select import lowest, lowest_of_each, random_absent
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
@@ -26,7 +26,7 @@ def _threads(request, monkeypatch):
 
 def in_torch(function, *arguments):
     """What `function` gives on a device that has no kernels."""
-    with patch.object(merge, "_here", lambda *arrays: False):
+    with patch.object(merge, "here", lambda *arrays: False):
         return function(*arguments)
 
 
@@ -217,3 +217,36 @@ def test_transposing_many():
     assert torch.equal(permutation.long(), order)
     assert torch.equal(indices, topology.rows[order])
     assert torch.equal(indptr.diff(), topology.fan_out.int())
+
+
+@given(st.lists(st.booleans()))
+def test_places_are_found_without_asking_how_many(drawn):
+    chosen = torch.tensor(drawn, dtype=torch.bool)
+    expected = torch.tensor([place for place, one in enumerate(drawn) if one], dtype=torch.int64)
+    for count in (None, sum(drawn)):
+        same(merge.places(chosen, count), expected)
+        same(in_torch(merge.places, chosen, count), expected)
+
+
+@given(st.lists(st.integers(0, 6)), st.integers(7, 9))
+def test_numbers_are_counted_without_asking_for_the_largest(drawn, bins):
+    expected = torch.tensor([drawn.count(number) for number in range(bins)])
+    for dtype in (torch.int32, torch.int64):
+        same(merge.counted(torch.tensor(drawn, dtype=dtype), bins), expected)
+        same(in_torch(merge.counted, torch.tensor(drawn, dtype=dtype), bins), expected)
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, 2.0, NAN, INF, -INF]), st.integers(0, 3))), st.data())
+def test_the_lowest_of_each_group(drawn, data):
+    scores, groups = torch.tensor([score for score, _ in drawn]), torch.tensor([group for _, group in drawn], dtype=torch.int64)
+    counts = torch.tensor([data.draw(st.integers(0, int((groups == group).sum()))) for group in range(4)])
+
+    def rank(place):  # NaN comes after every number, and before infinity
+        score = float(scores[place])
+        return (torch.finfo(torch.float32).max if score != score else score), place
+
+    expected = [
+        place for group in range(4) for place in sorted((groups == group).nonzero().flatten().tolist(), key=rank)[: int(counts[group])]
+    ]
+    for found in (lowest_of_each(scores, groups, counts), in_torch(lowest_of_each, scores, groups, counts, len(expected))):
+        same(found, torch.tensor(sorted(expected), dtype=torch.int64))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..topology import Move, Topology
+from ..topology.merge import sent
 from ..topology.patterns import Pattern
 from .base import Signals, check_at_least_zero, register
 
@@ -63,7 +64,7 @@ class DeepR:
         pull = torch.full_like(signals.values, self.l1).copysign(signals.values)
         if not self.temperature or not signals.learning_rate > 0 or signals.progress >= 1:
             return pull
-        noise = torch.randn(pull.numel(), generator=signals.generator).to(pull)
+        noise = sent(torch.randn(pull.numel(), generator=signals.generator), pull.device).to(pull.dtype)
         return pull - (2 * self.temperature / signals.learning_rate) ** 0.5 * noise
 
     def update(self, topology: Topology, signals: Signals) -> Move:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from ..topology import Move, Topology
+from ..topology.merge import places
 from ..topology.schedules import cosine
 from ..topology.select import lowest
 from .base import Signals, check_fraction, register
@@ -43,12 +44,12 @@ class SET:
         negative = signals.pattern.pool(topology, signals.values) < 0
         magnitudes = signals.pattern.pool(topology, signals.values.abs())
         fraction = cosine(self.fraction, signals.progress) if self.decay else self.fraction
-        dropped = [
-            side[lowest(magnitudes[side], int(fraction * side.numel()))]
-            # A weight of exactly zero has no sign and is nearest to zero: it goes first.
-            for side in ((~negative).nonzero().squeeze(1), negative.nonzero().squeeze(1))
-        ]
-        survivors = signals.pattern.drop_units(topology, torch.cat([*dropped, signals.pattern.excess(topology, magnitudes)]))
+        below = int(negative.sum())
+        # A weight of exactly zero has no sign and is nearest to zero: it goes first.
+        sides = places(~negative, negative.numel() - below), places(negative, below)
+        dropped = [side[lowest(magnitudes[side], int(fraction * side.numel()))] for side in sides]
+        excess = signals.pattern.excess(topology, magnitudes)
+        survivors = signals.pattern.drop_units(topology, torch.cat([*dropped, excess]), distinct=not excess.numel())
         grown = signals.pattern.grow_random(survivors, topology.nnz, signals.generator)
         # What was just dropped may be drawn again, and then starts anew like any other grown connection.
         return Move.through(topology, survivors, grown, self._initial(grown.nnz - survivors.nnz, signals))

@@ -56,15 +56,15 @@ class SRigL:
             return topology
         magnitudes = signals.values.abs()
         count = int(cosine(self.fraction, signals.progress) * topology.nnz)
-        salient = _salient(topology.drop(lowest(magnitudes, count)), count, signals)
+        salient = _salient(topology.drop(lowest(magnitudes, count), distinct=True), count, signals)
         active = salient >= self._threshold(topology, salient, signals.output)
         due = shared_evenly(topology.nnz, active, salient)
         # The weights of ablated neurons are the first of those that go, so that more of the others stay.
-        weakest = lowest(magnitudes.masked_fill(~active[topology.rows], -1.0), count)
-        excess = signals.pattern.excess(topology, magnitudes, due=due)
-        return signals.pattern.grow_highest(topology.drop(torch.cat([weakest, excess])), topology.nnz, signals.absent, due)
+        ranked = magnitudes.masked_fill(~active[topology.rows], -1.0)
+        survivors = signals.pattern.drop(topology, ranked, count, due=due)
+        return signals.pattern.grow_highest(survivors, topology.nnz, signals.absent, due)
 
-    def _threshold(self, topology: Topology, salient: Tensor, output: bool) -> int:
+    def _threshold(self, topology: Topology, salient: Tensor, output: bool) -> int | Tensor:
         """Salient connections that a neuron needs to stay."""
         if output or not self.gamma:
             return 0
@@ -72,12 +72,11 @@ class SRigL:
         wanted = max(1, int(self.gamma * (topology.nnz // rows)))
         # The neurons ranked before this one hold no more than all connections: without it, some might not fit.
         last = min(topology.nnz // columns, rows - 1)
-        return min(wanted, int(salient.sort(descending=True).values[last]))
+        return salient.sort(descending=True).values[last].clamp(max=wanted)
 
 
 def _salient(kept: Topology, count: int, signals: Signals) -> Tensor:
     """Of each row: connections of `kept` and of the `count` largest gradients, each counted once."""
-    nothing = kept.keep(torch.zeros_like(kept.indices, dtype=torch.bool))
+    nothing = kept.keep(torch.zeros_like(kept.indices, dtype=torch.bool), 0)
     steepest = signals.absent.top(nothing, count)
-    steepest = steepest[~kept.contains(steepest)]
-    return kept.fan_in + torch.bincount(steepest // kept.shape[1], minlength=kept.shape[0])
+    return kept.fan_in.long().index_add(0, steepest // kept.shape[1], (~kept.contains(steepest)).long())

@@ -72,6 +72,7 @@ def export_c(
     name = _name(path, name)
     if values not in VALUES:
         raise ValueError(f"values is one of {', '.join(VALUES)}, got {values!r}")
+    _check_device(model, example)
     _check_calibration(model, values, calibration)
     network = read(model, example)
     _check_reading(network, model, example)
@@ -82,6 +83,16 @@ def export_c(
     check_fits(made.exported, flash, ram)
     write_atomically(path, made.text)
     return made.exported
+
+
+def _check_device(model: nn.Module, example: Tensor) -> None:
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers()), "example": example}
+    elsewhere = {name: tensor.device for name, tensor in named.items() if isinstance(tensor, Tensor) and tensor.device.type != "cpu"}
+    if elsewhere:
+        name, device = next(iter(elsewhere.items()))
+        raise TypeError(
+            f"export_c reads networks on the CPU, and {name!r} is on {device}: move the network and the example with .cpu() first"
+        )
 
 
 def written_integers(model: Quantised, path: Path, name: str) -> Written:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..nn import TopologyLayer, topology_layers
 from ..rewiring import Rewirer
@@ -159,8 +160,10 @@ class Tracker:
             ValueError: if the state is of other layers, or of layers with other numbers of connections.
         """
         now = {name: layer.topology for name, layer in self.layers.items()}
+        # Whatever device a checkpoint was written on or mapped to: topologies are beside those of the layers, all else is on the CPU.
         seen = {
-            name: Topology(now[name].shape, *arrays).to(now[name].device) if name in now else None for name, arrays in state["seen"].items()
+            name: Topology(now[name].shape, *(array.to(now[name].device) for array in arrays)) if name in now else None
+            for name, arrays in state["seen"].items()
         }
         held = {name: topology.nnz for name, topology in {**now, **seen}.items() if topology is not None}
         born = {name: len(lineage["born"]) for name, lineage in state["lineages"].items()}
@@ -171,8 +174,9 @@ class Tracker:
         self._last_samples = state["last_samples"]
         self._now, self._looked_at = tuple(state["now"]), [tuple(look) for look in state["looked_at"]]
         self._seen = {name: _bare(seen.get(name) or topology) for name, topology in now.items()}
-        self._explored = {name: Explored(**state["explored"][name]) for name in self.layers}
-        self._lineages = {name: Lineage(**state["lineages"][name]) for name in self.layers}
+        explored, lineages = (tree_map_only(Tensor, Tensor.cpu, state[part]) for part in ("explored", "lineages"))
+        self._explored = {name: Explored(**explored[name]) for name in self.layers}
+        self._lineages = {name: Lineage(**lineages[name]) for name in self.layers}
         self._changes = {name: list(state["changes"][name]) for name in self.layers}
         self._forward = self._forward_flops()
 

@@ -52,10 +52,10 @@ class SparseLayer(TopologyLayer):
     def _set_topology(self, topology: Topology) -> None:
         if "_topology" in self.__dict__:
             leaves(self._number, self._topology)
-        self._installed: int | None = fingerprint(topology.indptr, topology.indices)
+        self._installed: Tensor | None = fingerprint(topology.indptr, topology.indices)
         self.register_buffer("indptr", topology.indptr)
         self.register_buffer("indices", topology.indices)
-        self.register_buffer("fingerprint", torch.tensor(self._installed, dtype=torch.int32, device=topology.device))
+        self.register_buffer("fingerprint", self._installed.clone())
         self._topology, self._seen = topology, identity_of(topology.indptr, topology.indices)
         of_any_length(self.values, topology.indices)
 
@@ -82,8 +82,8 @@ class SparseLayer(TopologyLayer):
         """The topology that was installed, in buffers that may be others."""
         if indptr.is_meta:
             return Topology._trusted(self.geometry.shape, indptr, indices)
-        held = int(self.fingerprint) if self._installed is None else self._installed
-        if fingerprint(indptr, indices) != held:
+        held = self.fingerprint.clone() if self._installed is None else self._installed
+        if int(fingerprint(indptr, indices)) != int(held):
             kind = type(self).__name__
             if self._installed is None:
                 raise ValueError(f"{kind} holds no topology since it was on the meta device: call load_state_dict before it is used")
@@ -367,7 +367,8 @@ class SparseLayer(TopologyLayer):
         """Whether the buffers are those of this topology, and were installed so."""
         return (
             topology.device == self.indices.device
-            and self._installed == fingerprint(topology.indptr, topology.indices)
+            and self._installed is not None
+            and int(self._installed) == int(fingerprint(topology.indptr, topology.indices))
             and torch.equal(self.indptr, topology.indptr)
             and torch.equal(self.indices, topology.indices)
         )

@@ -229,7 +229,7 @@ def _refuse(**tensors: Tensor | None) -> NoReturn:
     came = ", ".join(f"{name} {tensor.dtype} on {tensor.device}" for name, tensor in tensors.items() if tensor is not None)
     raise TypeError(
         "the CPU kernels take float32 or float64, one dtype for all, or bfloat16 samples with float32 values, on the CPU; "
-        f"got {came}; convert with .to(torch.float32)"
+        f"got {came}; move and convert with .to(...)"
     )
 
 

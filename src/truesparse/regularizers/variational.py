@@ -44,7 +44,7 @@ class VariationalDropout:
         strength: factor of the divergence, at least 0: with a loss that is a mean, 1 / (samples of the training set) is the bound of the
             paper. It is often raised from 0 during the first epochs: set `.strength`.
         exclude: layers to leave alone, as in `sparsify`.
-        generator: generator of the noise, on the device of the model; None is torch's global one.
+        generator: generator of the noise, on the CPU or on the device of the model; None is torch's global one of that device.
 
     Attributes:
         held: the layers with noise, by name.
@@ -92,5 +92,6 @@ class VariationalDropout:
             variance: Tensor = functional_call(layer, parameters, (args[0].square(),))
         finally:
             self._inside = False
-        noise = torch.randn(output.shape, generator=self._generator, dtype=output.dtype, device=output.device)
-        return output + variance.clamp(min=SMALLEST_SQUARE).sqrt() * noise
+        drawn_on = output.device if self._generator is None else self._generator.device
+        noise = torch.randn(output.shape, generator=self._generator, dtype=output.dtype, device=drawn_on)
+        return output + variance.clamp(min=SMALLEST_SQUARE).sqrt() * noise.to(output.device, non_blocking=True)

@@ -18,6 +18,10 @@ from .shared_gradient import AnyGradient
 ROUNDING = 1e-5  # share of a second moment that sums of single precision may be off
 
 
+def _indptr_of(topology: Topology) -> Tensor:
+    return topology.indptr.cpu()
+
+
 @dataclass
 class Reads:
     """Notes at how many absent positions of each layer gradients were computed, times the steps looked at."""
@@ -80,7 +84,10 @@ class Gradient:
 
     def _note_rows(self, start: int, stop: int) -> None:
         topology = self.steps[-1].layer.topology
-        self._note((stop - start) * topology.shape[1] - int(topology.indptr[stop]) + int(topology.indptr[start]))
+        if (start, stop) == (0, topology.shape[0]):
+            return self._note(topology.size - topology.nnz)
+        indptr = topology.derived(_indptr_of)
+        self._note((stop - start) * topology.shape[1] - int(indptr[stop] - indptr[start]))
 
     def _note(self, positions: int) -> None:
         topology = self.steps[-1].layer.topology
@@ -142,7 +149,7 @@ class Momentum(Gradient):
         if self.smoothing.second is None:
             self._note_rows(0, kept.shape[0])
             return self._first_moment().top(kept, count)
-        vacant = torch.tensor([min(count, kept.size - kept.nnz)], device=kept.device)
+        vacant = torch.tensor([min(count, kept.size - kept.nnz)])
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def bounds(self) -> tuple[Tensor, Tensor]:

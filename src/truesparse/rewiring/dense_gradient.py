@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ..nn import SparseLayer, TopologyLayer
 from ..nn.base import Magnitudes, Part, Sample
@@ -142,7 +143,7 @@ class DenseGradient:
     def top(self, kept: Topology, count: int) -> Tensor:
         if self.passes and self.looked_up is None and self.whole is None and self.direct is None:
             return self._sparse.top_gradients(self._samples(), kept, count)
-        vacant = torch.tensor([min(count, kept.size - kept.nnz)], device=kept.device)
+        vacant = torch.tensor([min(count, kept.size - kept.nnz)])
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def at(self, positions: Topology) -> Tensor:
@@ -171,6 +172,7 @@ class DenseGradient:
 
     @classmethod
     def load(cls, layer: TopologyLayer, state: Mapping[str, Any]) -> DenseGradient:
+        state = tree_map_only(Tensor, lambda tensor: tensor.to(layer.parameter.device), dict(state))
         looked_up = Rows(*state["looked_up"]) if "looked_up" in state else None
         return cls(layer, tuple(Pass(*one) for one in state["passes"]), looked_up, **{name: state[name] for name in STATE})
 

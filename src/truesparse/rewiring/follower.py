@@ -13,6 +13,7 @@ from ..nn import TopologyLayer
 from ..nn.base import Part
 from ..ops import values_dtype
 from .dense_gradient import DenseGradient
+from .flags import Flag, told
 
 FROM_BEFORE = (
     "its .grad still held the gradient of earlier steps, which is not recorded: call zero_grad() in every iteration, "
@@ -53,7 +54,8 @@ class Follower:
 
     def __init__(self, layer: TopologyLayer, before: Callable[[int], None], shared: bool = False) -> None:
         self.layer, self.before = layer, before
-        self.gradient = DenseGradient(layer, unknown="" if _vanished(layer.parameter.grad) else FROM_BEFORE)
+        # Zeros, or discarded before the next pass, as nearly always: then that pass sees it, and this is forgotten.
+        self.gradient = DenseGradient(layer, unknown="" if layer.parameter.grad is None else FROM_BEFORE)
         # By the number of the backward pass, with what it is at connections.
         self._passes: dict[int, tuple[DenseGradient, Tensor | None]] = {}
         self._seen: Tensor | None = None  # .grad when it was last looked at; None where it was zero, or not there
@@ -73,15 +75,20 @@ class Follower:
         self.remove()
         self._seen = None
 
-    def change(self) -> float | None:
+    def look(self) -> tuple[Flag, Flag]:
+        """Whether there is no `.grad` but zeros, and whether it is what it was when it was last seen: `change` takes what they say."""
+        now = self.layer.parameter.grad
+        return _vanished(now), now is not None and self._seen is not None and _equal(now, self._seen)
+
+    def change(self, vanished: bool, same: bool) -> float | None:
         """The number by which `.grad` was multiplied since it was last seen, 0 if it was discarded, NaN if it was changed otherwise.
 
         None where it cannot be read off: it was zero and is, but was written in between.
         """
         now = self.layer.parameter.grad
-        if _vanished(now):
+        if vanished:
             return 0.0 if self._seen is not None or self.gradient.unknown else 1.0 if _identity(now) == self._at else None
-        if self.gradient.unknown:
+        if self.gradient.unknown or same:
             return 1.0
         return nan if now is None or self._seen is None else _factor(now, self._seen)
 
@@ -148,17 +155,19 @@ class Follower:
         if now is None:
             self.take(0.0)  # a hook has stepped an optimizer and discarded it
             return
-        if self._seen is None and self._own is None and now.dtype == present.dtype and torch.equal(now, present):
+        alone = self._seen is None and self._own is None and now.dtype == present.dtype
+        alone, vanished = told([alone and _equal(now, present), _vanished(now)])
+        if alone:
             # As nearly always: what the pass has computed is all there is. Told without any array more, for there may be little room.
             self.gradient = self.gradient.plus(added)
-            self._seen, self._at = None if _vanished(now) else present, _identity(now)
+            self._seen, self._at = None if vanished else present, _identity(now)
             return
         before = torch.zeros_like(now) if self._seen is None else self._seen
         with exactly(self.layer):
             self.gradient, kept = self._after(now, before, added, present)
         if self._own is not None:
             self._own = kept * self._own + self.layer.of_connections(now - kept * before)
-        self._seen, self._at = None if _vanished(now) else now.clone(), _identity(now)
+        self._seen, self._at = None if vanished else now.clone(), _identity(now)
 
     def _after(self, now: Tensor, before: Tensor, added: DenseGradient, present: Tensor) -> tuple[DenseGradient, float]:
         """What `.grad` is made of once the parts of a backward pass, with `present` at the connections, have made it `now` from `before`.
@@ -183,8 +192,8 @@ def exactly(layer: TopologyLayer) -> torch.autocast:
     return torch.autocast(layer.parameter.device.type, enabled=False)
 
 
-def _vanished(gradient: Tensor | None) -> bool:
-    return gradient is None or not bool(gradient.any())
+def _vanished(gradient: Tensor | None) -> Flag:
+    return gradient is None or gradient.any().logical_not()
 
 
 def _identity(gradient: Tensor | None) -> tuple[int, int] | None:
@@ -216,9 +225,11 @@ def _multiples(now: Tensor, before: Tensor, added: Tensor) -> list[tuple[float, 
     return [(float(solution[0]), float(solution[1]))] if _negligible(now.double() - columns @ solution, now) else []
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor) -> Flag:
     """Entry by entry, NaN equal to NaN."""
     other = other.to(one.dtype)
+    if one.device.type != "cpu" and one.shape == other.shape:
+        return ((one == other) | (one.isnan() & other.isnan())).all()
     return torch.equal(one, other) or (torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
 
 

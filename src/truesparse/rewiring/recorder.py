@@ -12,6 +12,7 @@ import torch
 from ..distributed import ALONE, Processes
 from ..nn import TopologyLayer
 from .dense_gradient import DenseGradient
+from .flags import told
 from .follower import Follower
 from .shared_gradient import AnyGradient, SharedGradient, loaded, shared
 
@@ -71,8 +72,9 @@ class Recorder:
 
     @torch.no_grad()
     def _look(self) -> None:
-        followers = self._followers.values()
-        changes = {follower: follower.change() for follower in followers}
+        followers = list(self._followers.values())
+        said = told(flag for follower in followers for flag in follower.look())
+        changes = {follower: follower.change(*said[2 * number : 2 * number + 2]) for number, follower in enumerate(followers)}
         # A gradient of zeros does not show what was done to it; loops do the same to all.
         certain = {change for change in changes.values() if change is not None}
         usual = certain.pop() if len(certain) == 1 else 1.0

@@ -24,6 +24,7 @@ from .absent import Gradient, Momentum, Reads
 from .checks import check_algorithm, check_held, check_patterns, check_schedule, held_layers
 from .checks_together import check_generators, check_moves, check_not_joined, check_processes, check_whole
 from .dense_gradient import DenseGradient
+from .flags import told
 from .follower import exactly
 from .optimizers import (
     GrownState,
@@ -243,7 +244,7 @@ class Rewirer:
                 "the state was saved with a generator of its own and this Rewirer has none, or the other way round; pass generator= alike"
             )
         if self.generator is not None and state["generator"] is not None:
-            self.generator.set_state(state["generator"])
+            self.generator.set_state(state["generator"].cpu())  # a checkpoint that was mapped to a GPU has it there
         self.steps, self.rewirings = state["steps"], state["rewirings"]
         self.memory, self.budgets = dict(state["memory"]), dict(state["budgets"])
         self._pending, self._overdue = False, state["overdue"]
@@ -393,7 +394,7 @@ class Rewirer:
         """
         gradients = [layer.parameter.grad for layer in self._trained().values()]
         present = [gradient for gradient in gradients if gradient is not None]
-        return all(bool(gradient.isfinite().all()) for gradient in present) and bool(present or not gradients or not self._attachments)
+        return all(told(gradient.isfinite().all() for gradient in present)) and bool(present or not gradients or not self._attachments)
 
     @torch.no_grad()
     def _add_penalties(self) -> None:

@@ -1,7 +1,9 @@
 """How do the ascending arrays of one topology become those of another? By merging, in linear time.
 
-On the CPU the kernels do it; on any other device the same is said in torch, which sorts and searches instead. Arrays are
-as in `Topology`: indptr [rows + 1] and indices [nnz] int32, `keys` ascending int64 positions `row * columns + column`.
+On the CPU the kernels do it; on any other device the same is said in torch, which sorts and searches instead, and never asks the device
+how many there are of something: the host would wait for all that the device has been given to do.
+
+Arrays are as in `Topology`: indptr [rows + 1] and indices [nnz] int32, `keys` ascending int64 positions `row * columns + column`.
 """
 
 from __future__ import annotations
@@ -22,9 +24,9 @@ _LOWEST = {torch.float32: _core.lowest_float32, torch.float64: _core.lowest_floa
 def row_of_each(connections: Connections) -> Tensor:
     """Row of each connection, [nnz] int32."""
     indptr, indices = connections
-    if not _here(indptr):
-        ends = torch.bincount(indptr[1:-1], minlength=indices.numel() + 1)[: indices.numel()]
-        return torch.cumsum(ends, 0, dtype=torch.int32)
+    if not here(indptr):
+        rows = torch.arange(indptr.numel() - 1, dtype=torch.int32, device=indptr.device)
+        return rows.repeat_interleave(indptr.diff(), output_size=indices.numel())
     rows = torch.empty_like(indices)
     _core.row_of_each(indptr.numel() - 1, indptr.data_ptr(), rows.data_ptr())
     return rows
@@ -33,7 +35,7 @@ def row_of_each(connections: Connections) -> Tensor:
 def key_of_each(columns: int, connections: Connections) -> Tensor:
     """Key of each connection, [nnz] int64."""
     indptr, indices = connections
-    if not _here(indptr):
+    if not here(indptr):
         return row_of_each(connections).to(torch.int64).mul_(columns).add_(indices)
     keys = torch.empty(indices.numel(), dtype=torch.int64)
     _core.key_of_each(indptr.numel() - 1, columns, indptr.data_ptr(), indices.data_ptr(), keys.data_ptr())
@@ -43,11 +45,9 @@ def key_of_each(columns: int, connections: Connections) -> Tensor:
 def compressed(shape: tuple[int, int], keys: Tensor) -> Connections:
     """The connections at `keys`, which lie inside the matrix."""
     rows, columns = shape
-    if not _here(keys):
-        row = keys // max(columns, 1)
-        indptr = torch.zeros(rows + 1, dtype=torch.int64, device=keys.device)
-        torch.cumsum(torch.bincount(row, minlength=rows), 0, out=indptr[1:])
-        return indptr.to(torch.int32), (keys - row * columns).to(torch.int32)
+    if not here(keys):
+        starts = torch.arange(rows + 1, device=keys.device).mul_(columns)
+        return torch.searchsorted(keys.contiguous(), starts, out_int32=True), (keys % max(columns, 1)).to(torch.int32)
     keys = keys.contiguous()
     indptr, indices = torch.empty(rows + 1, dtype=torch.int32), torch.empty(keys.numel(), dtype=torch.int32)
     _core.compress(rows, columns, keys.data_ptr(), keys.numel(), indptr.data_ptr(), indices.data_ptr())
@@ -56,7 +56,7 @@ def compressed(shape: tuple[int, int], keys: Tensor) -> Connections:
 
 def collected(shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Connections:
     """The connections at (rows[i], columns[i]), [n] each, inside the matrix; what is there several times counts once."""
-    if not _here(rows, columns):
+    if not here(rows, columns):
         return compressed(shape, (rows.to(torch.int64) * shape[1] + columns).unique())
     rows, columns = rows.to(torch.int32).contiguous(), columns.to(torch.int32).contiguous()
     indptr, indices = torch.empty(shape[0] + 1, dtype=torch.int32), torch.empty_like(columns)
@@ -64,12 +64,12 @@ def collected(shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Connecti
     return indptr, indices[:count].clone() if count < indices.numel() else indices
 
 
-def kept(columns: int, connections: Connections, chosen: Tensor) -> Connections:
-    """The connections where `chosen` [nnz] bool is true."""
+def kept(columns: int, connections: Connections, chosen: Tensor, count: int | None = None) -> Connections:
+    """The connections where `chosen` [nnz] bool is true; `count` is how many, where that is known."""
     indptr, indices = connections
     rows = indptr.numel() - 1
-    if not _here(indptr, chosen):
-        return compressed((rows, columns), key_of_each(columns, connections)[chosen])
+    if not here(indptr, chosen):
+        return compressed((rows, columns), key_of_each(columns, connections)[places(chosen, count)])
     chosen = chosen.contiguous()
     kept_indptr = torch.empty_like(indptr)
     count = _core.kept_starts(rows, indptr.data_ptr(), chosen.data_ptr(), kept_indptr.data_ptr())
@@ -87,11 +87,11 @@ def kept(columns: int, connections: Connections, chosen: Tensor) -> Connections:
 
 
 def grown(columns: int, connections: Connections, keys: Tensor) -> Connections | None:
-    """The connections and those at `keys`; None if a key is connected already."""
+    """The connections and those at `keys`; None if a key is connected already, which is seen on the CPU only."""
     indptr, indices = connections
     rows, count = indptr.numel() - 1, indices.numel() + keys.numel()
-    if not _here(indptr, keys):
-        return _grown_elsewhere((rows, columns), key_of_each(columns, connections), keys)
+    if not here(indptr, keys):
+        return compressed((rows, columns), torch.cat([key_of_each(columns, connections), keys]).sort().values)
     keys = keys.contiguous()
     grown_indptr, grown_indices = torch.empty_like(indptr), torch.empty(count, dtype=torch.int32)
     vacant = _core.grow(
@@ -110,7 +110,7 @@ def grown(columns: int, connections: Connections, keys: Tensor) -> Connections |
 
 def followed(columns: int, old: Connections, new: Connections) -> Tensor:
     """Index in `old` of each connection of `new`, or -1, [new.nnz] int32."""
-    if not _here(*old, *new):
+    if not here(*old, *new):
         return position_in(key_of_each(columns, old), key_of_each(columns, new)).to(torch.int32)
     source = torch.empty(new[1].numel(), dtype=torch.int32)
     threads = threads_for(old[1].numel() + new[1].numel())
@@ -124,7 +124,7 @@ def moved(array: Tensor, source: Tensor, fill: float) -> Tensor:
     if not array.numel():
         return array.new_full(source.shape, fill)
     tracked = array.requires_grad and torch.is_grad_enabled()
-    if not _here(array, source) or tracked or array.element_size() > 8 or source.dtype not in _MOVE:
+    if not here(array, source) or tracked or array.element_size() > 8 or source.dtype not in _MOVE:
         return array[source.clamp(min=0)].masked_fill_(source < 0, fill)
     array, source, filling = array.contiguous(), source.contiguous(), array.new_tensor(fill)
     result = array.new_empty(source.shape)
@@ -135,13 +135,36 @@ def moved(array: Tensor, source: Tensor, fill: float) -> Tensor:
 
 def lowest(scores: Tensor, count: int) -> Tensor | None:
     """Ascending indices of the `count` lowest of `scores` [n]; None where the kernels do not do it."""
-    if not _here(scores) or not scores.is_floating_point() or not 0 <= count <= scores.numel():
+    if not here(scores) or not scores.is_floating_point() or not 0 <= count <= scores.numel():
         return None
     if scores.dtype not in _LOWEST:
         scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).max, posinf=torch.inf, neginf=-torch.inf).to(torch.float32)
     scores, indices = scores.contiguous(), torch.empty(count, dtype=torch.int64)
     _LOWEST[scores.dtype](scores.data_ptr(), scores.numel(), count, indices.data_ptr(), threads_for(scores.numel()))
     return indices
+
+
+def places(chosen: Tensor, count: int | None = None) -> Tensor:
+    """Ascending indices of the true entries of `chosen` [n] bool, [count] int64; None asks how many there are, and waits for the answer."""
+    if count is None or here(chosen):
+        return chosen.nonzero().squeeze(1)
+    return chosen.to(torch.uint8).sort(descending=True, stable=True).indices[:count]
+
+
+def counted(indices: Tensor, bins: int) -> Tensor:
+    """How often each number from 0 to `bins` - 1 is among the `indices` [n], [bins] int64. torch.bincount would look for the largest."""
+    if here(indices):
+        return torch.bincount(indices, minlength=bins)
+    return torch.zeros(bins, dtype=torch.int64, device=indices.device).scatter_add_(
+        0, indices.long(), torch.ones_like(indices, dtype=torch.int64)
+    )
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on another device, which the host does not wait for. Nobody writes to it any more."""
+    if tensor.device == device:
+        return tensor
+    return (tensor.pin_memory() if here(tensor) and device.type == "cuda" else tensor).to(device, non_blocking=device.type != "cpu")
 
 
 def placed(sums: Tensor, wanted: Tensor) -> Tensor:
@@ -169,7 +192,7 @@ def accepted(present: Tensor, taken: Tensor, drawn: Tensor) -> tuple[Tensor, Ten
 
 def sort_(keys: Tensor) -> Tensor:
     """`keys`, sorted in place."""
-    if not _here(keys):
+    if not here(keys):
         return keys.copy_(keys.sort().values)
     keys.numpy().sort()  # torch would sort an index along, in more memory and ten times the time
     return keys
@@ -183,18 +206,8 @@ def position_in(keys: Tensor, wanted: Tensor) -> Tensor:
     return torch.where(keys[at] == wanted, at, -1)
 
 
-def _grown_elsewhere(shape: tuple[int, int], mine: Tensor, keys: Tensor) -> Connections | None:
-    if bool((position_in(mine, keys) >= 0).any()):
-        return None
-    merged = mine.new_empty(mine.numel() + keys.numel())
-    at = torch.searchsorted(mine, keys) + torch.arange(keys.numel(), device=mine.device)
-    old = torch.ones_like(merged, dtype=torch.bool)
-    old[at] = False
-    merged[at], merged[old] = keys, mine
-    return compressed(shape, merged)
-
-
-def _here(*arrays: Tensor) -> bool:
+def here(*arrays: Tensor) -> bool:
+    """Whether all are on the CPU, where the kernels are and nothing is waited for."""
     return all(array.device.type == "cpu" for array in arrays)
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import merge
 from .geometry import Geometry
-from .select import highest, lowest, lowest_of_each, random_absent
+from .select import are_lowest_of_each, highest, lowest, lowest_of_each, random_absent
 from .topology import Topology
 
 Shape = tuple[int, int]
@@ -124,8 +124,9 @@ class Pattern(ABC):
         self.due(topology.shape, topology.nnz)
 
     def _check_counts(self, counts: Tensor, topology: Topology) -> None:
-        if counts.numel() and int(counts.min()) != int(counts.max()):
-            raise ValueError(f"{self} needs the same count in every group, {topology} has {int(counts.min())} to {int(counts.max())}")
+        least, most = torch.stack(counts.aminmax()).tolist() if counts.numel() else (0, 0)
+        if least != most:
+            raise ValueError(f"{self} needs the same count in every group, {topology} has {least} to {most}")
 
     def pool(self, topology: Topology, scores: Tensor) -> Tensor:
         """The sum of `scores` [nnz] over each unit, in the order of `units(topology)`."""
@@ -167,7 +168,7 @@ class Pattern(ABC):
         grid = ranks.view(rows // height, columns // width)
         return grid.repeat_interleave(height, 0).repeat_interleave(width, 1)
 
-    def drop(self, topology: Topology, scores: Tensor, count: int, nnz: int | None = None) -> Topology:
+    def drop(self, topology: Topology, scores: Tensor, count: int, nnz: int | None = None, due: Tensor | None = None) -> Topology:
         """What survives when the units of lowest summed `scores` [nnz] go, `count` connections of them (rounded down to units).
 
         What exceeds the due of a group goes as well, so that growth to `nnz` finds room in every group. That can be where neurons
@@ -175,14 +176,19 @@ class Pattern(ABC):
 
         Args:
             nnz: connections that growth will give back; None is those of `topology`.
+            due: [groups] units of each, where they are not alike.
         """
-        pooled = self.pool(topology, scores)
-        weakest = lowest(pooled, count // prod(self.unit(topology.shape)))
-        return self.drop_units(topology, torch.cat([weakest, self.excess(topology, pooled, nnz)]))
+        grid, pooled = self.units(topology), self.pool(topology, scores)
+        weakest, over = lowest(pooled, count // prod(self.unit(topology.shape))), self._over(grid, topology, nnz, due)
+        if over is None:
+            return self.drop_units(topology, weakest, distinct=True)
+        goes = are_lowest_of_each(pooled, self._group_of(grid.keys, topology.shape), over)
+        goes[weakest] = True
+        return self._connections(grid.keep(~goes), topology.shape)
 
-    def drop_units(self, topology: Topology, dropped: Tensor) -> Topology:
-        """What survives without the units at the indices `dropped` of `units(topology)`, which may repeat."""
-        return self._connections(self.units(topology).drop(dropped), topology.shape)
+    def drop_units(self, topology: Topology, dropped: Tensor, distinct: bool = False) -> Topology:
+        """What survives without the units at the indices `dropped` of `units(topology)`; `distinct` says that none is there twice."""
+        return self._connections(self.units(topology).drop(dropped, distinct), topology.shape)
 
     def prune(self, topology: Topology, scores: Tensor, nnz: int) -> Topology:
         """The `nnz` connections of highest `scores` [topology.nnz], each group with its due. Ties go to the earlier position.
@@ -191,14 +197,15 @@ class Pattern(ABC):
         """
         if topology.nnz <= nnz:
             return topology
-        return self.grow_scored(topology.drop(torch.arange(topology.nnz, device=topology.device)), nnz, topology, scores)
+        nothing = topology.keep(torch.zeros_like(topology.indices, dtype=torch.bool), 0)
+        return self.grow_scored(nothing, nnz, topology, scores)
 
     def trim(self, topology: Topology, scores: Tensor, nnz: int) -> Topology:
         """What survives when each group that has more than its due with `nnz` connections loses its units of lowest summed `scores` [nnz].
 
         A topology that has `nnz` or more, and obeys the pattern, has exactly `nnz` then.
         """
-        return self.drop_units(topology, self.excess(topology, self.pool(topology, scores), nnz))
+        return self.drop_units(topology, self.excess(topology, self.pool(topology, scores), nnz), distinct=True)
 
     def excess(self, topology: Topology, scores: Tensor, nnz: int | None = None, due: Tensor | None = None) -> Tensor:
         """Indices in `units(topology)` of what each group has above its due, its units of lowest `scores` [units]; ties: the earlier.
@@ -210,18 +217,27 @@ class Pattern(ABC):
                 a drop and a growth, nothing is above its due).
             due: [groups] units of each, where they are not alike.
         """
-        grid, shape = self.units(topology), topology.shape
+        grid = self.units(topology)
+        over = self._over(grid, topology, nnz, due)
+        if over is None:
+            return grid.indices.new_empty(0, dtype=torch.int64)
+        return lowest_of_each(scores, self._group_of(grid.keys, topology.shape), over)
+
+    def _over(self, grid: Topology, topology: Topology, nnz: int | None, due: Tensor | None) -> Tensor | None:
+        """How many of the units `grid` of `topology` each group has above its due, [groups]; None where it is known that none has."""
+        shape = topology.shape
         if due is None:
             if nnz is None and self.round(shape, topology.nnz) != topology.nnz:
-                return grid.keys.new_empty(0)
+                return None
             due = self.due(shape, topology.nnz if nnz is None else nnz)
-        over = (self._counts(grid, shape) - due.to(grid.device)).clamp(min=0)
-        return lowest_of_each(scores, self._group_of(grid.keys, shape), over) if bool(over.any()) else grid.keys.new_empty(0)
+        counts = self._counts(grid, shape)
+        over = (counts - merge.sent(due, counts.device)).clamp(min=0)
+        return None if merge.here(over) and not bool(over.any()) else over
 
     def grow_random(self, kept: Topology, nnz: int, generator: torch.Generator | None) -> Topology:
         """`kept` and random new connections, `nnz` in all: each group is filled to its due (see `grow_highest`)."""
         grid, vacant = self._begin(kept, nnz)
-        return self._connections(grid.grow(self._random_absent(grid, kept.shape, vacant, generator)), kept.shape)
+        return self._connections(grid._grow(self._random_absent(grid, kept.shape, vacant, generator)), kept.shape)
 
     def grow_highest(self, kept: Topology, nnz: int, gradients: AbsentGradients, due: Tensor | None = None) -> Topology:
         """`kept` and the connections of largest absolute gradient, `nnz` in all: each group is filled to its due.
@@ -235,10 +251,10 @@ class Pattern(ABC):
             ValueError: if `nnz` is no legal count, or less than what is kept.
         """
         grid, vacant = self._begin(kept, nnz, due)
-        if bool(vacant.any()):
+        if not merge.here(vacant) or bool(vacant.any()):
             whole_layer = vacant.numel() == 1 and self.unit(kept.shape) == (1, 1)
             best = gradients.top(grid, int(vacant)) if whole_layer else self.highest_absent(grid, kept.shape, vacant, gradients)
-            grid = grid.grow(best)
+            grid = grid._grow(best)
         return self._connections(grid, kept.shape)
 
     def sample_absent(self, kept: Topology, nnz: int, factor: float, generator: torch.Generator | None) -> Topology:
@@ -262,10 +278,10 @@ class Pattern(ABC):
         """
         grid, vacant = self._begin(kept, nnz)
         best = self._best_units(grid, vacant, candidates, scores)
-        grown = grid.grow(best)
+        grown = grid._grow(best)
         missing = vacant - self._counts(Topology._from_sorted_keys(grid.shape, best), kept.shape)
         if bool(missing.any()):
-            grown = grown.grow(self._random_absent(grown, kept.shape, missing, generator))
+            grown = grown._grow(self._random_absent(grown, kept.shape, missing, generator))
         return self._connections(grown, kept.shape)
 
     def absent_units(self, topology: Topology, drawn: Topology) -> Topology:
@@ -298,49 +314,52 @@ class Pattern(ABC):
         """The topology of the units: one entry a block. The topology itself when a unit is one connection."""
         if self.unit(topology.shape) == (1, 1):
             return topology
-        return Topology._from_sorted_keys(self._grid(topology.shape), self._unit_keys(topology).unique())
+        return topology.derived(_units, self)
 
     def highest_absent(self, grid: Topology, shape: Shape, vacant: Tensor, gradients: AbsentGradients) -> Tensor:
         """Keys of the `vacant[g]` units of each group with the largest absolute gradient, in a layer of `shape` with the units `grid`."""
         size = self._groups(shape)[1]
         whole_layer = vacant.numel() == 1
-        best_keys, best_scores = grid.keys.new_empty(0), torch.empty(0)
+        best_keys, best_scores = grid.indices.new_empty(0, dtype=torch.int64), torch.empty(0, device=grid.device)
         grown: list[Tensor] = []
-        for start, stop, scores in self._slabs(grid, shape, gradients):
+        for start, stop, scores, free in self._slabs(grid, shape, gradients):
             first = start * grid.shape[1]
             if not whole_layer:
                 groups = slice(first // size, stop * grid.shape[1] // size)
                 chosen = self._highest_of_groups(scores, vacant[groups], shape)
-                grown.append(chosen.flatten().nonzero().squeeze(1) + first)
+                grown.append(merge.places(chosen.flatten()) + first)
                 continue
             # A group that spans slabs: what is best so far competes with the best of the new slab.
             scores = scores.flatten()
-            candidates = highest(scores[None], vacant.clamp(max=int((scores > -torch.inf).sum())))[0].nonzero().squeeze(1)
+            some = vacant.clamp(max=free)
+            candidates = merge.places(highest(scores[None], some)[0], int(some))
             best_keys = torch.cat([best_keys, candidates + first])
             best_scores = torch.cat([best_scores.to(scores), scores[candidates]])
-            chosen = highest(best_scores[None], vacant.clamp(max=best_keys.numel()))[0]
+            some = vacant.clamp(max=best_keys.numel())
+            chosen = merge.places(highest(best_scores[None], some)[0], int(some))
             best_keys, best_scores = best_keys[chosen], best_scores[chosen]
         return best_keys if whole_layer else torch.cat([best_keys, *grown])
 
-    def _slabs(self, grid: Topology, shape: Shape, gradients: AbsentGradients) -> Iterator[tuple[int, int, Tensor]]:
-        """(first unit row, last + 1, scores [unit rows, unit columns]), -inf where there is a unit already."""
+    def _slabs(self, grid: Topology, shape: Shape, gradients: AbsentGradients) -> Iterator[tuple[int, int, Tensor, int]]:
+        """(first unit row, last + 1, scores [unit rows, unit columns], how many are free): -inf where there is a unit already."""
         height, width = self.unit(shape)
         step = max(SLAB_ENTRIES // max(shape[1] * height, 1), 1)
         groups, size = self._groups(shape)
         if groups > 1 and size > grid.shape[1]:  # no slab may cut a group of several rows
             rows_of_group = size // grid.shape[1]
             step = max(step // rows_of_group, 1) * rows_of_group
-        indptr = grid.indptr.tolist() if grid.shape[0] <= step else None
-        for start in range(0, grid.shape[0], step):
+        starts = [0, grid.nnz] if grid.shape[0] <= step else torch.cat([grid.indptr[:-1:step], grid.indptr[-1:]]).tolist()
+        for number, start in enumerate(range(0, grid.shape[0], step)):
             stop = min(start + step, grid.shape[0])
             scores = gradients.rows(start * height, stop * height).abs()
             if (height, width) != (1, 1):
                 scores = scores.view(stop - start, height, grid.shape[1], width).sum((1, 3))
-            first, last = (indptr[start], indptr[stop]) if indptr else (int(grid.indptr[start]), int(grid.indptr[stop]))
-            rows = torch.repeat_interleave(torch.arange(stop - start, device=grid.device), grid.fan_in[start:stop])
+            first, last = starts[number : number + 2]
+            each = torch.arange(stop - start, device=grid.device)
+            rows = each.repeat_interleave(grid.indptr[start : stop + 1].diff(), output_size=last - first)
             scores = scores.nan_to_num(nan=-1.0, posinf=torch.inf)
             scores[rows, grid.indices[first:last].long()] = -torch.inf
-            yield start, stop, scores
+            yield start, stop, scores, scores.numel() - (last - first)
 
     def _grid(self, shape: Shape) -> Shape:
         for extent, unit, name in zip(shape, self.unit(shape), ("rows", "columns"), strict=True):
@@ -373,12 +392,13 @@ class Pattern(ABC):
         return random_absent(grid.keys, self._groups(shape)[1], counts, generator)
 
     def _counts(self, grid: Topology, shape: Shape) -> Tensor:
+        """Units that each group has, [groups] int64; of one group on the CPU, for there is nothing to ask a device about."""
         groups, size = self._groups(shape)
         if groups == 1:
-            return torch.tensor([grid.nnz], device=grid.device)
+            return torch.tensor([grid.nnz])
         if groups and size == grid.shape[1]:
             return grid.fan_in.long()
-        return torch.bincount(self._group_of(grid.keys, shape), minlength=groups)
+        return merge.counted(self._group_of(grid.keys, shape), groups)
 
     def _begin(self, kept: Topology, nnz: int, due: Tensor | None = None) -> tuple[Topology, Tensor]:
         """What growth starts from: the units of `kept`, no group above its due, and how many each group lacks of it."""
@@ -386,7 +406,8 @@ class Pattern(ABC):
         if kept.nnz > nnz:
             raise ValueError(f"{self} cannot grow {kept.nnz} connections in shape {kept.shape} to {nnz}: drop before growing")
         grid = self.units(kept)
-        vacant = (even if due is None else due).to(grid.device) - self._counts(grid, kept.shape)
+        counts = self._counts(grid, kept.shape)
+        vacant = merge.sent(even if due is None else due, counts.device) - counts
         if vacant.numel() and int(vacant.min()) < 0:
             from_last = torch.arange(grid.nnz, 0, -1, dtype=torch.float64, device=grid.device)
             grid = grid.drop(lowest_of_each(from_last, self._group_of(grid.keys, kept.shape), -vacant.clamp(max=0)))
@@ -395,16 +416,14 @@ class Pattern(ABC):
     def _best_units(self, grid: Topology, vacant: Tensor, candidates: Topology, scores: Tensor) -> Tensor:
         """Ascending keys of the candidate units of highest scores outside `grid`, at most `vacant[g]` in each group."""
         units, pooled = self.units(candidates), self.pool(candidates, scores)
-        free = merge.followed(grid.shape[1], grid._connections, units._connections) < 0
-        units, pooled = units.keep(free), pooled[free]
+        keys = units.keys
+        if grid.nnz:
+            free = merge.places(merge.followed(grid.shape[1], grid._connections, units._connections) < 0)
+            keys, pooled = keys[free], pooled[free]
         if vacant.numel() == 1:
-            chosen = lowest(-pooled, min(int(vacant), units.nnz))
-        else:
-            group = self._group_of(units.keys, candidates.shape)
-            chosen = lowest_of_each(-pooled, group, torch.minimum(vacant, torch.bincount(group, minlength=vacant.numel())))
-        best = torch.zeros(units.nnz, dtype=torch.bool, device=units.device)
-        best[chosen] = True
-        return units.keep(best).keys
+            return keys[lowest(-pooled, min(int(vacant), keys.numel()))]
+        group = self._group_of(keys, candidates.shape)
+        return keys[lowest_of_each(-pooled, group, torch.minimum(vacant, merge.counted(group, vacant.numel())))]
 
     def _unit_keys(self, topology: Topology) -> Tensor:
         height, width = self.unit(topology.shape)
@@ -416,15 +435,19 @@ class Pattern(ABC):
             return grid
         rows = grid.rows.long()[:, None, None] * height + torch.arange(height, device=grid.device)[:, None]
         columns = grid.indices.long()[:, None, None] * width + torch.arange(width, device=grid.device)
-        return Topology.from_keys(shape, (rows * shape[1] + columns).flatten())
+        return Topology._from_sorted_keys(shape, merge.sort_((rows * shape[1] + columns).flatten()))
+
+
+def _units(topology: Topology, pattern: Pattern) -> Topology:
+    return Topology._from_sorted_keys(pattern._grid(topology.shape), pattern._unit_keys(topology).unique())
 
 
 def shared_evenly(nnz: int, active: Tensor, scores: Tensor) -> Tensor:
     """[groups] `nnz` units in equal parts for the groups that are `active` [groups] bool; what does not divide goes, one each, to those
     of highest `scores` [groups], ties to the earlier. The others have none."""
-    share, remainder = divmod(nnz, max(int(active.sum()), 1))
+    sharing = active.sum().clamp(min=1)
     ranked = scores.double().masked_fill(~active, -torch.inf)
-    return active * share + highest(ranked[None], torch.tensor([remainder], device=scores.device))[0]
+    return active * (nnz // sharing) + highest(ranked[None], (nnz % sharing)[None])[0]
 
 
 @dataclass(frozen=True)
@@ -455,11 +478,12 @@ class FanIn(Pattern):
         return topology.drop(self.excess(topology, scores, due=shared_evenly(nnz, active, topology.fan_in)))
 
     def _check_counts(self, counts: Tensor, topology: Topology) -> None:
-        held = counts[counts > 0]
-        if held.numel() and int(held.max()) - int(held.min()) > 1:
+        if not counts.numel():
+            return
+        least, most = torch.stack([counts.masked_fill(counts == 0, topology.shape[1]).min(), counts.max()]).tolist()
+        if most - least > 1:
             raise ValueError(
-                f"{self} needs the same count, give or take one, in every row that is not empty; "
-                f"{topology} has {int(held.min())} to {int(held.max())}"
+                f"{self} needs the same count, give or take one, in every row that is not empty; {topology} has {least} to {most}"
             )
 
 

@@ -25,22 +25,23 @@ def highest(scores: Tensor, counts: Tensor) -> Tensor:
 
     Args:
         scores: [groups, size]; -inf marks what may not be chosen, NaN is chosen after every number.
-        counts: [groups] integers, at most the number of scores above -inf.
+        counts: [groups] integers, at most the number of scores above -inf. On the CPU, whatever holds the scores, the largest is known.
 
     Returns:
         [groups, size] bool, with `counts[g]` true entries in row `g`.
     """
     scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).min, posinf=torch.inf, neginf=-torch.inf)
-    most = int(counts.max()) if counts.numel() else 0
+    most = scores.shape[1] if not merge.here(counts) else int(counts.max()) if counts.numel() else 0
     if most == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
+    counts = merge.sent(counts, scores.device)
     ranked = scores.topk(most, 1).values
     last = ranked.gather(1, (counts - 1).clamp(min=0)[:, None])
     last = last.masked_fill(counts[:, None] == 0, torch.inf)
     above = scores > last
     level = scores == last
     missing = counts - above.sum(1)
-    if bool((level.sum(1) > missing).any()):
+    if not merge.here(scores) or bool((level.sum(1) > missing).any()):
         level &= level.cumsum(1) <= missing[:, None]
     return (above | level) & (counts[:, None] > 0)
 
@@ -50,8 +51,14 @@ def lowest(scores: Tensor, count: int) -> Tensor:
     found = merge.lowest(scores, count)
     if found is not None:
         return found
-    chosen = highest(-scores[None], torch.tensor([count], device=scores.device))
-    return chosen[0].nonzero().squeeze(1)
+    return _numbers(scores).sort(stable=True).indices[:count].sort().values
+
+
+def _numbers(scores: Tensor) -> Tensor:
+    """`scores` with NaN after every number: it is the last to be the lowest."""
+    return (
+        scores.nan_to_num(nan=torch.finfo(scores.dtype).max, posinf=torch.inf, neginf=-torch.inf) if scores.is_floating_point() else scores
+    )
 
 
 def weighted(weights: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
@@ -72,23 +79,28 @@ def weighted(weights: Tensor, count: int, generator: torch.Generator | None) -> 
     return places
 
 
-def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+def lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
     """Ascending indices of the `counts[g]` lowest of those `scores` [n] that belong to group g.
 
     Args:
         scores: [n].
         groups: [n] integers, the group of each score.
         counts: [number of groups] integers, at most the size of the group.
+        total: their sum, where it is known.
     """
     if counts.numel() == 1:
-        return lowest(scores, int(counts))
-    scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).max, posinf=torch.inf, neginf=-torch.inf)
-    order = scores.argsort(stable=True)
-    order = order[groups[order].argsort(stable=True)]
-    sizes = torch.bincount(groups, minlength=counts.numel())
-    groups = groups[order]
-    rank = torch.arange(order.numel(), device=order.device) - (sizes.cumsum(0) - sizes)[groups]
-    return order[rank < counts[groups]].sort().values
+        return lowest(scores, int(counts) if total is None else total)
+    return merge.places(are_lowest_of_each(scores, groups, counts), total)
+
+
+def are_lowest_of_each(scores: Tensor, groups: Tensor, counts: Tensor) -> Tensor:
+    """Which they are, [n] bool: how many there are together need not be known."""
+    order = _numbers(scores).argsort(stable=True)
+    groups, within = groups[order].sort(stable=True)
+    order, counts = order[within], merge.sent(counts, scores.device)
+    starts = torch.searchsorted(groups, torch.arange(counts.numel(), device=groups.device))
+    rank = torch.arange(order.numel(), device=order.device) - starts[groups]
+    return torch.empty_like(order, dtype=torch.bool).scatter_(0, order, rank < counts[groups])
 
 
 def highest_of_all(scores: Sequence[Tensor], count: int, least: Sequence[int]) -> list[int]:
@@ -100,11 +112,11 @@ def highest_of_all(scores: Sequence[Tensor], count: int, least: Sequence[int]) -
         least: how many of its own highest each holds, whatever the others have.
     """
     sizes = [one.numel() for one in scores]
-    own = [highest(one[None], torch.tensor([few], device=one.device))[0] for one, few in zip(scores, least, strict=True)]
+    own = [highest(one[None], torch.tensor([few]))[0] for one, few in zip(scores, least, strict=True)]
     ranked = torch.cat([one.masked_fill(held, torch.inf) for one, held in zip(scores, own, strict=True)])
     dropped = lowest(ranked, sum(sizes) - count)
-    ends = torch.tensor(sizes, device=dropped.device).cumsum(0)
-    lost = torch.bincount(torch.bucketize(dropped, ends, right=True), minlength=len(sizes))
+    ends = merge.sent(torch.tensor(sizes).cumsum(0), dropped.device)
+    lost = merge.counted(torch.bucketize(dropped, ends, right=True), len(sizes))
     return [size - less for size, less in zip(sizes, lost.tolist(), strict=True)]
 
 
@@ -175,8 +187,8 @@ def random_absent(present: Tensor, size: int, counts: Tensor, generator: torch.G
     total = counts.numel() * size
     wanted = torch.repeat_interleave(torch.arange(counts.numel()), counts.cpu())
     if total - present.numel() < 4 * wanted.numel() or 2 * present.numel() > total:
-        return _drawn_from_list(present.cpu(), total, size, counts.cpu(), generator).to(present.device)
-    return _drawn_by_rejection(present.cpu(), size, wanted, generator).to(present.device)
+        return merge.sent(_drawn_from_list(present.cpu(), total, size, counts.cpu(), generator), present.device)
+    return merge.sent(_drawn_by_rejection(present.cpu(), size, wanted, generator), present.device)
 
 
 def _drawn_from_list(present: Tensor, total: int, size: int, counts: Tensor, generator: torch.Generator | None) -> Tensor:

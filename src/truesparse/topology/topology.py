@@ -19,6 +19,7 @@ from . import merge, picture
 T = TypeVar("T")
 Settings = TypeVarTuple("Settings")
 
+OCCUPIED = "a connection can grow only where there is none; some of the given positions are connected already"
 LARGEST_COUNT = 2**31 - 1  # indptr and indices are int32; linear positions are int64 and may be larger
 
 
@@ -120,7 +121,7 @@ class Topology:
     @property
     def fan_out(self) -> Tensor:
         """Connections of each column, [columns] int64."""
-        return torch.bincount(self.indices, minlength=self.shape[1])
+        return merge.counted(self.indices, self.shape[1])
 
     @property
     def empty_rows(self) -> int:
@@ -158,17 +159,17 @@ class Topology:
         """Which of the linear positions `keys` hold a connection, bool of the same shape."""
         return merge.position_in(self.keys, keys) >= 0
 
-    def keep(self, kept: Tensor) -> Topology:
-        """The connections where `kept` [nnz] bool is true."""
+    def keep(self, kept: Tensor, count: int | None = None) -> Topology:
+        """The connections where `kept` [nnz] bool is true; `count` is how many, which a GPU need not be asked where it is known."""
         if kept.shape != self.indices.shape or kept.dtype != torch.bool:
             raise ValueError(f"expected a bool of shape ({self.nnz},), one per connection, got {kept.dtype} {tuple(kept.shape)}")
-        return Topology._trusted(self.shape, *merge.kept(self.shape[1], self._connections, kept))
+        return Topology._trusted(self.shape, *merge.kept(self.shape[1], self._connections, kept, count))
 
-    def drop(self, dropped: Tensor) -> Topology:
-        """Without the connections at the indices `dropped` (integers in [0, nnz))."""
+    def drop(self, dropped: Tensor, distinct: bool = False) -> Topology:
+        """Without the connections at the indices `dropped` (integers in [0, nnz)); `distinct` says that each is there once."""
         kept = torch.ones(self.nnz, dtype=torch.bool, device=self.device)
         kept[dropped] = False
-        return self.keep(kept)
+        return self.keep(kept, self.nnz - dropped.numel() if distinct else None)
 
     def grow(self, keys: Tensor) -> Topology:
         """With new connections at the linear positions `keys`.
@@ -177,10 +178,16 @@ class Topology:
             ValueError: if a position is outside the matrix, repeated, or already connected.
         """
         keys = _ascending(self.shape, keys)
+        if not merge.here(keys) and bool(self.contains(keys).any()):
+            raise ValueError(OCCUPIED)
+        return self._grow(keys)
+
+    def _grow(self, keys: Tensor) -> Topology:
+        """The same with ascending positions, of which a GPU is not asked whether they are free: they were found to be."""
         _check_count(self.nnz + keys.numel())
         grown = merge.grown(self.shape[1], self._connections, keys)
         if grown is None:
-            raise ValueError("a connection can grow only where there is none; some of the given positions are connected already")
+            raise ValueError(OCCUPIED)
         return Topology._trusted(self.shape, *grown)
 
     def derived(self, build: Callable[[Topology, *Settings], T], *settings: *Settings) -> T:
@@ -275,7 +282,7 @@ class Move:
         """Like calling the move, with grown connections set to their initial values."""
         moved = self(array)
         if self.grown_values is not None:
-            moved[self.grown] = self.grown_values.to(moved)
+            moved[merge.places(self.grown, self.grown_values.numel())] = merge.sent(self.grown_values.to(moved.dtype), moved.device)
         return moved
 
 

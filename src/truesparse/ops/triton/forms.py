@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ...topology import Topology
+from ...topology.merge import counted
 from .configurations import BLOCK_SIZES
 from .loading import launch
 
@@ -97,7 +98,7 @@ class Connections(NamedTuple):
         """Those of a matrix whose row is `target` and whose column is `source` [nnz] of each connection."""
         order = target.argsort(stable=True)
         indptr = torch.zeros(targets + 1, dtype=torch.int64, device=target.device)
-        torch.cumsum(torch.bincount(target, minlength=targets), 0, out=indptr[1:])
+        torch.cumsum(counted(target, targets), 0, out=indptr[1:])
         return cls(indptr.to(torch.int32), source[order].to(torch.int32), order.to(torch.int32), max(targets, 1))
 
     @property
@@ -238,14 +239,12 @@ class Blocks:
         self.size, self.shape = size, (topology.shape[0] // size, topology.shape[1] // size)
         pieces = topology.indptr[::size]
         self._pointers = (pieces // size**2).to(torch.int32)
-        at = torch.repeat_interleave(pieces[:-1].long(), self._pointers.diff().long())
-        within = torch.arange(at.numel(), device=at.device) - torch.repeat_interleave(
-            self._pointers[:-1].long(), self._pointers.diff().long()
-        )
-        self._columns = (topology.indices[at + within * size] // size).to(torch.int32)
-        self._row_of_each = torch.repeat_interleave(torch.arange(self.shape[0], device=at.device), self._pointers.diff().long()).to(
-            torch.int32
-        )
+        blocks = topology.nnz // size**2
+        rows = torch.arange(self.shape[0], device=pieces.device)
+        row = rows.repeat_interleave(self._pointers.diff().long(), output_size=blocks)
+        within = torch.arange(blocks, device=pieces.device) - self._pointers[row]
+        self._columns = (topology.indices[pieces[row] + within * size] // size).to(torch.int32)
+        self._row_of_each = row.to(torch.int32)
         self._of_columns: Connections | None = None
 
     @property
@@ -303,7 +302,7 @@ def _block_size(topology: Topology) -> int | None:
         if rows % size or columns % size or not topology.nnz or topology.nnz % size**2:
             continue
         block = topology.rows.to(torch.int64) // size * (columns // size) + topology.indices // size
-        if bool((torch.bincount(block).unique() % size**2 == 0).all()):
+        if bool((counted(block, rows // size * (columns // size)) % size**2 == 0).all()):
             return size
     return None
 
