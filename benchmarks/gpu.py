@@ -26,7 +26,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from truesparse import Block, FanIn, Topology, Unstructured, __version__, ops
+from truesparse import Block, FanIn, SharedFanIn, Topology, Unstructured, __version__, ops
 from truesparse.cli.doctor_check import Check, checks
 from truesparse.ops.triton.loading import interpreted, state, usable_devices
 from truesparse.topology.geometry import Matrix
@@ -102,7 +102,13 @@ def measured(device: torch.device, sizes: Sizes) -> Iterator[Row]:
     for batch in sizes.batches:
         for sparsity in sizes.sparsities:
             yield forward(device, sizes, batch, sparsity)
-    for pattern, dtype in ((Unstructured(), torch.float32), (Unstructured(), torch.bfloat16), (Block(16), torch.bfloat16)):
+    for pattern, dtype in (
+        (Unstructured(), torch.float32),
+        (Unstructured(), torch.bfloat16),
+        (SharedFanIn(32), torch.float32),
+        (SharedFanIn(32), torch.bfloat16),
+        (Block(16), torch.bfloat16),
+    ):
         for sparsity in sizes.sparsities:
             yield training("training", device, sizes.training, sizes.training_batch, sparsity, pattern, dtype, sizes.rounds)
     yield training("large", device, sizes.large, 256 if sizes.rounds > 1 else 2, 0.99, Unstructured(), torch.float32, sizes.rounds)

@@ -32,7 +32,7 @@ def test_all_of_it(program, monkeypatch, tmp_path):
     assert document["machine"]["device"] == "interpreter"
     assert {row["table"] for row in document["rows"]} == {"SRigL", "training", "large"}
     kernels = {name.split("[")[1].split(",")[0] for row in document["rows"] for name in row["kernel"].split("], ")}
-    assert kernels == {"rows", "bitmap", "blocks"}
+    assert kernels == {"rows", "bitmap", "shared", "blocks"}
     for row in document["rows"]:
         assert row["milliseconds"].keys() == row["times_as_fast"].keys()
         assert all(own > 0 for own in row["milliseconds"].values())
