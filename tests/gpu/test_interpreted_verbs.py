@@ -30,12 +30,12 @@ CONVOLUTIONS = {
     "pixels alone": (Convolution(5, 7, (1, 1)), (3, 5, 1, 1)),
 }
 SHARED_CONVOLUTIONS = {
-    "padded": (Convolution(4, 32, (3, 3), padding=(1, 1)), (2, 4, 5, 4)),
+    "padded": (Convolution(4, 48, (3, 3), padding=(1, 1)), (2, 4, 5, 4)),
     "strided groups": (Convolution(4, 64, (2, 3), stride=(2, 1), padding=(0, 2), groups=2), (3, 4, 6, 5)),
-    "dilated and strided": (Convolution(2, 32, (3, 2), dilation=(2, 1), stride=(2, 3)), (2, 2, 8, 7)),
-    "kernel smaller than stride": (Convolution(3, 32, (1, 2), stride=(3, 2), padding=(1, 0)), (2, 3, 5, 6)),
-    "pointwise": (Convolution(5, 32, (1, 1)), (2, 5, 3, 4)),
-    "pixels alone": (Convolution(5, 32, (1, 1)), (3, 5, 1, 1)),
+    "dilated and strided": (Convolution(2, 48, (3, 2), dilation=(2, 1), stride=(2, 3)), (2, 2, 8, 7)),
+    "kernel smaller than stride": (Convolution(3, 48, (1, 2), stride=(3, 2), padding=(1, 0)), (2, 3, 5, 6)),
+    "pointwise": (Convolution(5, 48, (1, 1)), (2, 5, 3, 4)),
+    "pixels alone": (Convolution(5, 48, (1, 1)), (3, 5, 1, 1)),
 }
 
 
@@ -61,8 +61,8 @@ def blocks(shape, size, share=0.5):
 
 
 def shared(shape, size, share=0.4):
-    """Groups of `size` rows with the same columns; the last group has none, if there are several, and the last column."""
-    grid = torch.rand(shape[0] // size, shape[1]) < share
+    """Groups of `size` rows with the same columns, the first of most; the last has none, if there are several, and the last column."""
+    grid = torch.rand(shape[0] // size, shape[1]) < share * torch.linspace(1.2, 0.6, shape[0] // size)[:, None]
     if len(grid) > 1:
         grid[-1] = False
     grid[:, -1], grid[0, 0] = False, True
