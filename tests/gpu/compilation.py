@@ -16,7 +16,7 @@ from truesparse.ops.triton.configurations import TABLES
 TYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
 INDICES = "indptr", "indices", "permutation", "row_of_each", "bits", "first", "pointers", "block_columns", "column_pointers", "block_rows"
 SUMS = "values", "bias", "dvalues"
-SAMPLES = "x", "y", "dx", "dy"
+SAMPLES = "x", "y", "dx", "dy", "parts"
 ROWS = {"x_starts": None, "y_starts": None, "x_group": None, "width": None, "permutation": None}
 # What a call leaves out, or gives as 1, which is compiled in: the ways in which each kernel is called.
 CASES = {
@@ -29,12 +29,20 @@ CASES = {
         "convolution": {"y_starts": None, "permutation": None, "x_group": None, "x_step": 1, "y_step": 1},
         "groups, strides": {"y_starts": None, "permutation": None, "y_step": 1},
         "convolution transposed": {"x_group": None, "bias": None, "x_step": 1},
+        "sums of parts": {**ROWS, "values": None, "bias": None, "x_step": 1, "y_stride": 1},
+        "sums of parts of a convolution": {"x_group": None, "values": None, "permutation": None, "bias": None, "x_step": 1},
     },
     "rows_sampled": {
         "matrix": {**ROWS, "x_step": 1, "dy_step": 1, "images": 1},
         "convolution": {"x_group": None, "x_step": 1, "dy_step": 1},
         "groups, strides": {"dy_step": 1},
     },
+}
+SHARED = {
+    "matrix": {**ROWS, "x_step": 1, "y_stride": 1, "dy_stride": 1, "parts_step": 1, "images": 1},
+    "pointwise": {**ROWS, "x_step": 1, "y_step": 1, "dy_step": 1, "parts_step": 1},
+    "convolution": {"x_group": None, "x_step": 1, "y_step": 1, "dy_step": 1, "parts_step": 1},
+    "groups, strides": {"y_step": 1, "dy_step": 1, "parts_step": 1},
 }
 TILES = {
     "matrix": {"x_stride": 1, "y_stride": 1, "dy_stride": 1, "dx_stride": 1, "images": 1},
@@ -43,6 +51,11 @@ TILES = {
 
 
 ALONE = "one of everything"  # each number is 1, so that it is compiled in: one sample, one row, one column
+
+
+def cases(name: str) -> dict[str, dict[str, int | None]]:
+    """The ways in which a kernel is called."""
+    return CASES.get(name, SHARED if name.startswith("shared") else TILES)
 
 
 class Resources(NamedTuple):
@@ -65,7 +78,7 @@ def compiled(
         fixed: its other compile-time arguments.
     """
     kernel, found = getattr(kernels, name), TABLES[name][line][1]
-    given = CASES.get(name, TILES)[case] if case != ALONE else dict.fromkeys((a for a in kernel.arg_names if _kind(a, "", "") == "i32"), 1)
+    given = cases(name)[case] if case != ALONE else dict.fromkeys((a for a in kernel.arg_names if _kind(a, "", "") == "i32"), 1)
     constants = {argument: value for argument, value in {**given, **found.sizes, **fixed}.items() if argument in kernel.arg_names}
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):

@@ -8,17 +8,20 @@ pytest.importorskip("triton", reason="the extra gpu is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("in a process without TRITON_INTERPRET", allow_module_level=True)
 
-from compilation import ALONE, CASES, TILES, compiled
+from compilation import ALONE, cases, compiled
 
 from truesparse.ops.triton import kernels
-from truesparse.ops.triton.configurations import BLOCK_SIZES, TABLES
+from truesparse.ops.triton.configurations import BLOCK_SIZES, SHARED_ROWS, TABLES
 
-SPILLED = 0  # bytes of a thread's numbers that may lie in memory instead of registers
-SPILLED_NARROW = 8  # where values have 16 bits: for Ampere the largest tile of a bitmap needs two registers more than there are
+# Bytes of a thread's numbers that may lie in memory instead of registers: a few, which the assembler lets go rather than take a step more
+# of registers, from 64 to 72 or from 128 to 136. None where nothing is said.
+SPILLED = {"shared_product": 32, "shared_transposed": 32, "shared_sampled": 32, "rows_product": 8}
+SPILLED_NARROW = 8  # more where values have 16 bits: for Ampere the largest tile of a bitmap needs two registers more than there are
 SHARED = 99 << 10  # bytes of shared memory that every GPU from Ampere on gives a program
 FORM = {
     "rows": ("float32", "bfloat16", "float64", "float16"),
     "bitmap": ("bfloat16", "float16"),
+    "shared": ("bfloat16", "float16", "float32"),
     "blocks": ("bfloat16", "float16", "float32"),
 }
 LINES = [(name, line) for name, table in TABLES.items() for line in range(len(table))]
@@ -28,11 +31,12 @@ def dtypes(name):
     return FORM[name.split("_")[0]]
 
 
-def check(name, line, dtype, capability, aligned, narrow=False, spilled=SPILLED):
-    for case in CASES.get(name, TILES):
+def check(name, line, dtype, capability, aligned, narrow=False):
+    most = SPILLED.get(name, 0) + narrow * SPILLED_NARROW
+    for case in cases(name):
         for fixed in ways(name, dtype):
             found = compiled(name, line, dtype, capability, case, aligned, narrow, **fixed)
-            assert found.spilled <= spilled, (case, fixed, found)
+            assert found.spilled <= most, (case, fixed, found)
             assert found.shared <= SHARED, (case, fixed, found)
 
 
@@ -41,7 +45,9 @@ def ways(name, dtype):
     if name.startswith("rows"):
         return [{}]
     precisions = ("ieee", "tf32") if dtype == "float32" else ("ieee",)
-    sizes = [{"SIZE": size} for size in BLOCK_SIZES] if name.startswith("blocks") else [{}]
+    sizes = {"blocks": [{"SIZE": size} for size in BLOCK_SIZES], "shared": [{"ROWS": size} for size in SHARED_ROWS]}.get(
+        name.split("_")[0], [{}]
+    )
     return [{**size, "PRECISION": precision} for size in sizes for precision in precisions]
 
 
@@ -54,7 +60,7 @@ def test_hopper_as_usual_layers_are(name, line):
 def test_one_of_everything(name):
     """Triton compiles in what is 1, and a kernel sees numbers of another kind: so it is with one sample."""
     for fixed in ways(name, dtypes(name)[0]):
-        assert compiled(name, 0, dtypes(name)[0], 90, ALONE, False, **fixed).spilled <= SPILLED
+        assert compiled(name, 0, dtypes(name)[0], 90, ALONE, False, **fixed).spilled <= SPILLED.get(name, 0)
 
 
 @pytest.mark.parametrize(("name", "line"), LINES)
@@ -76,7 +82,7 @@ def test_hopper_with_odd_shapes(name, line, dtype):
 @pytest.mark.parametrize(("dtype", "capability"), [("bfloat16", 90), ("float16", 90), ("bfloat16", 80)])
 def test_values_of_packed_layers(name, line, dtype, capability):
     """Of the dtype of samples. Transposed convolutions have the transposed connections of `rows_product`."""
-    check(name, line, dtype, capability, aligned=True, narrow=True, spilled=SPILLED_NARROW)
+    check(name, line, dtype, capability, aligned=True, narrow=True)
 
 
 def test_every_kernel_has_a_table():
@@ -88,4 +94,4 @@ def test_spilling_is_seen(monkeypatch):
     name, (most, found) = "rows_product", TABLES["rows_product"][3]
     large = found._replace(sizes={"ROWS": 64, "CONNECTIONS": 8, "PIXELS": 128})
     monkeypatch.setitem(TABLES, name, (*TABLES[name][:3], (most, large)))
-    assert compiled(name, 3, "float64", 90, "matrix", False).spilled > SPILLED
+    assert compiled(name, 3, "float64", 90, "matrix", False).spilled > SPILLED[name]

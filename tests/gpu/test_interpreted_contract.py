@@ -37,6 +37,40 @@ def test_convolutions_train_as_the_masked_twin_does(algorithm, optimizer):
     check_against_masked(algorithm, convolution_model, optimizer, steps=5, every=2)
 
 
+@pytest.mark.parametrize("algorithm", [RigL(), SRigL(0.5, 0.9)], ids=str)
+def test_rows_that_share_columns_train_as_the_masked_twin_does(algorithm):
+    """In float32, in which their kernels are."""
+    runs = [trained_in_groups(algorithm, masked) for masked in (False, True)]
+    (losses, topologies), (masked_losses, masked_topologies) = runs
+    assert losses == pytest.approx(masked_losses, rel=1e-4)
+    for ours, theirs in zip(topologies, masked_topologies, strict=True):
+        assert ours.equal(theirs)
+    assert losses[-1] < losses[0]
+
+
+def trained_in_groups(algorithm, masked):
+    """(losses, topologies of the hidden layers at the end) of a convolution and a linear layer of groups of 16 rows."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 16, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 9, 32), nn.ReLU(), nn.Linear(32, 3))
+    sparsify(model, 0.7, pattern="shared-fan-in:16", exclude=["5"], masked=masked, generator=torch.Generator().manual_seed(1))
+    if not masked:
+        assert model[0].kernel == "triton.convolution[shared, interpreted]"
+        assert model[3].kernel == "triton.matrix[shared, interpreted]"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rewirer = Rewirer(model, optimizer, algorithm, every=2, until=6, generator=torch.Generator().manual_seed(2))
+    x, y = torch.randn(12, 2, 3, 3), torch.arange(12) % 3
+    losses = []
+    for _ in range(6):
+        loss = nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert rewirer.rewirings == 2
+    return losses, [model[0].topology, model[3].topology]
+
+
 def test_a_checkpoint_trains_on_bit_for_bit():
     check_checkpoint(RigL())
 
@@ -47,7 +81,7 @@ def test_every_kernel_is_right_by_the_doctor(monkeypatch):
     monkeypatch.setattr(doctor_check._core, "supported_isas", list)  # the kernels of the CPU are not asked here
     found = [one for one in checks() if one.kernel.startswith("triton.")]
     assert not [one for one in found if one.wrong]
-    assert {one.kernel.split("[")[1].split(",")[0] for one in found} == {"rows", "bitmap", "blocks"}
+    assert {one.kernel.split("[")[1].split(",")[0] for one in found} == {"rows", "bitmap", "shared", "blocks"}
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
 """Each verb of each form of the Triton kernels against dense algebra in float64 and against the reference, in Triton's interpreter."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
 
-from truesparse import NM, Block, FanIn, Topology, ops
+from truesparse import NM, Block, FanIn, SharedFanIn, Topology, ops
+from truesparse.cli import doctor_check
 from truesparse.topology import patterns
 from truesparse.topology.geometry import Convolution, Matrix
 
@@ -13,6 +15,7 @@ pytest.importorskip("triton", reason="the extra gpu is not installed")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("make test runs these in a process of its own, with TRITON_INTERPRET=1", allow_module_level=True)
 
+from truesparse.ops.triton import forms
 from truesparse.ops.triton import verbs as built
 
 F32, F64, F16 = torch.float32, torch.float64, torch.float16
@@ -25,6 +28,14 @@ CONVOLUTIONS = {
     "depthwise": (Convolution(4, 4, (3, 3), groups=4), (2, 4, 4, 4)),
     "pointwise": (Convolution(5, 7, (1, 1)), (2, 5, 3, 4)),
     "pixels alone": (Convolution(5, 7, (1, 1)), (3, 5, 1, 1)),
+}
+SHARED_CONVOLUTIONS = {
+    "padded": (Convolution(4, 48, (3, 3), padding=(1, 1)), (2, 4, 5, 4)),
+    "strided groups": (Convolution(4, 64, (2, 3), stride=(2, 1), padding=(0, 2), groups=2), (3, 4, 6, 5)),
+    "dilated and strided": (Convolution(2, 48, (3, 2), dilation=(2, 1), stride=(2, 3)), (2, 2, 8, 7)),
+    "kernel smaller than stride": (Convolution(3, 48, (1, 2), stride=(3, 2), padding=(1, 0)), (2, 3, 5, 6)),
+    "pointwise": (Convolution(5, 48, (1, 1)), (2, 5, 3, 4)),
+    "pixels alone": (Convolution(5, 48, (1, 1)), (3, 5, 1, 1)),
 }
 
 
@@ -47,6 +58,15 @@ def blocks(shape, size, share=0.5):
     grid[-1] = False
     grid[0, 0] = True
     return Topology.from_mask(grid.repeat_interleave(size, 0).repeat_interleave(size, 1))
+
+
+def shared(shape, size, share=0.4):
+    """Groups of `size` rows with the same columns, the first of most; the last has none, if there are several, and the last column."""
+    grid = torch.rand(shape[0] // size, shape[1]) < share * torch.linspace(1.2, 0.6, shape[0] // size)[:, None]
+    if len(grid) > 1:
+        grid[-1] = False
+    grid[:, -1], grid[0, 0] = False, True
+    return Topology.from_mask(grid.repeat_interleave(size, 0))
 
 
 def check(verbs, topology, geometry, shape, dtype, needs=NEEDS[:1], x=None):
@@ -121,6 +141,83 @@ def test_what_is_no_blocks_is_refused():
             built.blocks_matrix(Topology.from_mask(mask), geometry)
 
 
+@pytest.mark.parametrize("size", [16, 32, 64])
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_rows_that_share_columns_of_a_matrix(size, dtype):
+    geometry = Matrix(3 * size, 70)
+    topology = shared(geometry.shape, size)
+    verbs = built.shared_matrix(topology, geometry)
+    assert verbs.form.size == size
+    assert verbs.nbytes == 4 * 4
+    check(verbs, topology, geometry, (5 if size > 16 else 65, geometry.columns), dtype)
+    assert verbs.nbytes == 4 * 4 + 4 * (71 + topology.nnz // size)
+
+
+def test_parts_of_a_gradient_wait_in_the_dtype_that_torch_allows(monkeypatch):
+    topology, geometry = shared((64, 20), 16, 0.9), Matrix(64, 20)
+    verbs = built.shared_matrix(topology, geometry)
+    values, dy, held = torch.randn(topology.nnz), torch.randn(8, 64).half(), []
+    exact = dy.double() @ topology.scatter(values.half().double())
+    right = forms.Shared.parts
+    monkeypatch.setattr(forms.Shared, "parts", lambda self, *given: (held.append(given[2].tensor.dtype), right(self, *given)))
+    errors = []
+    for within in (nullcontext(), doctor_check._whole_sums()):
+        with within:
+            errors.append(float((verbs.spmm_t(values, dy, torch.Size((8, 20))).double() - exact).norm() / exact.norm()))
+    assert held == [F16, F32]
+    assert errors[1] < errors[0] < 3 * errors[1]
+    assert forms.parts_dtype(torch.bfloat16) == torch.bfloat16
+    assert forms.parts_dtype(F32) == F32
+
+
+def test_rows_share_columns_in_groups_of_any_length():
+    """A group without columns, one with a single one, one with all: programs share them as if all were alike."""
+    counts = torch.tensor([0, 1, 300, 17, 0, 64])
+    topology = Topology.from_mask((torch.rand(6, 300).argsort(1) < counts[:, None]).repeat_interleave(16, 0))
+    geometry = Matrix(96, 300)
+    check(built.shared_matrix(topology, geometry), topology, geometry, (3, 300), F32)
+
+
+@pytest.mark.parametrize(("geometry", "shape"), SHARED_CONVOLUTIONS.values(), ids=SHARED_CONVOLUTIONS)
+@pytest.mark.parametrize("dtype", [F32, F16], ids=str)
+def test_rows_that_share_columns_of_a_convolution(geometry, shape, dtype):
+    topology = shared(geometry.shape, 16)
+    check(built.shared_convolution(topology, geometry), topology, geometry, shape, dtype)
+
+
+@pytest.mark.parametrize("geometry", [Matrix(32, 12), Convolution(3, 32, (2, 2), padding=(1, 1))], ids=str)
+def test_the_gradient_of_inputs_is_the_same_a_few_samples_at_a_time(monkeypatch, geometry):
+    topology = shared(geometry.shape, 16)
+    shape = (9, 12) if isinstance(geometry, Matrix) else (9, 3, 3, 3)
+    verbs = getattr(built, "shared_matrix" if isinstance(geometry, Matrix) else "shared_convolution")(topology, geometry)
+    values, dy = torch.randn(topology.nnz), torch.randn(verbs._output_shape(torch.Size(shape)))
+    whole = verbs.spmm_t(values, dy, torch.Size(shape))
+    pixels = dy[0].numel() // 32
+    assert verbs.form.samples_at_once(pixels, F32) > 9
+    monkeypatch.setattr(forms, "SHARED_PARTS", 4 * topology.nnz // 16 * pixels * 4)
+    assert verbs.form.samples_at_once(pixels, F32) == 4 == verbs.form.samples_at_once(2 * pixels, F16)
+    samples, right = [], forms.Shared.parts
+
+    def watched(self, values, dy, parts, images):
+        samples.append(images.number * images.pixels // pixels)
+        right(self, values, dy, parts, images)
+
+    monkeypatch.setattr(forms.Shared, "parts", watched)
+    assert torch.equal(verbs.spmm_t(values, dy, torch.Size(shape)), whole)
+    assert samples == [4, 4, 1]
+    monkeypatch.setattr(forms, "SHARED_PARTS", 1)
+    assert verbs.form.samples_at_once(pixels, F32) == 1
+
+
+def test_rows_that_share_nothing_are_refused():
+    for topology in (some((32, 32), 0.5), shared((32, 32), 8), Topology.from_mask(torch.zeros(32, 32))):
+        with pytest.raises(ValueError, match="expected groups of 64, 32, 16 rows that share their columns"):
+            built.shared_matrix(topology, Matrix(32, 32))
+    geometry = Convolution(8, 48, (1, 1), groups=2)  # a group of 16 rows would see features of two groups
+    with pytest.raises(ValueError, match="expected groups"):
+        built.shared_convolution(shared(geometry.shape, 16), geometry)
+
+
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize(("geometry", "shape"), CONVOLUTIONS.values(), ids=CONVOLUTIONS)
 def test_rows_of_a_convolution(geometry, shape, density):
@@ -135,11 +232,12 @@ def test_tiles_of_a_pointwise_convolution(form):
     check(getattr(built, f"{form}_convolution")(topology, geometry), topology, geometry, (2, 16, 3, 5), F16)
 
 
-@pytest.mark.parametrize("form", ["rows", "bitmap", "blocks"])
+@pytest.mark.parametrize("form", ["rows", "bitmap", "shared", "blocks"])
 @pytest.mark.parametrize("batch", [0, 1, 3])
 def test_any_need_any_batch_any_strides(form, batch):
     geometry = Matrix(16, 32)
-    topology = blocks(geometry.shape, 16, 1.0) if form == "blocks" else some(geometry.shape, 0.3)
+    make = {"blocks": lambda shape: blocks(shape, 16, 1.0), "shared": lambda shape: shared(shape, 16)}
+    topology = make.get(form, lambda shape: some(shape, 0.3))(geometry.shape)
     verbs = getattr(built, f"{form}_matrix")(topology, geometry)
     x = torch.randn(32, 2 * batch).half()[:, ::2].T
     check(verbs, topology, geometry, (batch, 32), F16, NEEDS if batch == 3 else NEEDS[:1], x=x)
@@ -197,6 +295,13 @@ def test_the_form_is_chosen_by_what_there_is():
     assert form(half, F16) == form(NM(2, 4).random((64, 128), 64 * 64, generator), torch.bfloat16) == "triton.matrix[bitmap, interpreted]"
     assert form(half, F32) == form(few, F16) == form(whole, F64) == "triton.matrix[rows, interpreted]"
     assert form(whole, F16) == form(whole, F32) == "triton.matrix[blocks, interpreted]"
+    groups = SharedFanIn(32).random((64, 128), 64 * 20, generator)
+    assert form(groups, F16) == form(groups, F32) == "triton.matrix[shared, interpreted]"
+    assert form(groups, F64) == form(SharedFanIn(8).random((64, 128), 64 * 2, generator), F16) == "triton.matrix[rows, interpreted]"
+    assert form(groups, F16, Convolution(32, 64, (2, 2))) == form(groups, F16, Convolution(128, 64, (1, 1)))
+    assert form(groups, F16, Convolution(32, 64, (2, 2), groups=1)) == "triton.convolution[shared, interpreted]"
+    assert form(groups, F32, Convolution(256, 64, (1, 1), groups=2)) == "triton.convolution[shared, interpreted]"
+    assert form(groups, F32, Convolution(1024, 64, (1, 1), groups=8)) == "triton.convolution[rows, interpreted]"
     assert form(whole, F16, Convolution(128, 64, (1, 1))) == "triton.convolution[blocks, interpreted]"
     assert form(half, F16, Convolution(32, 64, (2, 2))) == "triton.convolution[rows, interpreted]"
     assert form(Topology.from_mask(torch.ones(4, 4)), F32) == "dense"

@@ -31,7 +31,9 @@ Device = Annotated[str, typer.Option(help="cpu, cuda or cuda:1.")]
 Isa = Annotated[str | None, typer.Option(help="Instruction set of truesparse: scalar, avx2, avx512, neon.", show_default="the best")]
 Seconds = Annotated[float, typer.Option(help="Of timing for each line of the table, three rounds at least.")]
 Dtype = Annotated[str, typer.Option(help="float32, or bfloat16: under autocast, all ways of it. On a GPU also tf32, float16.")]
-PatternOption = Annotated[str, typer.Option(help="unstructured, fan-in, N:M such as 2:4, block (of 4 x 4), block:SIZE, neurons.")]
+PatternOption = Annotated[
+    str, typer.Option(help="unstructured, fan-in, shared-fan-in:ROWS, N:M such as 2:4, block (of 4 x 4), block:SIZE, neurons.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON, too; - is stdout, without the table.")]
 
 

@@ -34,6 +34,10 @@ def _blocks(topology: Topology, geometry: Geometry) -> bool:
     return _is_matrix(geometry) and forms.suits_blocks(topology)
 
 
+def _shared(topology: Topology, geometry: Geometry) -> bool:
+    return forms.suits_shared(topology, geometry.shape[0] // max(geometry.groups, 1))
+
+
 def _bitmap(topology: Topology, geometry: Geometry) -> bool:
     return _is_matrix(geometry) and forms.suits_bitmap(topology)
 
@@ -80,9 +84,11 @@ KERNELS = (
     Kernel("triton", Matrix, MatrixDense, form="full", only=_full),
     Kernel("triton", Convolution, ConvolutionDense, form="full", only=_full),
     Kernel("triton", Matrix, triton.blocks_matrix, _ANY_GPU, (torch.float32, *triton.TILE_DTYPES), "blocks", _blocks),
+    Kernel("triton", Matrix, triton.shared_matrix, _ANY_GPU, (torch.float32, *triton.TILE_DTYPES), "shared", _shared),
     Kernel("triton", Matrix, triton.bitmap_matrix, _ANY_GPU, triton.TILE_DTYPES, "bitmap", _bitmap),
     Kernel("triton", Matrix, triton.rows_matrix, _ANY_GPU, triton.DTYPES),
     Kernel("triton", Convolution, triton.blocks_convolution, _ANY_GPU, (torch.float32, *triton.TILE_DTYPES), "blocks", _blocks, 3),
+    Kernel("triton", Convolution, triton.shared_convolution, _ANY_GPU, (torch.float32, *triton.TILE_DTYPES), "shared", _shared, 3),
     Kernel("triton", Convolution, triton.bitmap_convolution, _ANY_GPU, triton.TILE_DTYPES, "bitmap", _bitmap, 3),
     Kernel("triton", Convolution, triton.rows_convolution, _ANY_GPU, triton.DTYPES, sample_ndim=3),
     Kernel("reference", Matrix, MatrixReference),

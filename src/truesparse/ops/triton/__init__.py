@@ -3,7 +3,18 @@
 Triton is imported when a kernel is first asked for.
 """
 
-from .verbs import DTYPES, TILE_DTYPES, bitmap_convolution, bitmap_matrix, blocks_convolution, blocks_matrix, rows_convolution, rows_matrix
+from .verbs import (
+    DTYPES,
+    TILE_DTYPES,
+    bitmap_convolution,
+    bitmap_matrix,
+    blocks_convolution,
+    blocks_matrix,
+    rows_convolution,
+    rows_matrix,
+    shared_convolution,
+    shared_matrix,
+)
 
 __all__ = [
     "DTYPES",
@@ -14,4 +25,6 @@ __all__ = [
     "blocks_matrix",
     "rows_convolution",
     "rows_matrix",
+    "shared_convolution",
+    "shared_matrix",
 ]

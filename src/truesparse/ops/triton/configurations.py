@@ -50,6 +50,21 @@ BITMAP_SAMPLED: Table = (
     (16, Configuration({"ROWS": 64, "COLUMNS": 64, "PIXELS": 16})),
     (MANY, Configuration({"ROWS": 64, "COLUMNS": 64, "PIXELS": 32})),
 )
+SHARED_PRODUCT: Table = (
+    (16, Configuration({"COLUMNS": 64, "PIXELS": 16})),
+    (64, Configuration({"COLUMNS": 32, "PIXELS": 64}, warps=8)),
+    (MANY, Configuration({"COLUMNS": 16, "PIXELS": 128}, warps=8)),
+)
+SHARED_TRANSPOSED: Table = (
+    (16, Configuration({"COLUMNS": 64, "TILES": 1, "PIXELS": 16})),
+    (MANY, Configuration({"COLUMNS": 32, "TILES": 4, "PIXELS": 64}, warps=8)),
+)
+SHARED_SAMPLED: Table = (
+    (16, Configuration({"COLUMNS": 64, "PIXELS": 16}, warps=8)),
+    (MANY, Configuration({"COLUMNS": 64, "PIXELS": 32}, warps=8)),
+)
+SHARED_ROWS = 64, 32, 16  # of a group that `shared` has, those to prefer first
+SHARED_PARTS = 64 << 20  # bytes of W^T dy before its sums that are held at a time
 BLOCKS: Table = (
     (16, Configuration({"PIXELS": 16})),
     (64, Configuration({"PIXELS": 64}, warps=8)),
@@ -68,6 +83,9 @@ TABLES: dict[str, Table] = {
     "bitmap_product": BITMAP_PRODUCT,
     "bitmap_transposed": BITMAP_TRANSPOSED,
     "bitmap_sampled": BITMAP_SAMPLED,
+    "shared_product": SHARED_PRODUCT,
+    "shared_transposed": SHARED_TRANSPOSED,
+    "shared_sampled": SHARED_SAMPLED,
     "blocks_product": BLOCKS,
     "blocks_transposed": BLOCKS,
     "blocks_sampled": BLOCKS_SAMPLED,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...topology import Topology
 from ...topology.merge import counted
-from .configurations import BLOCK_SIZES
+from ...topology.shared import shared_rows
+from .configurations import BLOCK_SIZES, SHARED_PARTS, SHARED_ROWS
 from .loading import launch
 
 BITMAP_DENSITY = 0.03  # from which on half-precision tiles of W pay, by arithmetic: below, most of a tile is zeros
@@ -68,6 +69,7 @@ class Form(Protocol):
     """y = W x + bias, dx = W^T dy, and dW at the connections."""
 
     name: str
+    gathered: tuple[str, ...]  # which of "x" and "dy" it reads feature by feature
 
     @property
     def nbytes(self) -> int: ...
@@ -105,7 +107,8 @@ class Connections(NamedTuple):
     def nbytes(self) -> int:
         return _nbytes(self.indptr, self.indices, self.permutation)
 
-    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+    def product(self, values: Tensor | None, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        """`values`: None if all are 1."""
         rows = self.indptr.numel() - 1
         launch(
             "rows_product",
@@ -119,7 +122,7 @@ class Connections(NamedTuple):
             *(x.tensor, x.starts, x.stride, x.group, self.rows_of_group, *x.places),
             *(y.tensor, y.starts, y.stride, *y.places),
             *(rows, images.pixels, images.width),
-            device=values.device,
+            device=y.tensor.device,
         )
 
 
@@ -131,6 +134,7 @@ class Rows:
     """
 
     name = "rows"
+    gathered: tuple[str, ...] = ("x", "dy")
 
     def __init__(self, topology: Topology, rows_of_group: int | None = None) -> None:
         self.topology = topology
@@ -174,6 +178,7 @@ class Bitmap:
     """A bit for each place of W, and for each 32 of a row where their values begin: 2 bits a place. For 3 to 50 % of them connected."""
 
     name = "bitmap"
+    gathered: tuple[str, ...] = ()
 
     def __init__(self, topology: Topology) -> None:
         self.rows, self.columns = topology.shape
@@ -223,6 +228,106 @@ class Bitmap:
         )
 
 
+class Shared:
+    """Groups of neighbouring rows that have the same columns: 4 bytes a group, and 4 more for each of its columns for the gradient of x.
+
+    That gradient needs what each group gives each of its columns, before the sums over the groups: a number of `parts_dtype` for each
+    column of each group and each pixel. `samples_at_once` says of how many samples.
+
+    Args:
+        rows_of_group: rows that share their features, those of a group of a convolution; None is all.
+
+    Raises:
+        ValueError: if rows do not share their columns.
+    """
+
+    name = "shared"
+    gathered: tuple[str, ...] = ("x",)
+
+    def __init__(self, topology: Topology, rows_of_group: int | None = None) -> None:
+        rows = topology.shape[0]
+        size = shared_size(topology, rows_of_group or rows)
+        if size is None:
+            raise ValueError(f"expected groups of {', '.join(map(str, SHARED_ROWS))} rows that share their columns, got {topology}")
+        self.topology, self.size, self.groups = topology, size, rows // size
+        self.rows_of_group = rows_of_group or rows
+        self.columns = topology.nnz // size  # of all groups together
+        self.usual = _tiles(self.columns, self.groups)
+        self._pointers = topology.indptr[::size] // size
+        self._of_columns: Connections | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(self._pointers) + (self._of_columns.nbytes if self._of_columns else 0)
+
+    def columns_of_groups(self) -> tuple[Tensor, Tensor]:
+        """(first row, column) of each column of each group, [columns] int64."""
+        counts = self._pointers.diff().long()
+        group = torch.repeat_interleave(torch.arange(self.groups, device=counts.device), counts, output_size=self.columns)
+        at = self._pointers[:-1].long()[group] * (self.size - 1) + torch.arange(self.columns, device=counts.device)
+        return group * self.size, self.topology.indices[at].long()
+
+    def samples_at_once(self, pixels: int, dtype: torch.dtype) -> int:
+        """How many samples of so many pixels fit into `SHARED_PARTS` bytes, one at least."""
+        return max(SHARED_PARTS // max(self.columns * pixels * parts_dtype(dtype).itemsize, 1), 1)
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        launch(
+            "shared_product",
+            images.pixels,
+            lambda sizes: self.groups * images.tiles(sizes),
+            *(self._pointers, self.topology.indices, values, bias),
+            *(x.tensor, x.starts, x.stride, x.group, self.rows_of_group, *x.places),
+            *(y.tensor, y.stride, *y.places),
+            *(self.groups, images.pixels, images.width),
+            device=values.device,
+            ROWS=self.size,
+            PRECISION=precision(),
+        )
+
+    def transposed(self, values: Tensor, dy: Side, dx: Side, images: Images) -> None:
+        if self._of_columns is None:
+            self._of_columns = self._by_column()
+        whole = images.number * images.pixels
+        held = torch.empty(self.columns, whole, dtype=parts_dtype(dy.tensor.dtype), device=dy.tensor.device)
+        parts = Side(held, whole, images.pixels, step=1)
+        self.parts(values, dy, parts, images)
+        self._of_columns.product(None, parts, None, dx, images)
+
+    def _by_column(self) -> Connections:
+        """From the columns of the groups, one by one, to their sums."""
+        column = self.columns_of_groups()[1]
+        numbers = torch.arange(self.columns, device=column.device)
+        return Connections.sorted(self.topology.shape[1], column, numbers)._replace(permutation=None)
+
+    def parts(self, values: Tensor, dy: Side, parts: Side, images: Images) -> None:
+        """What each group gives each of its columns: `parts` has a feature for each."""
+        launch(
+            "shared_transposed",
+            images.pixels,
+            lambda sizes: self.groups * _tiles(self.usual, sizes["COLUMNS"] * sizes["TILES"]) * images.tiles(sizes),
+            *(self._pointers, values, dy.tensor, dy.stride, *dy.places, parts.tensor, parts.stride, *parts.places),
+            *(self.groups, self.usual, images.pixels, images.width),
+            device=values.device,
+            ROWS=self.size,
+            PRECISION=precision(),
+        )
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
+        launch(
+            "shared_sampled",
+            images.pixels,
+            lambda sizes: self.groups * _tiles(self.usual, sizes["COLUMNS"]),
+            *(self._pointers, self.topology.indices, dvalues),
+            *(x.tensor, x.starts, x.stride, x.group, self.rows_of_group, *x.places),
+            *(dy.tensor, dy.stride, *dy.places),
+            *(self.usual, *images),
+            device=dvalues.device,
+            ROWS=self.size,
+            PRECISION=precision(),
+        )
+
+
 class Blocks:
     """Whole blocks of one of `BLOCK_SIZES`: 4 bytes a block, and 8 more for the gradient of x.
 
@@ -231,6 +336,7 @@ class Blocks:
     """
 
     name = "blocks"
+    gathered: tuple[str, ...] = ()
 
     def __init__(self, topology: Topology) -> None:
         size = block_size(topology)
@@ -307,12 +413,32 @@ def _block_size(topology: Topology) -> int | None:
     return None
 
 
+def shared_size(topology: Topology, rows_of_group: int) -> int | None:
+    """The largest of `SHARED_ROWS` of which so many neighbouring rows share their columns and features; None if there is none."""
+    shared = shared_rows(topology)
+    return next((size for size in SHARED_ROWS if shared % size == 0 and rows_of_group % size == 0), None)
+
+
+def suits_shared(topology: Topology, rows_of_group: int) -> bool:
+    return shared_size(topology, rows_of_group) is not None
+
+
 def suits_blocks(topology: Topology) -> bool:
     return block_size(topology) is not None
 
 
 def suits_bitmap(topology: Topology) -> bool:
     return topology.nnz >= BITMAP_DENSITY * topology.size and topology.nnz > 0
+
+
+def parts_dtype(samples: torch.dtype) -> torch.dtype:
+    """In which dtype parts of a sum wait for the others: float32, or that of the samples where torch's own products do so.
+
+    They do unless `torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction` (or `bf16`) is False.
+    """
+    matmul = torch.backends.cuda.matmul
+    reduced = {torch.float16: matmul.allow_fp16_reduced_precision_reduction, torch.bfloat16: matmul.allow_bf16_reduced_precision_reduction}
+    return samples if reduced.get(samples) else torch.float32
 
 
 def precision() -> str:

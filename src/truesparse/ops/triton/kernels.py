@@ -1,11 +1,13 @@
 # type: ignore  # a language of its own, in the grammar of Python
-"""What do the verbs of `reference.py` look like in Triton's language? In three forms.
+"""What do the verbs of `reference.py` look like in Triton's language? In four forms.
 
     rows     connections one by one: each multiplies the numbers of one input feature
     bitmap   tiles of W, expanded to registers from a bit for each place, times tiles of x
+    shared   groups of rows with the same columns: dense matrices, times the input features that these are
     blocks   whole blocks of W, times tiles of x
 
-Each form has y = W x, dx = W^T dy and dW at the connections; rows have dx by the first of these, on the transposed connections.
+Each form has y = W x, dx = W^T dy and dW at the connections; rows have dx by the first of these, on the transposed connections. Shared
+have it in two steps: what each group gives each of its columns, and the sums of those, which is a product of rows whose values are 1.
 
 All products are over *images* of pixels; the samples of a matrix are the pixels of one. Where pixel p of a feature lies in x or y:
 
@@ -79,7 +81,10 @@ def rows_product(
     CONNECTIONS: tl.constexpr,
     PIXELS: tl.constexpr,
 ):
-    """y = W x + bias of ROWS rows at PIXELS pixels. `permutation`: where in the values each connection is, None if in this order."""
+    """y = W x + bias of ROWS rows at PIXELS pixels.
+
+    `values`: None if all are 1. `permutation`: where in the values each connection is, None if in this order.
+    """
     tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
     row = tile * ROWS + tl.arange(0, ROWS)
     row_exists, inside = row < rows, pixel < pixels
@@ -91,17 +96,24 @@ def rows_product(
         x_places = (row // rows_of_group).to(tl.int64)[:, None, None] * x_group + x_places[None, None, :]
     else:
         x_places = x_places[None, None, :]
-    sums: tl.constexpr = tl.float64 if values.dtype.element_ty == tl.float64 else tl.float32  # also of values of 16 bits
-    total = tl.zeros((ROWS, CONNECTIONS, PIXELS), sums)
+    if values is None:
+        total = tl.zeros((ROWS, CONNECTIONS, PIXELS), tl.float32)
+    else:
+        sums: tl.constexpr = tl.float64 if values.dtype.element_ty == tl.float64 else tl.float32  # also of values of 16 bits
+        total = tl.zeros((ROWS, CONNECTIONS, PIXELS), sums)
     for first in range(0, tl.max(end - begin, 0), CONNECTIONS):
         k = begin[:, None] + first + tl.arange(0, CONNECTIONS)[None, :]
         exists = k < end[:, None]
         start = _starts(tl.load(indices + k, mask=exists, other=0), x_starts, x_stride, exists)
-        if permutation is not None:
-            k = tl.load(permutation + k, mask=exists, other=0)
-        value = tl.load(values + k, mask=exists, other=0.0)
-        input = tl.load(x + start[:, :, None] + x_places, mask=exists[:, :, None] & inside[None, None, :], other=0.0)
-        total += value.to(total.dtype)[:, :, None] * input.to(total.dtype)
+        if values is None:
+            input = tl.load(x + (start[:, :, None] + x_places), mask=exists[:, :, None] & inside[None, None, :], other=0.0)
+            total += input.to(total.dtype)
+        else:
+            if permutation is not None:
+                k = tl.load(permutation + k, mask=exists, other=0)
+            value = tl.load(values + k, mask=exists, other=0.0)
+            input = tl.load(x + start[:, :, None] + x_places, mask=exists[:, :, None] & inside[None, None, :], other=0.0)
+            total += value.to(total.dtype)[:, :, None] * input.to(total.dtype)
     result = tl.sum(total, 1)
     if bias is not None:
         result += tl.load(bias + row, mask=row_exists, other=0.0)[:, None]
@@ -300,6 +312,163 @@ def bitmap_sampled(
         x += x_image
     connected, at = _connected(bits, first, row, column, rows, words)
     tl.store(dvalues + at, total, mask=connected)
+
+
+# Shared. ROWS neighbouring rows are a group; `pointers` [groups + 1]: how many columns those before it have. Its columns are those of its
+# first row in `indices`, and its values a dense matrix [ROWS, columns of the group].
+
+
+@triton.jit
+def shared_product(
+    pointers,
+    indices,
+    values,
+    bias,
+    x,
+    x_starts,
+    x_stride,
+    x_group,
+    rows_of_group,
+    x_image,
+    x_line,
+    x_step,
+    y,
+    y_stride,
+    y_image,
+    y_line,
+    y_step,
+    groups,
+    pixels,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """y = W x + bias of one group at PIXELS pixels."""
+    group, image, pixel = _tile(groups, pixels, PIXELS)
+    within, inside = tl.arange(0, ROWS), pixel < pixels
+    before = tl.load(pointers + group)
+    columns, begin = tl.load(pointers + group + 1) - before, before.to(tl.int64) * ROWS
+    x += image * x_image
+    if x_group is not None:
+        x += (group * ROWS // rows_of_group).to(tl.int64) * x_group
+    x_places = _places(pixel, width, x_line, x_step)
+    total = tl.zeros((ROWS, PIXELS), tl.float32)
+    for first in range(0, columns, COLUMNS):
+        k = first + tl.arange(0, COLUMNS)
+        exists = k < columns
+        start = _starts(tl.load(indices + begin + k, mask=exists, other=0), x_starts, x_stride, exists)
+        weight = tl.load(values + begin + within[:, None] * columns + k[None, :], mask=exists[None, :], other=0.0).to(x.dtype.element_ty)
+        input = tl.load(x + start[:, None] + x_places[None, :], mask=exists[:, None] & inside[None, :], other=0.0)
+        total = tl.dot(weight, input, total, input_precision=PRECISION)
+    row = group.to(tl.int64) * ROWS + within
+    if bias is not None:
+        total += tl.load(bias + row)[:, None]
+    y_places = row[:, None] * y_stride + _places(pixel, width, y_line, y_step)[None, :]
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=inside[None, :])
+
+
+@triton.jit
+def shared_transposed(
+    pointers,
+    values,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_line,
+    dy_step,
+    parts,
+    parts_stride,
+    parts_image,
+    parts_line,
+    parts_step,
+    groups,
+    usual,
+    pixels,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What a group gives its columns of W^T dy at PIXELS pixels, not summed over groups yet.
+
+    `usual`: how many columns a group has, on average. As many programs share them as have TILES times COLUMNS of those.
+    """
+    programs = tl.cdiv(usual, COLUMNS * TILES)
+    program, image, pixel = _tile(groups * programs, pixels, PIXELS)
+    group, within, inside = program // programs, tl.arange(0, ROWS), pixel < pixels
+    before = tl.load(pointers + group)
+    columns, begin = tl.load(pointers + group + 1) - before, before.to(tl.int64) * ROWS
+    row = group.to(tl.int64) * ROWS + within
+    dy_places = row[:, None] * dy_stride + _places(pixel, width, dy_line, dy_step)[None, :]
+    gradient = tl.load(dy + image * dy_image + dy_places, mask=inside[None, :], other=0.0)
+    parts += image * parts_image + before.to(tl.int64) * parts_stride
+    parts_places = _places(pixel, width, parts_line, parts_step)
+    for first in range(program % programs * COLUMNS, columns, programs * COLUMNS):
+        k = first + tl.arange(0, COLUMNS)
+        exists = k < columns
+        weight = tl.load(values + begin + within[:, None] * columns + k[None, :], mask=exists[None, :], other=0.0).to(dy.dtype.element_ty)
+        total = tl.dot(tl.trans(weight), gradient, input_precision=PRECISION)
+        places = k.to(tl.int64)[:, None] * parts_stride + parts_places[None, :]
+        tl.store(parts + places, total.to(parts.dtype.element_ty), mask=exists[:, None] & inside[None, :])
+
+
+@triton.jit
+def shared_sampled(
+    pointers,
+    indices,
+    dvalues,
+    x,
+    x_starts,
+    x_stride,
+    x_group,
+    rows_of_group,
+    x_image,
+    x_line,
+    x_step,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_line,
+    dy_step,
+    usual,
+    images,
+    pixels,
+    width,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """dW of one group, COLUMNS of its columns at a time. `usual`: how many a group has, on average, so that programs share them."""
+    programs = tl.cdiv(usual, COLUMNS)
+    group, within = tl.program_id(0) // programs, tl.arange(0, ROWS)
+    before = tl.load(pointers + group)
+    columns, begin = tl.load(pointers + group + 1) - before, before.to(tl.int64) * ROWS
+    dy += group.to(tl.int64) * ROWS * dy_stride
+    if x_group is not None:
+        x += (group * ROWS // rows_of_group).to(tl.int64) * x_group
+    for first in range(tl.program_id(0) % programs * COLUMNS, columns, programs * COLUMNS):
+        k = first + tl.arange(0, COLUMNS)
+        exists = k < columns
+        start = _starts(tl.load(indices + begin + k, mask=exists, other=0), x_starts, x_stride, exists)
+        total = tl.zeros((ROWS, COLUMNS), tl.float32)
+        left_of, right_of = dy, x
+        for _ in range(images):
+            for from_pixel in range(0, pixels, PIXELS):
+                pixel = from_pixel + tl.arange(0, PIXELS)
+                inside = pixel < pixels
+                dy_places = within.to(tl.int64)[:, None] * dy_stride + _places(pixel, width, dy_line, dy_step)[None, :]
+                x_places = start[None, :] + _places(pixel, width, x_line, x_step)[:, None]
+                left = tl.load(left_of + dy_places, mask=inside[None, :], other=0.0)
+                right = tl.load(right_of + x_places, mask=inside[:, None] & exists[None, :], other=0.0)
+                total = tl.dot(left, right, total, input_precision=PRECISION)
+            left_of += dy_image
+            right_of += x_image
+        tl.store(dvalues + begin + within[:, None] * columns + k[None, :], total, mask=exists[None, :])
 
 
 # Blocks. `pointers` [rows / SIZE + 1] and `block_columns` [blocks]: which blocks there are, as indptr and indices say it of connections.

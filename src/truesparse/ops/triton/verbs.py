@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
+from math import prod
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +20,7 @@ from ...topology.geometry import Convolution, Matrix
 from ...topology.select import highest
 from ..dense import gradient_rows_of_convolution
 from ..verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
-from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Side
+from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Shared, Side, parts_dtype
 from .loading import interpreted, kernels_for
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -103,13 +105,19 @@ class _Kernels(ABC):
         return keys
 
     def _spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        dx = torch.empty(like, dtype=dy.dtype, device=dy.device)
-        self.form.transposed(values, self._y(self._laid_out(dy)), self._x(dx), self._images(like))
+        dx, dy = torch.empty(like, dtype=dy.dtype, device=dy.device), self._laid_out(dy, "dy")
+        some = self.form.samples_at_once(prod(dy.shape[2:]), dy.dtype) if isinstance(self.form, Shared) else like[0]
+        for part, dx_part in zip(dy.split(max(some, 1)), dx.split(max(some, 1)), strict=True):
+            self._transposed(values, part, dx_part)
         return dx
+
+    def _transposed(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
+        """Sets dx."""
+        self.form.transposed(values, self._y(dy), self._x(dx), self._images(dx.shape))
 
     def _sddmm(self, dy: Tensor, x: Tensor) -> Tensor:
         dvalues = torch.empty(self.nnz, dtype=values_dtype(dy.dtype), device=dy.device)
-        self.form.sampled(dvalues, self._x(self._laid_out(x)), self._y(self._laid_out(dy)), self._images(x.shape))
+        self.form.sampled(dvalues, self._x(self._laid_out(x, "x")), self._y(self._laid_out(dy, "dy")), self._images(x.shape))
         return dvalues
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -121,7 +129,7 @@ class _Kernels(ABC):
         """
         self._check({"values": values, "bias": bias}, x=x)
         y = torch.empty(self._output_shape(x.shape), dtype=x.dtype, device=x.device)
-        x, bias = self._laid_out(x), None if bias is None else bias.contiguous()
+        x, bias = self._laid_out(x, "x"), None if bias is None else bias.contiguous()
         self.form.product(values.contiguous(), self._x(x), bias, self._y(y), self._images(x.shape))
         return y
 
@@ -137,8 +145,8 @@ class _Kernels(ABC):
         """Of an x of that shape."""
 
     @abstractmethod
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        """The numbers of x or dy in the order in which the form reads them."""
+    def _laid_out(self, tensor: Tensor, which: str) -> Tensor:
+        """The numbers of "x" or "dy" in the order in which the form reads them."""
 
     @abstractmethod
     def _x(self, x: Tensor) -> Side: ...
@@ -197,9 +205,9 @@ class MatrixKernels(_Kernels):
     def _images(self, shape: torch.Size) -> Images:
         return Images(1, shape[0])
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
-        # Connections one by one read all samples of a feature, which should be side by side.
-        return tensor.T.contiguous().T if self.form.name == "rows" and tensor.shape[0] > SMALL_BATCH else tensor
+    def _laid_out(self, tensor: Tensor, which: str) -> Tensor:
+        # What reads feature by feature reads all samples of one, which should be side by side.
+        return tensor.T.contiguous().T if which in self.form.gathered and tensor.shape[0] > SMALL_BATCH else tensor
 
     def _x(self, x: Tensor) -> Side:
         return Side(x, stride=x.stride(1), image=0, step=x.stride(0))
@@ -237,7 +245,7 @@ class ConvolutionKernels(_Kernels):
         """Whether images of that shape are samples of a matrix: pixels alone."""
         return self.geometry.pointwise and shape[2] == shape[3] == 1
 
-    def _laid_out(self, tensor: Tensor) -> Tensor:
+    def _laid_out(self, tensor: Tensor, which: str) -> Tensor:
         return tensor.contiguous()
 
     def _x(self, x: Tensor) -> Side:
@@ -263,18 +271,78 @@ class ConvolutionKernels(_Kernels):
             return Side(y, stride=1, image=0, step=image)
         return Side(y, stride=height * width, image=image, line=width, step=1)
 
-    def _spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
+    def _transposed(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
         if self.geometry.pointwise:
-            return super()._spmm_t(values, dy, like)
-        assert isinstance(self.form, PlaneRows)
-        return self.form.input_gradient(values, dy, like)
+            super()._transposed(values, dy, dx)
+        else:
+            assert isinstance(self.form, (PlaneRows, PlaneShared))
+            self.form.input_gradient(values, dy, dx)
+
+
+class Phases:
+    """How the gradient of the input of a convolution is a product of rows: phase by phase.
+
+    Its pixels, padded, that stand at one remainder of the stride see the same taps. A tap reads the pixel of dy that lies a few strides
+    before: so zeros stand around dy.
+
+    Args:
+        geometry: of the convolution.
+        dy: shape of the gradient of the output.
+        dx: shape of that of the input.
+    """
+
+    def __init__(self, geometry: Convolution, dy: torch.Size, dx: torch.Size) -> None:
+        g = self.geometry = geometry
+        self.like = dx
+        self.height, self.width = (
+            -(-(extent + 2 * padding) // stride) for extent, padding, stride in zip(dx[2:], g.padding, g.stride, strict=True)
+        )
+        self.reach = [(extent - 1) * dilation // stride for extent, dilation, stride in zip(g.kernel, g.dilation, g.stride, strict=True)]
+        self.more = (max(self.height - dy[2], 0), max(self.width - dy[3], 0))
+        self.lines, self.columns = dy[2] + self.reach[0] + self.more[0], dy[3] + self.reach[1] + self.more[1]
+
+    @property
+    def plane(self) -> int:
+        """Pixels of dy with the zeros around it."""
+        return self.lines * self.columns
+
+    def padded(self, dy: Tensor) -> Tensor:
+        return F.pad(dy, (self.reach[1], self.more[1], self.reach[0], self.more[0]))
+
+    def within(self, taps: Tensor) -> Tensor:
+        """Where in a plane the first pixel is that each of the `taps` int64 reads."""
+        g = self.geometry
+        down, right = taps // g.kernel[1] * g.dilation[0] // g.stride[0], taps % g.kernel[1] * g.dilation[1] // g.stride[1]
+        return (self.reach[0] - down) * self.columns + self.reach[1] - right
+
+    def side(self, planes: Tensor, starts: Tensor, features: int) -> Side:
+        """`planes` [images, features, lines, columns], read from `starts` on."""
+        return Side(planes, 0, features * self.plane, self.columns, 1, starts)
+
+    def sum(self, connections: Connections, values: Tensor | None, planes: Side, dx: Tensor) -> None:
+        """Sets `dx` to the product of the `connections` of its channels and phases with `planes`."""
+        g, like = self.geometry, self.like
+        shape = (like[0], like[1], self.height * g.stride[0], self.width * g.stride[1])
+        whole = dx if dx.shape == shape else torch.empty(shape, dtype=dx.dtype, device=dx.device)
+        pixels = whole.shape[2] * whole.shape[3]
+        places = starts(like[1], g.stride, pixels, (whole.shape[3], 1), dx.device)
+        target = Side(whole, 0, like[1] * pixels, g.stride[0] * whole.shape[3], g.stride[1], places)
+        connections.product(values, planes, None, target, Images(like[0], self.height * self.width, self.width))
+        if whole is not dx:
+            dx.copy_(whole[:, :, g.padding[0] : g.padding[0] + like[2], g.padding[1] : g.padding[1] + like[3]])
+
+
+def by_phase(geometry: Convolution, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+    """(in channel and phase of the stride, tap) of the places (row, column) of W, [n] int64 each."""
+    g = geometry
+    tap, width = columns % g.taps, g.kernel[1]
+    channel = columns // g.taps + rows // max(g.out_channels // g.groups, 1) * (g.in_channels // g.groups)
+    phase = (tap // width * g.dilation[0] % g.stride[0]) * g.stride[1] + tap % width * g.dilation[1] % g.stride[1]
+    return channel * g.stride[0] * g.stride[1] + phase, tap
 
 
 class PlaneRows(Rows):
-    """Connections one by one, of a convolution that is no matrix.
-
-    Its dx is computed phase by phase: the pixels of the input, padded, that stand at one remainder of the stride see the same connections.
-    """
+    """Connections one by one, of a convolution that is no matrix."""
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
         super().__init__(topology, max(geometry.out_channels // geometry.groups, 1))
@@ -282,49 +350,49 @@ class PlaneRows(Rows):
 
     def _by_column(self) -> Connections:
         """Rows are (in channel, phase of the stride), columns (out channel, position of the kernel)."""
-        g, topology = self.geometry, self.topology
-        rows, columns = topology.rows.to(torch.int64), topology.indices.to(torch.int64)
-        tap, width = columns % g.taps, g.kernel[1]
-        channel = columns // g.taps + rows // self._of_rows.rows_of_group * (g.in_channels // g.groups)
-        phase = (tap // width * g.dilation[0] % g.stride[0]) * g.stride[1] + tap % width * g.dilation[1] % g.stride[1]
-        return Connections.sorted(
-            g.in_channels * g.stride[0] * g.stride[1], channel * g.stride[0] * g.stride[1] + phase, rows * g.taps + tap
-        )
+        g, rows = self.geometry, self.topology.rows.to(torch.int64)
+        target, tap = by_phase(g, rows, self.topology.indices.to(torch.int64))
+        return Connections.sorted(g.in_channels * prod(g.stride), target, rows * g.taps + tap)
 
-    def input_gradient(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor:
-        """dx of shape `like`."""
-        g = self.geometry
-        height, width = (
-            -(-(extent + 2 * padding) // stride) for extent, padding, stride in zip(like[2:], g.padding, g.stride, strict=True)
-        )
-        # A tap reads the pixel of dy that lies this many strides before that of dx: so many lines of zeros stand around dy.
-        reach = [(extent - 1) * dilation // stride for extent, dilation, stride in zip(g.kernel, g.dilation, g.stride, strict=True)]
-        more = (max(height - dy.shape[2], 0), max(width - dy.shape[3], 0))
-        padded = F.pad(dy, (reach[1], more[1], reach[0], more[0]))
-        lines, columns = padded.shape[2:]
-        taps = torch.arange(g.taps, device=dy.device)
-        down, right = taps // g.kernel[1] * g.dilation[0] // g.stride[0], taps % g.kernel[1] * g.dilation[1] // g.stride[1]
-        within = (reach[0] - down) * columns + reach[1] - right
-        channels = torch.arange(g.out_channels, device=dy.device)[:, None] * (lines * columns)
-        dx = torch.empty((like[0], like[1], height * g.stride[0], width * g.stride[1]), dtype=dy.dtype, device=dy.device)
-        whole = dx.shape[2] * dx.shape[3]
+    def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
+        """Sets dx."""
+        phases = Phases(self.geometry, dy.shape, dx.shape)
         if self._of_columns is None:
             self._of_columns = self._by_column()
-        self._of_columns.product(
-            values,
-            Side(padded, 0, g.out_channels * lines * columns, columns, 1, (channels + within).flatten()),
-            None,
-            Side(
-                dx,
-                0,
-                like[1] * whole,
-                g.stride[0] * dx.shape[3],
-                g.stride[1],
-                starts(like[1], g.stride, whole, (dx.shape[3], 1), dy.device),
-            ),
-            Images(like[0], height * width, width),
-        )
-        return dx[:, :, g.padding[0] : g.padding[0] + like[2], g.padding[1] : g.padding[1] + like[3]].contiguous()
+        channels, taps = (torch.arange(count, device=dy.device) for count in (self.geometry.out_channels, self.geometry.taps))
+        places = (channels[:, None] * phases.plane + phases.within(taps)).flatten()
+        phases.sum(self._of_columns, values, phases.side(phases.padded(dy), places, len(channels)), dx)
+
+
+class PlaneShared(Shared):
+    """Groups of rows that share their columns, of a convolution that is no matrix."""
+
+    def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        super().__init__(topology, geometry.out_channels // geometry.groups)
+        self.geometry = geometry
+
+    @cached_property
+    def _tap(self) -> Tensor:
+        """Of each column of each group, [columns] int64."""
+        return self.columns_of_groups()[1] % self.geometry.taps
+
+    def _by_column(self) -> Connections:
+        """From the columns of the groups, one by one, to (in channel, phase of the stride)."""
+        g, numbers = self.geometry, torch.arange(self.columns, device=self.topology.device)
+        target, _ = by_phase(g, *self.columns_of_groups())
+        return Connections.sorted(g.in_channels * prod(g.stride), target, numbers)._replace(permutation=None)
+
+    def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
+        """Sets dx."""
+        phases, (batch, channels, height, width) = Phases(self.geometry, dy.shape, dx.shape), dy.shape
+        if self._of_columns is None:
+            self._of_columns = self._by_column()
+        planes = torch.zeros(batch, self.columns, phases.lines, phases.columns, dtype=parts_dtype(dy.dtype), device=dy.device)
+        parts = Side(planes[:, :, phases.reach[0] :, phases.reach[1] :], phases.plane, self.columns * phases.plane, phases.columns, 1)
+        pixels = height * width
+        self.parts(values, Side(dy, pixels, channels * pixels, width, 1), parts, Images(batch, pixels, width))
+        places = torch.arange(self.columns, device=dy.device) * phases.plane + phases.within(self._tap)
+        phases.sum(self._of_columns, None, phases.side(planes, places, self.columns), dx)
 
 
 def starts(channels: int, kernel: Sequence[int], plane: int, steps: tuple[int, int], device: torch.device) -> Tensor:
@@ -345,6 +413,10 @@ def bitmap_matrix(topology: Topology, geometry: Matrix) -> MatrixKernels:
     return MatrixKernels(topology, geometry, Bitmap(topology))
 
 
+def shared_matrix(topology: Topology, geometry: Matrix) -> MatrixKernels:
+    return MatrixKernels(topology, geometry, Shared(topology))
+
+
 def blocks_matrix(topology: Topology, geometry: Matrix) -> MatrixKernels:
     return MatrixKernels(topology, geometry, Blocks(topology))
 
@@ -355,6 +427,10 @@ def rows_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKe
 
 def bitmap_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
     return ConvolutionKernels(topology, geometry, Bitmap(topology))
+
+
+def shared_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
+    return ConvolutionKernels(topology, geometry, Shared(topology) if geometry.pointwise else PlaneShared(topology, geometry))
 
 
 def blocks_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
