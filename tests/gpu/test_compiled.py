@@ -17,6 +17,7 @@ SPILLED = 0  # bytes of a thread's numbers that may lie in memory instead of reg
 SHARED = 99 << 10  # bytes of shared memory that every GPU from Ampere on gives a program
 FORM = {
     "rows": ("float32", "bfloat16", "float64", "float16"),
+    "gradients": ("float32", "bfloat16", "float64", "float16"),
     "bitmap": ("bfloat16", "float16"),
     "blocks": ("bfloat16", "float16", "float32"),
 }
@@ -37,7 +38,7 @@ def check(name, line, dtype, capability, aligned):
 
 def ways(name, dtype):
     """Its other compile-time arguments."""
-    if name.startswith("rows"):
+    if name.startswith(("rows", "gradients")):
         return [{}]
     precisions = ("ieee", "tf32") if dtype == "float32" else ("ieee",)
     sizes = [{"SIZE": size} for size in BLOCK_SIZES] if name.startswith("blocks") else [{}]

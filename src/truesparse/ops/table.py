@@ -123,6 +123,17 @@ def family_of_process() -> str | None:
     return _checked(named) if named else None
 
 
+@torch.compiler.assume_constant_result
+def holds(dtype: torch.dtype, device: str) -> bool:
+    """Whether kernels of the family in force on that type of device are made for samples of `dtype`."""
+    return _made_for(family(device), dtype)
+
+
+@cache
+def _made_for(family: str, dtype: torch.dtype) -> bool:
+    return any(dtype in kernel.dtypes for kernel in KERNELS if kernel.family == family)
+
+
 def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:
     """The verbs that compute with `topology` as `geometry`, made once for each topology; `dtype` is that of x.
 

@@ -154,6 +154,111 @@ def rows_sampled(
     tl.store(dvalues + k, tl.sum(total, 1), mask=exists)
 
 
+# The largest of dW where there is no connection. A *key* says how large: 1 more than the bits of |dW| as an integer, which are in the order
+# of the numbers; NaN is 0, below all numbers. What is no candidate is -1.
+
+
+@triton.jit
+def _first_from(indices, begin, end, column, halvings):
+    """Of the connections `begin` to `end` of each row, the first at `column` or after it."""
+    for _ in range(halvings):
+        middle = begin + (end - begin) // 2
+        before = tl.load(indices + middle, mask=begin < end, other=column) < column
+        begin, end = tl.where(before, middle + 1, begin), tl.where(before, end, middle)
+    return begin
+
+
+@triton.jit(do_not_specialize=["task", "shift"])
+def gradients_searched(
+    indptr,
+    indices,
+    x,
+    x_starts,
+    x_stride,
+    x_image,
+    x_line,
+    x_step,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_line,
+    dy_step,
+    rows,
+    columns,
+    halvings,
+    images,
+    pixels,
+    width,
+    least,
+    most,
+    last_row,
+    settled,
+    task,
+    shift,
+    counts,
+    buckets,
+    parts,
+    found_keys,
+    found_places,
+    found,
+    room,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """One pass over dW, a tile ROWS x COLUMNS of it, which is summed anew for each pass and kept by none.
+
+    Of the candidates whose keys are from `least` to `most`, task 0 counts how many have which 16 bits from `shift` on, task 1 how many
+    there are in each row; neither does anything if all is `settled`. Task 2 collects those of greater keys, and these down to `last_row`.
+
+    The task is no compile-time argument and all passes are one program: each must see the same bits. Counts are integers: their sum is the
+    same in any order, and so is the set of what is collected, which is sorted afterwards.
+    """
+    if (task == 2) | (tl.load(settled) == 0):
+        tiles = tl.cdiv(columns, COLUMNS)
+        first = tl.program_id(0) % tiles * COLUMNS
+        row, column = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS), first + tl.arange(0, COLUMNS)
+        row_exists, column_exists = row < rows, column < columns
+        dy_start, x_start = row.to(tl.int64)[:, None] * dy_stride, _starts(column, x_starts, x_stride, column_exists)[None, :]
+        total = tl.zeros((ROWS, COLUMNS), tl.float64 if found_keys.dtype.element_ty == tl.int64 else tl.float32)
+        for _ in range(images):
+            for start in range(0, pixels, PIXELS):
+                pixel = start + tl.arange(0, PIXELS)
+                inside = pixel < pixels
+                dy_places, x_places = _places(pixel, width, dy_line, dy_step)[None, :], _places(pixel, width, x_line, x_step)[:, None]
+                left = tl.load(dy + dy_start + dy_places, mask=row_exists[:, None] & inside[None, :], other=0.0)
+                right = tl.load(x + x_start + x_places, mask=inside[:, None] & column_exists[None, :], other=0.0)
+                total = tl.dot(left, right, total, input_precision="ieee", out_dtype=total.dtype)
+            dy += dy_image
+            x += x_image
+
+        key = tl.where(total == total, tl.abs(total).to(found_keys.dtype.element_ty, bitcast=True) + 1, 0)
+        key = tl.where(row_exists[:, None] & column_exists[None, :], key, -1)
+        begin, end = tl.load(indptr + row, mask=row_exists, other=0), tl.load(indptr + row + 1, mask=row_exists, other=0)
+        begin = _first_from(indices, begin, end, first, halvings)
+        end = _first_from(indices, begin, end, first + COLUMNS, halvings)
+        for k in range(tl.max(end - begin, 0)):
+            held = tl.load(indices + begin + k, mask=begin + k < end, other=-1)
+            key = tl.where(held[:, None] == column[None, :], -1, key)
+
+        low, high = tl.load(least).to(key.dtype), tl.load(most).to(key.dtype)
+        level = (key >= low) & (key <= high)
+        if task == 2:
+            chosen = (key > high) | (level & (row <= tl.load(last_row))[:, None])
+            of_row = tl.sum(chosen.to(tl.int32), 1)
+            place = (tl.cumsum(of_row, 0) - of_row)[:, None] + tl.cumsum(chosen.to(tl.int32), 1) - 1
+            place += tl.atomic_add(found, tl.sum(of_row, 0), sem="relaxed")
+            chosen = chosen & (place < room)
+            tl.store(found_keys + place, key, mask=chosen)
+            tl.store(found_places + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=chosen)
+        else:
+            bucket = ((key - low) >> shift).to(tl.int32)
+            if task == 1:
+                bucket = row[:, None] + tl.zeros_like(bucket)
+            part = (tl.program_id(0) % parts).to(tl.int64) * buckets
+            tl.atomic_add(counts + part + bucket, 1, mask=level, sem="relaxed")
+
+
 # Bitmap. Bit c % 32 of word [row, c // 32] says whether there is a connection; `first` [rows, words] is the place of a word's first
 # one in the values, which lie row by row, so that the others follow it.
 

@@ -20,6 +20,7 @@ from ..dense import gradient_rows_of_convolution
 from ..verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
 from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Side
 from .loading import interpreted, kernels_for
+from .search import largest
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TILE_DTYPES = (torch.float16, torch.bfloat16)
@@ -75,7 +76,7 @@ class _Kernels(ABC):
         )
 
     def top_gradients(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
-        """Positions of the k largest |dW| where `kept` has no connection, found slab by slab, never held whole.
+        """Positions of the k largest |dW| where `kept` has no connection, found in tiles, or slab by slab, never held whole.
 
         Args:
             samples: pairs (dy, x) whose gradients add up, such as those of several micro-batches.
@@ -84,10 +85,23 @@ class _Kernels(ABC):
 
         Returns:
             Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
+
+        Raises:
+            TypeError, ValueError: on dtypes, devices and shapes that do not fit.
         """
-        columns = kept.shape[1]
         self._check({}, **{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
+        for dy, x in samples:
+            self._check_dy(dy, x.shape)
         k = min(k, kept.size - kept.nnz)
+        dy, x = samples[0]
+        if not self._one_for_all_rows() or any(other.shape[2:] != x.shape[2:] for _, other in samples):
+            return self._largest_of_slabs(samples, kept, k)
+        if len(samples) > 1:
+            dy, x = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        return largest(self._x(self._in_order(x)), self._y(self._in_order(dy)), self._images(x.shape), kept, k)
+
+    def _largest_of_slabs(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
+        columns = kept.shape[1]
         best, keys = torch.empty(0, device=kept.device), torch.empty(0, dtype=torch.int64, device=kept.device)
         parts = list(slabs(kept.shape))
         places, present = kept.indptr[[*(start for start, _ in parts), kept.shape[0]]].tolist(), kept.keys
@@ -134,6 +148,14 @@ class _Kernels(ABC):
     @abstractmethod
     def _images(self, shape: torch.Size) -> Images:
         """Of an x of that shape."""
+
+    def _one_for_all_rows(self) -> bool:
+        """Whether all rows share the features of x."""
+        return True
+
+    def _in_order(self, tensor: Tensor) -> Tensor:
+        """x or dy as sides can be made of it."""
+        return tensor
 
     @abstractmethod
     def _laid_out(self, tensor: Tensor) -> Tensor:
@@ -232,6 +254,12 @@ class ConvolutionKernels(_Kernels):
     def _alone(self, shape: torch.Size) -> bool:
         """Whether images of that shape are samples of a matrix: pixels alone."""
         return self.geometry.pointwise and shape[2] == shape[3] == 1
+
+    def _one_for_all_rows(self) -> bool:
+        return self.geometry.groups == 1
+
+    def _in_order(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous()
 
     def _laid_out(self, tensor: Tensor) -> Tensor:
         return tensor.contiguous()
