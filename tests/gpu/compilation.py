@@ -14,8 +14,8 @@ from truesparse.ops.triton import kernels
 from truesparse.ops.triton.configurations import TABLES
 
 TYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
-INDICES = "indptr", "indices", "permutation", "row_of_each", "bits", "first", "pointers", "block_columns", "column_pointers", "block_rows"
-PLACES = "least", "most", "last_row", "settled", "found_places"
+INDICES = "indptr", "indices", "permutation", "row_of_each", "first", "pointers", "block_columns", "column_pointers", "block_rows"
+PLACES = "bits", "least", "most", "last_row", "settled", "found_places"
 COUNTS = "counts", "found"
 SUMS = "values", "bias", "dvalues"
 SAMPLES = "x", "y", "dx", "dy"

@@ -14,6 +14,7 @@ from ...topology import Topology
 from .configurations import BLOCK_SIZES
 from .loading import launch
 
+WORD, GROUP = 64, 4  # of a bitmap: bits, and words that share the place where their values begin; as in `kernels.py`
 BITMAP_DENSITY = 0.03  # from which on half-precision tiles of W pay, by arithmetic: below, most of a tile is zeros
 
 
@@ -170,18 +171,24 @@ class Rows:
 
 
 class Bitmap:
-    """A bit for each place of W, and for each 32 of a row where their values begin: 2 bits a place. For 3 to 50 % of them connected."""
+    """A bit for each place of W, and for each 256 of a row 32 bits that say where their values begin: 1.125 bits a place.
+
+    For 3 to 50 % of the places connected.
+    """
 
     name = "bitmap"
 
     def __init__(self, topology: Topology) -> None:
         self.rows, self.columns = topology.shape
-        self.words = _tiles(self.columns, 32)
-        word = topology.rows.to(torch.int64) * self.words + topology.indices // 32
-        bit = torch.ones_like(word) << (topology.indices % 32)
+        self.words = _tiles(self.columns, WORD)
+        groups, rows = _tiles(self.words, GROUP), topology.rows.to(torch.int64)
+        word, bit = (
+            topology.indices // WORD,
+            torch.ones(topology.nnz, dtype=torch.int64, device=topology.device) << (topology.indices % WORD),
+        )
         held = torch.zeros(self.rows * self.words, dtype=torch.int64, device=topology.device)
-        self._bits = held.index_add(0, word, bit).to(torch.int32)
-        counts = torch.bincount(word, minlength=held.numel())
+        self._bits = held.index_add(0, rows * self.words + word, bit)  # the last bit is the sign
+        counts = torch.bincount(rows * groups + word // GROUP, minlength=self.rows * groups)
         self._first = (counts.cumsum(0) - counts).to(torch.int32)
 
     @property

@@ -259,29 +259,33 @@ def gradients_searched(
             tl.atomic_add(counts + part + bucket, 1, mask=level, sem="relaxed")
 
 
-# Bitmap. Bit c % 32 of word [row, c // 32] says whether there is a connection; `first` [rows, words] is the place of a word's first
-# one in the values, which lie row by row, so that the others follow it.
+# Bitmap. Bit c % 64 of word [row, c // 64] says whether there is a connection; `first` [rows, groups of GROUP words] is the place in the
+# values of the first one of a group: they lie row by row, so that the others follow it. A tile has columns of one word.
+
+GROUP = tl.constexpr(4)
 
 
 @triton.jit
 def _ones(word):
-    """How many bits of a word are 1."""
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    word += word >> 8
-    return ((word + (word >> 16)) & 0x3F).to(tl.int32)
+    """How many bits of a uint64 are 1, in the words in which compilers know it: one instruction for each 32 bits."""
+    word = word - ((word >> 1) & 0x5555555555555555)
+    word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((word * 0x0101010101010101) >> 56).to(tl.int32)
 
 
 @triton.jit
-def _connected(bits, first, row, column, rows, words):
-    """(which places of the tile row x column are connected, where their values are)."""
-    exists = (row < rows)[:, None] & (column < words * 32)[None, :]
-    word = row.to(tl.int64)[:, None] * words + (column // 32)[None, :]
-    bit = (column % 32).to(tl.uint32)[None, :]
-    held = tl.load(bits + word, mask=exists, other=0).to(tl.uint32, bitcast=True)
-    before = held & ((tl.full(bit.shape, 1, tl.uint32) << bit) - 1)
-    return ((held >> bit) & 1) != 0, tl.load(first + word, mask=exists, other=0) + _ones(before)
+def _connected(bits, first, row, start, rows, words, COLUMNS: tl.constexpr):
+    """(which places of `row` x COLUMNS columns from `start` on are connected, where their values are)."""
+    exists, word = row < rows, start // 64
+    bits += row.to(tl.int64) * words
+    held = tl.load(bits + word, mask=exists, other=0).to(tl.uint64, bitcast=True)
+    earlier = word // GROUP * GROUP + tl.arange(0, GROUP)[None, :]
+    others = tl.load(bits[:, None] + earlier, mask=exists[:, None] & (earlier < word), other=0).to(tl.uint64, bitcast=True)
+    at = tl.load(first + row.to(tl.int64) * tl.cdiv(words, GROUP) + word // GROUP, mask=exists, other=0) + tl.sum(_ones(others), 1)
+    bit = (start % 64 + tl.arange(0, COLUMNS)).to(tl.uint64)[None, :]
+    before = held[:, None] & ((tl.full(bit.shape, 1, tl.uint64) << bit) - 1)
+    return ((held[:, None] >> bit) & 1) != 0, at[:, None] + _ones(before)
 
 
 @triton.jit
@@ -314,7 +318,7 @@ def bitmap_product(
     total = tl.zeros((ROWS, PIXELS), tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        connected, at = _connected(bits, first, row, column, rows, words)
+        connected, at = _connected(bits, first, row, start, rows, words, COLUMNS)
         weight = tl.load(values + at, mask=connected, other=0.0).to(x.dtype.element_ty)
         places = column.to(tl.int64)[:, None] * x_stride + pixel[None, :] * x_step
         input = tl.load(x + places, mask=(column < columns)[:, None] & (pixel < pixels)[None, :], other=0.0)
@@ -354,7 +358,7 @@ def bitmap_transposed(
     total = tl.zeros((COLUMNS, PIXELS), tl.float32)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
-        connected, at = _connected(bits, first, row, column, rows, words)
+        connected, at = _connected(bits, first, row, tile * COLUMNS, rows, words, COLUMNS)
         weight = tl.load(values + at, mask=connected, other=0.0).to(dy.dtype.element_ty)
         places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
         gradient = tl.load(dy + places, mask=(row < rows)[:, None] & (pixel < pixels)[None, :], other=0.0)
@@ -388,8 +392,8 @@ def bitmap_sampled(
 ):
     """dW of a tile ROWS x COLUMNS, of which only the connections are written."""
     tiles = tl.cdiv(columns, COLUMNS)
-    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    row, left_column = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS), tl.program_id(0) % tiles * COLUMNS
+    column = left_column + tl.arange(0, COLUMNS)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for _ in range(images):
         for start in range(0, pixels, PIXELS):
@@ -402,7 +406,7 @@ def bitmap_sampled(
             total = tl.dot(left, right, total, input_precision=PRECISION)
         dy += dy_image
         x += x_image
-    connected, at = _connected(bits, first, row, column, rows, words)
+    connected, at = _connected(bits, first, row, left_column, rows, words, COLUMNS)
     tl.store(dvalues + at, total, mask=connected)
 
 
