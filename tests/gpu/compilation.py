@@ -37,6 +37,19 @@ CASES = {
         "convolution": {"x_group": None, "x_step": 1, "dy_step": 1},
         "groups, strides": {"dy_step": 1},
     },
+    "bitmap_product": {
+        "matrix": {**ROWS, "x_stride": 1, "y_stride": 1},
+        "pointwise": {**ROWS, "x_step": 1, "y_step": 1},
+        "convolution": {"y_starts": None, "permutation": None, "x_step": 1, "y_step": 1},
+        "strides": {"y_starts": None, "permutation": None, "y_step": 1},
+        "convolution transposed": {"bias": None, "x_step": 1},
+    },
+    "bitmap_sampled": {
+        "matrix": {**ROWS, "x_stride": 1, "dy_stride": 1, "images": 1},
+        "pointwise": {**ROWS, "x_step": 1, "dy_step": 1},
+        "convolution": {"x_step": 1, "dy_step": 1},
+        "strides": {"dy_step": 1},
+    },
     "gradients_searched": {
         "matrix": {"x_starts": None, "width": None, "x_stride": 1, "dy_stride": 1, "images": 1},
         "pointwise": {"x_starts": None, "width": None, "x_step": 1, "dy_step": 1},

@@ -124,6 +124,12 @@ def test_convolutions(guard, geometry, shape):
     assert set(guard.run) == {"rows_product", "rows_sampled"}
 
 
+@pytest.mark.parametrize(("geometry", "shape"), [one for one in CONVOLUTIONS if one[0].groups == 1], ids=str)
+def test_bitmaps_of_convolutions(guard, geometry, shape):
+    run(built.bitmap_convolution(some(geometry.shape, 0.5), geometry), geometry, shape, F16)
+    assert set(guard.run) == {"bitmap_product", "bitmap_sampled"} | ({"bitmap_transposed"} if geometry.pointwise else set())
+
+
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("shape", "density"), [((33, 70), 0.3), ((1, 1), 1.0), ((3, 129), 0.9), ((65, 31), 0.05)], ids=str)
 def test_bitmaps(guard, shape, density, batch):

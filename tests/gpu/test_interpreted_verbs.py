@@ -141,6 +141,15 @@ def test_rows_of_a_convolution(geometry, shape, density):
     check(built.rows_convolution(topology, geometry), topology, geometry, shape, F64)
 
 
+@pytest.mark.parametrize("density", [0.0, 0.4])
+@pytest.mark.parametrize(("geometry", "shape"), [one for one in CONVOLUTIONS.values() if one[0].groups == 1], ids=str)
+def test_bitmap_of_a_convolution(geometry, shape, density):
+    topology = some(geometry.shape, density)
+    verbs = built.bitmap_convolution(topology, geometry)
+    check(verbs, topology, geometry, shape, F16)
+    assert verbs.nbytes >= (4 * topology.nnz if not geometry.pointwise else 0)
+
+
 @pytest.mark.parametrize("form", ["bitmap", "blocks"])
 def test_tiles_of_a_pointwise_convolution(form):
     geometry = Convolution(16, 32, (1, 1))
@@ -211,7 +220,10 @@ def test_the_form_is_chosen_by_what_there_is():
     assert form(half, F32) == form(few, F16) == form(whole, F64) == "triton.matrix[rows, interpreted]"
     assert form(whole, F16) == form(whole, F32) == "triton.matrix[blocks, interpreted]"
     assert form(whole, F16, Convolution(128, 64, (1, 1))) == "triton.convolution[blocks, interpreted]"
-    assert form(half, F16, Convolution(32, 64, (2, 2))) == "triton.convolution[rows, interpreted]"
+    assert form(half, F16, Convolution(32, 64, (2, 2))) == "triton.convolution[bitmap, interpreted]"
+    assert form(half, F16, Convolution(64, 64, (2, 1), groups=1)) == "triton.convolution[bitmap, interpreted]"
+    assert form(half, F16, Convolution(256, 64, (2, 1), groups=4)) == "triton.convolution[rows, interpreted]"
+    assert form(half, F32, Convolution(32, 64, (2, 2))) == "triton.convolution[rows, interpreted]"
     assert form(Topology.from_mask(torch.ones(4, 4)), F32) == "dense"
 
 

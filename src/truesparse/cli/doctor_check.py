@@ -22,7 +22,7 @@ EXAMPLES: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # and the shape of o
     Matrix: (Matrix(37, 50), (50,)),
     Convolution: (Convolution(6, 10, (3, 3), (2, 1), (1, 1)), (6, 11, 9)),
 }
-TILED: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # for kernels of whole tiles
+TILED: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # for kernels of whole blocks
     Matrix: (Matrix(48, 64), (64,)),
     Convolution: (Convolution(32, 48, (1, 1)), (32, 3, 5)),
 }
@@ -80,7 +80,7 @@ def _forced(instruction_set: str) -> Iterator[None]:
 
 
 def _verbs(kernel: Kernel, device: str = "cpu") -> Iterator[Check]:
-    geometry, sample = TILED[kernel.operation] if kernel.form in ("blocks", "bitmap") else EXAMPLES[kernel.operation]
+    geometry, sample = TILED[kernel.operation] if kernel.form == "blocks" else EXAMPLES[kernel.operation]
     topology = _blocks(geometry.shape, 16) if kernel.form == "blocks" else _some_topology(geometry.shape, DENSITY.get(kernel.form, 0.2))
     topology = topology.to(device)
     # Triton's interpreter, which runs its kernels on the CPU, rounds bfloat16 wrongly: what it gives says nothing of a kernel.

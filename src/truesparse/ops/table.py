@@ -35,7 +35,7 @@ def _blocks(topology: Topology, geometry: Geometry) -> bool:
 
 
 def _bitmap(topology: Topology, geometry: Geometry) -> bool:
-    return _is_matrix(geometry) and forms.suits_bitmap(topology)
+    return geometry.groups <= 1 and forms.suits_bitmap(topology)
 
 
 def _is_matrix(geometry: Geometry) -> bool:

@@ -292,41 +292,52 @@ def _connected(bits, first, row, start, rows, words, COLUMNS: tl.constexpr):
 def bitmap_product(
     bits,
     first,
+    permutation,
     values,
     bias,
     x,
+    x_starts,
     x_stride,
     x_image,
+    x_line,
     x_step,
     y,
+    y_starts,
     y_stride,
     y_image,
+    y_line,
     y_step,
     rows,
     columns,
     words,
     pixels,
+    width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y = W x + bias of ROWS rows at PIXELS pixels."""
+    """y = W x + bias of ROWS rows at PIXELS pixels. `permutation`: where in the values each connection is, None if in this order."""
     tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
     row = tile * ROWS + tl.arange(0, ROWS)
+    row_exists, inside = row < rows, pixel < pixels
     x += image * x_image
+    x_places = _places(pixel, width, x_line, x_step)[None, :]
     total = tl.zeros((ROWS, PIXELS), tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
         connected, at = _connected(bits, first, row, start, rows, words, COLUMNS)
+        if permutation is not None:
+            at = tl.load(permutation + at, mask=connected, other=0)
         weight = tl.load(values + at, mask=connected, other=0.0).to(x.dtype.element_ty)
-        places = column.to(tl.int64)[:, None] * x_stride + pixel[None, :] * x_step
-        input = tl.load(x + places, mask=(column < columns)[:, None] & (pixel < pixels)[None, :], other=0.0)
+        exists = column < columns
+        places = _starts(column, x_starts, x_stride, exists)[:, None] + x_places
+        input = tl.load(x + places, mask=exists[:, None] & inside[None, :], other=0.0)
         total = tl.dot(weight, input, total, input_precision=PRECISION)
     if bias is not None:
-        total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
-    y_places = row.to(tl.int64)[:, None] * y_stride + pixel[None, :] * y_step
-    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (pixel < pixels)[None, :])
+        total += tl.load(bias + row, mask=row_exists, other=0.0)[:, None]
+    y_places = _starts(row, y_starts, y_stride, row_exists)[:, None] + _places(pixel, width, y_line, y_step)[None, :]
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=row_exists[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -373,8 +384,10 @@ def bitmap_sampled(
     first,
     dvalues,
     x,
+    x_starts,
     x_stride,
     x_image,
+    x_line,
     x_step,
     dy,
     dy_stride,
@@ -385,6 +398,7 @@ def bitmap_sampled(
     words,
     images,
     pixels,
+    width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -394,13 +408,14 @@ def bitmap_sampled(
     tiles = tl.cdiv(columns, COLUMNS)
     row, left_column = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS), tl.program_id(0) % tiles * COLUMNS
     column = left_column + tl.arange(0, COLUMNS)
+    x_start = _starts(column, x_starts, x_stride, column < columns)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for _ in range(images):
         for start in range(0, pixels, PIXELS):
             pixel = start + tl.arange(0, PIXELS)
             inside = pixel < pixels
             dy_places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
-            x_places = column.to(tl.int64)[None, :] * x_stride + pixel[:, None] * x_step
+            x_places = x_start[None, :] + _places(pixel, width, x_line, x_step)[:, None]
             left = tl.load(dy + dy_places, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
             right = tl.load(x + x_places, mask=(column < columns)[None, :] & inside[:, None], other=0.0)
             total = tl.dot(left, right, total, input_precision=PRECISION)

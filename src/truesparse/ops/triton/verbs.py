@@ -304,7 +304,7 @@ class PlaneRows(Rows):
         super().__init__(topology, max(geometry.out_channels // geometry.groups, 1))
         self.geometry = geometry
 
-    def _by_column(self) -> Connections:
+    def _by_column(self) -> Connections | Bitmap:
         """Rows are (in channel, phase of the stride), columns (out channel, position of the kernel)."""
         g, topology = self.geometry, self.topology
         rows, columns = topology.rows.to(torch.int64), topology.indices.to(torch.int64)
@@ -351,6 +351,32 @@ class PlaneRows(Rows):
         return dx[:, :, g.padding[0] : g.padding[0] + like[2], g.padding[1] : g.padding[1] + like[3]].contiguous()
 
 
+class PlaneBitmap(PlaneRows):
+    """Tiles of a convolution that is no matrix and has no groups, in 16 bits. It holds a second bitmap for dx, and 4 bytes a connection."""
+
+    name = "bitmap"
+
+    def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        super().__init__(topology, geometry)
+        self._bitmap = Bitmap(topology)
+
+    @property
+    def nbytes(self) -> int:
+        return self._bitmap.nbytes + super().nbytes
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        self._bitmap.product(values, x, bias, y, images)
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
+        self._bitmap.sampled(dvalues, x, dy, images)
+
+    def _by_column(self) -> Bitmap:
+        g, found = self.geometry, super()._by_column()
+        assert isinstance(found, Connections)
+        shape = (found.indptr.numel() - 1, g.out_channels * g.taps)
+        return Bitmap(Topology._trusted(shape, found.indptr, found.indices), found.permutation)
+
+
 def starts(channels: int, kernel: Sequence[int], plane: int, steps: tuple[int, int], device: torch.device) -> Tensor:
     """Where the plane of each (channel, line, column of a kernel) starts, [channels * taps] int64."""
     extents = (channels, plane), (kernel[0], steps[0]), (kernel[1], steps[1])
@@ -378,7 +404,7 @@ def rows_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKe
 
 
 def bitmap_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
-    return ConvolutionKernels(topology, geometry, Bitmap(topology))
+    return ConvolutionKernels(topology, geometry, Bitmap(topology) if geometry.pointwise else PlaneBitmap(topology, geometry))
 
 
 def blocks_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
