@@ -14,7 +14,9 @@ from truesparse.ops.triton import kernels
 from truesparse.ops.triton.configurations import TABLES
 
 TYPES = {"float32": "fp32", "float64": "fp64", "float16": "fp16", "bfloat16": "bf16"}
-INDICES = "indptr", "indices", "permutation", "row_of_each", "bits", "first", "pointers", "block_columns", "column_pointers", "block_rows"
+INDICES = "indptr", "indices", "permutation", "row_of_each", "first", "pointers", "block_columns", "column_pointers", "block_rows"
+PLACES = "bits", "least", "most", "last_row", "settled", "found_places"
+COUNTS = "counts", "found"
 SUMS = "values", "bias", "dvalues"
 SAMPLES = "x", "y", "dx", "dy", "parts"
 ROWS = {"x_starts": None, "y_starts": None, "x_group": None, "width": None, "permutation": None}
@@ -36,6 +38,25 @@ CASES = {
         "matrix": {**ROWS, "x_step": 1, "dy_step": 1, "images": 1},
         "convolution": {"x_group": None, "x_step": 1, "dy_step": 1},
         "groups, strides": {"dy_step": 1},
+    },
+    "bitmap_product": {
+        "matrix": {**ROWS, "x_stride": 1, "y_stride": 1},
+        "pointwise": {**ROWS, "x_step": 1, "y_step": 1},
+        "convolution": {"y_starts": None, "permutation": None, "x_step": 1, "y_step": 1},
+        "strides": {"y_starts": None, "permutation": None, "y_step": 1},
+        "convolution transposed": {"bias": None, "x_step": 1},
+    },
+    "bitmap_sampled": {
+        "matrix": {**ROWS, "x_stride": 1, "dy_stride": 1, "images": 1},
+        "pointwise": {**ROWS, "x_step": 1, "dy_step": 1},
+        "convolution": {"x_step": 1, "dy_step": 1},
+        "strides": {"dy_step": 1},
+    },
+    "gradients_searched": {
+        "matrix": {"x_starts": None, "width": None, "x_stride": 1, "dy_stride": 1, "images": 1},
+        "pointwise": {"x_starts": None, "width": None, "x_step": 1, "dy_step": 1},
+        "convolution": {"x_step": 1, "dy_step": 1},
+        "strides": {"dy_step": 1},
     },
 }
 SHARED = {
@@ -78,14 +99,15 @@ def compiled(
         fixed: its other compile-time arguments.
     """
     kernel, found = getattr(kernels, name), TABLES[name][line][1]
-    given = cases(name)[case] if case != ALONE else dict.fromkeys((a for a in kernel.arg_names if _kind(a, "", "") == "i32"), 1)
+    numbers = [argument.name for argument in kernel.params if _kind(argument.name, "", "") == "i32" and not argument.do_not_specialize]
+    given = cases(name)[case] if case != ALONE else dict.fromkeys(numbers, 1)
     constants = {argument: value for argument, value in {**given, **found.sizes, **fixed}.items() if argument in kernel.arg_names}
     signature, attributes = {}, {}
     for index, argument in enumerate(kernel.arg_names):
         kind = "constexpr" if argument in constants else _kind(argument, TYPES[dtype], "fp64" if dtype == "float64" else "fp32")
         kind = f"*{TYPES[dtype]}" if narrow and argument == "values" else kind
         signature[argument] = kind
-        if kind.startswith("*") or (aligned and kind == "i32"):
+        if kind.startswith("*") or (aligned and kind == "i32" and not kernel.params[index].do_not_specialize):
             attributes[(index,)] = [["tt.divisibility", 16]]
     places = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}
     options = {"num_warps": found.warps, "num_stages": found.stages}
@@ -94,10 +116,12 @@ def compiled(
 
 
 def _kind(argument: str, samples: str, sums: str) -> str:
-    if argument in INDICES or argument == "block_places":
+    if argument in (*INDICES, *COUNTS, "block_places"):
         return "*i32"
-    if argument.endswith("_starts"):
+    if argument in PLACES or argument.endswith("_starts"):
         return "*i64"
+    if argument == "found_keys":
+        return "*i64" if sums == "fp64" else "*i32"
     return f"*{samples}" if argument in SAMPLES else f"*{sums}" if argument in SUMS else "i32"
 
 

@@ -20,6 +20,7 @@ SPILLED_NARROW = 8  # more where values have 16 bits: for Ampere the largest til
 SHARED = 99 << 10  # bytes of shared memory that every GPU from Ampere on gives a program
 FORM = {
     "rows": ("float32", "bfloat16", "float64", "float16"),
+    "gradients": ("float32", "bfloat16", "float64", "float16"),
     "bitmap": ("bfloat16", "float16"),
     "shared": ("bfloat16", "float16", "float32"),
     "blocks": ("bfloat16", "float16", "float32"),
@@ -42,7 +43,7 @@ def check(name, line, dtype, capability, aligned, narrow=False):
 
 def ways(name, dtype):
     """Its other compile-time arguments."""
-    if name.startswith("rows"):
+    if name.startswith(("rows", "gradients")):
         return [{}]
     precisions = ("ieee", "tf32") if dtype == "float32" else ("ieee",)
     sizes = {"blocks": [{"SIZE": size} for size in BLOCK_SIZES], "shared": [{"ROWS": size} for size in SHARED_ROWS]}.get(

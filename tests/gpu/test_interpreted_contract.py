@@ -153,3 +153,39 @@ def test_float16_layers_train():
         losses.append(float(loss.detach()))
     assert rewirer.rewirings == 2
     assert losses[-1] < losses[0]
+
+
+LINEAR, CONVOLUTION = (lambda: nn.Linear(48, 40), (6, 48)), (lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 5))
+
+
+@pytest.mark.parametrize(("make", "shape"), [LINEAR, CONVOLUTION], ids=["linear", "convolution"])
+def test_float16_under_autocast_is_what_kernels_of_float16_compute(make, shape, monkeypatch):
+    """As torch has it for dense layers: samples and outputs in float16, sums, values and their gradients in float32."""
+    layer = sparsify(nn.Sequential(make()), 0.7, "uniform", sparsities={"*": 0.7})[0]
+    twin = ts.densify(nn.Sequential(layer))[0]
+    x = torch.randn(shape)
+    asked, verbs_for = [], ops.verbs_for
+    monkeypatch.setattr(ops, "verbs_for", lambda topology, geometry, dtype: asked.append(dtype) or verbs_for(topology, geometry, dtype))
+    results = []
+    for one, weight in ((layer, layer.values), (twin, twin.weight)):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.float16):
+            y = one(leaf)
+            loss = (y.float() ** 2).sum()
+        assert y.dtype == torch.float16
+        dweight, dbias, dx = torch.autograd.grad(loss, (weight, one.bias, leaf))
+        assert dweight.dtype == dbias.dtype == dx.dtype == torch.float32
+        results.append((y, dweight if one is layer else dweight.flatten()[layer.topology.keys], dbias, dx))
+    assert torch.float16 in asked
+    assert torch.float32 not in asked
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=4e-3, atol=2e-2)
+    with ops.use("native"), torch.autocast("cpu", torch.float16):
+        assert layer(x).dtype == torch.float16
+    assert asked[-1] == torch.float32, "the CPU has no such kernels: samples are widened"
+
+
+def test_float64_is_left_alone_by_autocast():
+    layer = SparseLinear(9, 5, sparsity=0.5, dtype=torch.float64)
+    with torch.autocast("cpu", torch.float16):
+        assert layer(torch.randn(3, 9, dtype=torch.float64)).dtype == torch.float64

@@ -115,15 +115,28 @@ def test_bitmap_of_a_matrix(shape, batch, density):
     geometry, topology = Matrix(*shape), some(shape, density)
     verbs = built.bitmap_matrix(topology, geometry)
     check(verbs, topology, geometry, (batch, shape[1]), F16)
-    assert verbs.nbytes == shape[0] * -(-shape[1] // 32) * 8
+    assert verbs.nbytes == shape[0] * (-(-shape[1] // 64) * 8 + -(-shape[1] // 256) * 4)
 
 
 def test_a_bitmap_has_places_of_all_values_whatever_the_word():
     """Words with all bits, the first, the last: where signs and shifts would go wrong."""
-    mask = torch.zeros(4, 96, dtype=torch.bool)
-    mask[0], mask[1, 31], mask[1, 32], mask[2, ::2], mask[3, 63] = True, True, True, True, True
-    topology, geometry = Topology.from_mask(mask), Matrix(4, 96)
-    check(built.bitmap_matrix(topology, geometry), topology, geometry, (3, 96), F16)
+    mask = torch.zeros(4, 600, dtype=torch.bool)
+    for row, columns in (
+        (0, slice(600)),
+        (1, slice(31, 33)),
+        (1, slice(63, 65)),
+        (1, slice(255, 257)),
+        (2, slice(0, 600, 2)),
+        (3, slice(511, 600)),
+    ):
+        mask[row, columns] = True
+    topology = Topology.from_mask(mask)
+    verbs = built.bitmap_matrix(topology, Matrix(4, 600))
+    values = (torch.arange(topology.nnz) % 1021 + 1).float()  # each is known where it is met, and float16 has it
+    weight, some_columns = topology.scatter(values), torch.tensor([0, 31, 32, 63, 64, 65, 255, 256, 511, 512, 598, 599])
+    assert torch.equal(verbs.spmm(values, torch.eye(600)[some_columns].half()), weight[:, some_columns].T.half())
+    assert torch.equal(verbs.spmm_t(values, torch.eye(4).half(), torch.Size((4, 600))), weight.half())
+    assert torch.equal(verbs.sddmm(torch.eye(4).half(), weight.half()), values)
 
 
 @pytest.mark.parametrize("size", [16, 32, 64])
@@ -225,6 +238,15 @@ def test_rows_of_a_convolution(geometry, shape, density):
     check(built.rows_convolution(topology, geometry), topology, geometry, shape, F64)
 
 
+@pytest.mark.parametrize("density", [0.0, 0.4])
+@pytest.mark.parametrize(("geometry", "shape"), [one for one in CONVOLUTIONS.values() if one[0].groups == 1], ids=str)
+def test_bitmap_of_a_convolution(geometry, shape, density):
+    topology = some(geometry.shape, density)
+    verbs = built.bitmap_convolution(topology, geometry)
+    check(verbs, topology, geometry, shape, F16)
+    assert verbs.nbytes >= (4 * topology.nnz if not geometry.pointwise else 0)
+
+
 @pytest.mark.parametrize("form", ["bitmap", "blocks"])
 def test_tiles_of_a_pointwise_convolution(form):
     geometry = Convolution(16, 32, (1, 1))
@@ -303,7 +325,10 @@ def test_the_form_is_chosen_by_what_there_is():
     assert form(groups, F32, Convolution(256, 64, (1, 1), groups=2)) == "triton.convolution[shared, interpreted]"
     assert form(groups, F32, Convolution(1024, 64, (1, 1), groups=8)) == "triton.convolution[rows, interpreted]"
     assert form(whole, F16, Convolution(128, 64, (1, 1))) == "triton.convolution[blocks, interpreted]"
-    assert form(half, F16, Convolution(32, 64, (2, 2))) == "triton.convolution[rows, interpreted]"
+    assert form(half, F16, Convolution(32, 64, (2, 2))) == "triton.convolution[bitmap, interpreted]"
+    assert form(half, F16, Convolution(64, 64, (2, 1), groups=1)) == "triton.convolution[bitmap, interpreted]"
+    assert form(half, F16, Convolution(256, 64, (2, 1), groups=4)) == "triton.convolution[rows, interpreted]"
+    assert form(half, F32, Convolution(32, 64, (2, 2))) == "triton.convolution[rows, interpreted]"
     assert form(Topology.from_mask(torch.ones(4, 4)), F32) == "dense"
 
 

@@ -22,7 +22,7 @@ EXAMPLES: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # and the shape of o
     Matrix: (Matrix(37, 50), (50,)),
     Convolution: (Convolution(6, 10, (3, 3), (2, 1), (1, 1)), (6, 11, 9)),
 }
-TILED: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # for kernels of whole tiles
+TILED: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # for kernels of whole blocks
     Matrix: (Matrix(48, 64), (64,)),
     Convolution: (Convolution(32, 48, (1, 1)), (32, 3, 5)),
 }
@@ -30,7 +30,7 @@ GROUPED: dict[type, tuple[Geometry, tuple[int, ...]]] = {  # for kernels of rows
     Matrix: TILED[Matrix],
     Convolution: (Convolution(6, 32, (3, 3), (2, 1), (1, 1)), (6, 11, 9)),
 }
-EXAMPLES_OF = {"blocks": TILED, "bitmap": TILED, "shared": GROUPED}  # by the form of connections, where not of any
+EXAMPLES_OF = {"blocks": TILED, "shared": GROUPED}  # by the form of connections, where not of any
 DENSITY = {"full": 1.0}
 BATCHES = 1, 40  # alone, and more than a vector of samples
 TERMS = 512  # numbers that a result sums, at most

@@ -205,8 +205,8 @@ class SparseLayer(TopologyLayer):
             return torch.float64, torch.float64  # autocast leaves float64 alone
         output = torch.get_autocast_dtype(device)
         self.met_float16 |= output == torch.float16
-        # No kernel holds samples in float16: those are widened before and rounded after.
-        return torch.float32 if output == torch.float16 else output, output
+        # The kernels of the CPU do not hold samples in float16: those are widened before and rounded after.
+        return output if output != torch.float16 or ops.holds(output, device) else torch.float32, output
 
     def to_dense(self) -> Tensor:
         return self._heard(self.topology.scatter(self._acting(self.values)).view(self.geometry.weight_shape))

@@ -4,7 +4,7 @@ from . import mapped  # noqa: F401  # its rules are registered
 from .autograd import CHANGED, product, transposed
 from .lookup import lookup
 from .repeated import Repeated
-from .table import family, use, verbs_for
+from .table import family, holds, use, verbs_for
 from .verbs import Verbs, summed_rows, values_dtype, widened
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Repeated",
     "Verbs",
     "family",
+    "holds",
     "lookup",
     "product",
     "summed_rows",

@@ -39,7 +39,7 @@ def _shared(topology: Topology, geometry: Geometry) -> bool:
 
 
 def _bitmap(topology: Topology, geometry: Geometry) -> bool:
-    return _is_matrix(geometry) and forms.suits_bitmap(topology)
+    return geometry.groups <= 1 and forms.suits_bitmap(topology)
 
 
 def _is_matrix(geometry: Geometry) -> bool:
@@ -138,6 +138,17 @@ def family_of_process() -> str | None:
     """What the environment variable says, read once: every call of a layer asks, and a look at the environment takes four microseconds."""
     named = os.environ.get(ENVIRONMENT_VARIABLE)
     return _checked(named) if named else None
+
+
+@torch.compiler.assume_constant_result
+def holds(dtype: torch.dtype, device: str) -> bool:
+    """Whether kernels of the family in force on that type of device are made for samples of `dtype`."""
+    return _made_for(family(device), dtype)
+
+
+@cache
+def _made_for(family: str, dtype: torch.dtype) -> bool:
+    return any(dtype in kernel.dtypes for kernel in KERNELS if kernel.family == family)
 
 
 def verbs_for(topology: Topology, geometry: Geometry, dtype: torch.dtype) -> Verbs:

@@ -29,7 +29,7 @@ TILES = 2
 ROUNDED = 2e-2  # of the largest result: more than products of numbers of 16 bits, or of TF32, add up to
 ONE_BY_ONE, EVERY_PLACE = ("rows",), ("bitmap",)  # forms whose work is not their connections in tiles
 # Bytes beside the values. Forms that are not here have next to none.
-PLACES = {"rows": lambda topology: 4 * topology.nnz, "bitmap": lambda topology: topology.size / 4}
+PLACES = {"rows": lambda topology: 4 * topology.nnz, "bitmap": lambda topology: topology.size * 1.125 / 8}
 
 
 class TritonForm(Layout):

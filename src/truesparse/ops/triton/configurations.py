@@ -74,12 +74,14 @@ BLOCKS_SAMPLED: Table = (
     (16, Configuration({"PIXELS": 16})),
     (MANY, Configuration({"PIXELS": 32})),
 )
+GRADIENTS_SEARCHED: Table = ((MANY, Configuration({"ROWS": 64, "COLUMNS": 32, "PIXELS": 16}, stages=1)),)
 BLOCK_SIZES = 64, 32, 16  # that `blocks` has, the one to prefer first
 
 # kernel: its table. Every line of each is compiled in tests, for every dtype that its form has.
 TABLES: dict[str, Table] = {
     "rows_product": ROWS_PRODUCT,
     "rows_sampled": ROWS_SAMPLED,
+    "gradients_searched": GRADIENTS_SEARCHED,
     "bitmap_product": BITMAP_PRODUCT,
     "bitmap_transposed": BITMAP_TRANSPOSED,
     "bitmap_sampled": BITMAP_SAMPLED,

@@ -16,6 +16,7 @@ from ...topology.shared import shared_rows
 from .configurations import BLOCK_SIZES, SHARED_PARTS, SHARED_ROWS
 from .loading import launch
 
+WORD, GROUP = 64, 4  # of a bitmap: bits, and words that share the place where their values begin; as in `kernels.py`
 BITMAP_DENSITY = 0.03  # from which on half-precision tiles of W pay, by arithmetic: below, most of a tile is zeros
 
 
@@ -140,7 +141,7 @@ class Rows:
         self.topology = topology
         self._of_rows = Connections(topology.indptr, topology.indices, None, rows_of_group or max(topology.shape[0], 1))
         self._row_of_each: Tensor | None = None
-        self._of_columns: Connections | None = None
+        self._of_columns: Connections | Bitmap | None = None
 
     @property
     def nbytes(self) -> int:
@@ -154,7 +155,7 @@ class Rows:
             self._of_columns = self._by_column()
         self._of_columns.product(values, dy, None, dx, images)
 
-    def _by_column(self) -> Connections:
+    def _by_column(self) -> Connections | Bitmap:
         return Connections.sorted(self.topology.shape[1], self.topology.indices.to(torch.int64), self.topology.rows)
 
     def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
@@ -175,32 +176,43 @@ class Rows:
 
 
 class Bitmap:
-    """A bit for each place of W, and for each 32 of a row where their values begin: 2 bits a place. For 3 to 50 % of them connected."""
+    """A bit for each place of W, and for each 256 of a row 32 bits that say where their values begin: 1.125 bits a place.
+
+    For 3 to 50 % of the places connected.
+
+    Args:
+        permutation: [nnz] int32, where in the values each connection is; None if they are in the order of the topology.
+    """
 
     name = "bitmap"
     gathered: tuple[str, ...] = ()
 
-    def __init__(self, topology: Topology) -> None:
+    def __init__(self, topology: Topology, permutation: Tensor | None = None) -> None:
+        self._permutation = permutation
         self.rows, self.columns = topology.shape
-        self.words = _tiles(self.columns, 32)
-        word = topology.rows.to(torch.int64) * self.words + topology.indices // 32
-        bit = torch.ones_like(word) << (topology.indices % 32)
+        self.words = _tiles(self.columns, WORD)
+        groups, rows = _tiles(self.words, GROUP), topology.rows.to(torch.int64)
+        word, bit = (
+            topology.indices // WORD,
+            torch.ones(topology.nnz, dtype=torch.int64, device=topology.device) << (topology.indices % WORD),
+        )
         held = torch.zeros(self.rows * self.words, dtype=torch.int64, device=topology.device)
-        self._bits = held.index_add(0, word, bit).to(torch.int32)
-        counts = torch.bincount(word, minlength=held.numel())
+        self._bits = held.index_add(0, rows * self.words + word, bit)  # the last bit is the sign
+        counts = torch.bincount(rows * groups + word // GROUP, minlength=self.rows * groups)
         self._first = (counts.cumsum(0) - counts).to(torch.int32)
 
     @property
     def nbytes(self) -> int:
-        return _nbytes(self._bits, self._first)
+        return _nbytes(self._bits, self._first, self._permutation)
 
     def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
         launch(
             "bitmap_product",
             images.pixels,
             lambda sizes: _tiles(self.rows, sizes["ROWS"]) * images.tiles(sizes),
-            *(self._bits, self._first, values, bias, *x.of_tiles, *y.of_tiles),
-            *(self.rows, self.columns, self.words, images.pixels),
+            *(self._bits, self._first, self._permutation, values, bias),
+            *(x.tensor, x.starts, x.stride, *x.places, y.tensor, y.starts, y.stride, *y.places),
+            *(self.rows, self.columns, self.words, images.pixels, images.width),
             device=values.device,
             PRECISION=precision(),
         )
@@ -221,8 +233,8 @@ class Bitmap:
             "bitmap_sampled",
             images.pixels,
             lambda sizes: _tiles(self.rows, sizes["ROWS"]) * _tiles(self.columns, sizes["COLUMNS"]),
-            *(self._bits, self._first, dvalues, *x.of_tiles, *dy.of_tiles),
-            *(self.rows, self.columns, self.words, images.number, images.pixels),
+            *(self._bits, self._first, dvalues, x.tensor, x.starts, x.stride, *x.places, *dy.of_tiles),
+            *(self.rows, self.columns, self.words, *images),
             device=dvalues.device,
             PRECISION=precision(),
         )

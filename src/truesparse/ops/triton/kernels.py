@@ -167,70 +167,190 @@ def rows_sampled(
     tl.store(dvalues + k, tl.sum(total, 1), mask=exists)
 
 
-# Bitmap. Bit c % 32 of word [row, c // 32] says whether there is a connection; `first` [rows, words] is the place of a word's first
-# one in the values, which lie row by row, so that the others follow it.
+# The largest of dW where there is no connection. A *key* says how large: 1 more than the bits of |dW| as an integer, which are in the order
+# of the numbers; NaN is 0, below all numbers. What is no candidate is -1.
+
+
+@triton.jit
+def _first_from(indices, begin, end, column, halvings):
+    """Of the connections `begin` to `end` of each row, the first at `column` or after it."""
+    for _ in range(halvings):
+        middle = begin + (end - begin) // 2
+        before = tl.load(indices + middle, mask=begin < end, other=column) < column
+        begin, end = tl.where(before, middle + 1, begin), tl.where(before, end, middle)
+    return begin
+
+
+@triton.jit(do_not_specialize=["task", "shift"])
+def gradients_searched(
+    indptr,
+    indices,
+    x,
+    x_starts,
+    x_stride,
+    x_image,
+    x_line,
+    x_step,
+    dy,
+    dy_stride,
+    dy_image,
+    dy_line,
+    dy_step,
+    rows,
+    columns,
+    halvings,
+    images,
+    pixels,
+    width,
+    least,
+    most,
+    last_row,
+    settled,
+    task,
+    shift,
+    counts,
+    buckets,
+    parts,
+    found_keys,
+    found_places,
+    found,
+    room,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """One pass over dW, a tile ROWS x COLUMNS of it, which is summed anew for each pass and kept by none.
+
+    Of the candidates whose keys are from `least` to `most`, task 0 counts how many have which 16 bits from `shift` on, task 1 how many
+    there are in each row; neither does anything if all is `settled`. Task 2 collects those of greater keys, and these down to `last_row`.
+
+    The task is no compile-time argument and all passes are one program: each must see the same bits. Counts are integers: their sum is the
+    same in any order, and so is the set of what is collected, which is sorted afterwards.
+    """
+    if (task == 2) | (tl.load(settled) == 0):
+        tiles = tl.cdiv(columns, COLUMNS)
+        first = tl.program_id(0) % tiles * COLUMNS
+        row, column = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS), first + tl.arange(0, COLUMNS)
+        row_exists, column_exists = row < rows, column < columns
+        dy_start, x_start = row.to(tl.int64)[:, None] * dy_stride, _starts(column, x_starts, x_stride, column_exists)[None, :]
+        total = tl.zeros((ROWS, COLUMNS), tl.float64 if found_keys.dtype.element_ty == tl.int64 else tl.float32)
+        for _ in range(images):
+            for start in range(0, pixels, PIXELS):
+                pixel = start + tl.arange(0, PIXELS)
+                inside = pixel < pixels
+                dy_places, x_places = _places(pixel, width, dy_line, dy_step)[None, :], _places(pixel, width, x_line, x_step)[:, None]
+                left = tl.load(dy + dy_start + dy_places, mask=row_exists[:, None] & inside[None, :], other=0.0)
+                right = tl.load(x + x_start + x_places, mask=inside[:, None] & column_exists[None, :], other=0.0)
+                total = tl.dot(left, right, total, input_precision="ieee", out_dtype=total.dtype)
+            dy += dy_image
+            x += x_image
+
+        key = tl.where(total == total, tl.abs(total).to(found_keys.dtype.element_ty, bitcast=True) + 1, 0)
+        key = tl.where(row_exists[:, None] & column_exists[None, :], key, -1)
+        begin, end = tl.load(indptr + row, mask=row_exists, other=0), tl.load(indptr + row + 1, mask=row_exists, other=0)
+        begin = _first_from(indices, begin, end, first, halvings)
+        end = _first_from(indices, begin, end, first + COLUMNS, halvings)
+        for k in range(tl.max(end - begin, 0)):
+            held = tl.load(indices + begin + k, mask=begin + k < end, other=-1)
+            key = tl.where(held[:, None] == column[None, :], -1, key)
+
+        low, high = tl.load(least).to(key.dtype), tl.load(most).to(key.dtype)
+        level = (key >= low) & (key <= high)
+        if task == 2:
+            chosen = (key > high) | (level & (row <= tl.load(last_row))[:, None])
+            of_row = tl.sum(chosen.to(tl.int32), 1)
+            place = (tl.cumsum(of_row, 0) - of_row)[:, None] + tl.cumsum(chosen.to(tl.int32), 1) - 1
+            place += tl.atomic_add(found, tl.sum(of_row, 0), sem="relaxed")
+            chosen = chosen & (place < room)
+            tl.store(found_keys + place, key, mask=chosen)
+            tl.store(found_places + place, row.to(tl.int64)[:, None] * columns + column[None, :], mask=chosen)
+        else:
+            bucket = ((key - low) >> shift).to(tl.int32)
+            if task == 1:
+                bucket = row[:, None] + tl.zeros_like(bucket)
+            part = (tl.program_id(0) % parts).to(tl.int64) * buckets
+            tl.atomic_add(counts + part + bucket, 1, mask=level, sem="relaxed")
+
+
+# Bitmap. Bit c % 64 of word [row, c // 64] says whether there is a connection; `first` [rows, groups of GROUP words] is the place in the
+# values of the first one of a group: they lie row by row, so that the others follow it. A tile has columns of one word.
+
+GROUP = tl.constexpr(4)
 
 
 @triton.jit
 def _ones(word):
-    """How many bits of a word are 1."""
-    word = word - ((word >> 1) & 0x55555555)
-    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
-    word = (word + (word >> 4)) & 0x0F0F0F0F
-    word += word >> 8
-    return ((word + (word >> 16)) & 0x3F).to(tl.int32)
+    """How many bits of a uint64 are 1, in the words in which compilers know it: one instruction for each 32 bits."""
+    word = word - ((word >> 1) & 0x5555555555555555)
+    word = (word & 0x3333333333333333) + ((word >> 2) & 0x3333333333333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F0F0F0F0F
+    return ((word * 0x0101010101010101) >> 56).to(tl.int32)
 
 
 @triton.jit
-def _connected(bits, first, row, column, rows, words):
-    """(which places of the tile row x column are connected, where their values are)."""
-    exists = (row < rows)[:, None] & (column < words * 32)[None, :]
-    word = row.to(tl.int64)[:, None] * words + (column // 32)[None, :]
-    bit = (column % 32).to(tl.uint32)[None, :]
-    held = tl.load(bits + word, mask=exists, other=0).to(tl.uint32, bitcast=True)
-    before = held & ((tl.full(bit.shape, 1, tl.uint32) << bit) - 1)
-    return ((held >> bit) & 1) != 0, tl.load(first + word, mask=exists, other=0) + _ones(before)
+def _connected(bits, first, row, start, rows, words, COLUMNS: tl.constexpr):
+    """(which places of `row` x COLUMNS columns from `start` on are connected, where their values are)."""
+    exists, word = row < rows, start // 64
+    bits += row.to(tl.int64) * words
+    held = tl.load(bits + word, mask=exists, other=0).to(tl.uint64, bitcast=True)
+    earlier = word // GROUP * GROUP + tl.arange(0, GROUP)[None, :]
+    others = tl.load(bits[:, None] + earlier, mask=exists[:, None] & (earlier < word), other=0).to(tl.uint64, bitcast=True)
+    at = tl.load(first + row.to(tl.int64) * tl.cdiv(words, GROUP) + word // GROUP, mask=exists, other=0) + tl.sum(_ones(others), 1)
+    bit = (start % 64 + tl.arange(0, COLUMNS)).to(tl.uint64)[None, :]
+    before = held[:, None] & ((tl.full(bit.shape, 1, tl.uint64) << bit) - 1)
+    return ((held[:, None] >> bit) & 1) != 0, at[:, None] + _ones(before)
 
 
 @triton.jit
 def bitmap_product(
     bits,
     first,
+    permutation,
     values,
     bias,
     x,
+    x_starts,
     x_stride,
     x_image,
+    x_line,
     x_step,
     y,
+    y_starts,
     y_stride,
     y_image,
+    y_line,
     y_step,
     rows,
     columns,
     words,
     pixels,
+    width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PIXELS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """y = W x + bias of ROWS rows at PIXELS pixels."""
+    """y = W x + bias of ROWS rows at PIXELS pixels. `permutation`: where in the values each connection is, None if in this order."""
     tile, image, pixel = _tile(tl.cdiv(rows, ROWS), pixels, PIXELS)
     row = tile * ROWS + tl.arange(0, ROWS)
+    row_exists, inside = row < rows, pixel < pixels
     x += image * x_image
+    x_places = _places(pixel, width, x_line, x_step)[None, :]
     total = tl.zeros((ROWS, PIXELS), tl.float32)
     for start in range(0, columns, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        connected, at = _connected(bits, first, row, column, rows, words)
+        connected, at = _connected(bits, first, row, start, rows, words, COLUMNS)
+        if permutation is not None:
+            at = tl.load(permutation + at, mask=connected, other=0)
         weight = tl.load(values + at, mask=connected, other=0.0).to(x.dtype.element_ty)
-        places = column.to(tl.int64)[:, None] * x_stride + pixel[None, :] * x_step
-        input = tl.load(x + places, mask=(column < columns)[:, None] & (pixel < pixels)[None, :], other=0.0)
+        exists = column < columns
+        places = _starts(column, x_starts, x_stride, exists)[:, None] + x_places
+        input = tl.load(x + places, mask=exists[:, None] & inside[None, :], other=0.0)
         total = tl.dot(weight, input, total, input_precision=PRECISION)
     if bias is not None:
-        total += tl.load(bias + row, mask=row < rows, other=0.0)[:, None]
-    y_places = row.to(tl.int64)[:, None] * y_stride + pixel[None, :] * y_step
-    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=(row < rows)[:, None] & (pixel < pixels)[None, :])
+        total += tl.load(bias + row, mask=row_exists, other=0.0)[:, None]
+    y_places = _starts(row, y_starts, y_stride, row_exists)[:, None] + _places(pixel, width, y_line, y_step)[None, :]
+    tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=row_exists[:, None] & inside[None, :])
 
 
 @triton.jit
@@ -262,7 +382,7 @@ def bitmap_transposed(
     total = tl.zeros((COLUMNS, PIXELS), tl.float32)
     for start in range(0, rows, ROWS):
         row = start + tl.arange(0, ROWS)
-        connected, at = _connected(bits, first, row, column, rows, words)
+        connected, at = _connected(bits, first, row, tile * COLUMNS, rows, words, COLUMNS)
         weight = tl.load(values + at, mask=connected, other=0.0).to(dy.dtype.element_ty)
         places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
         gradient = tl.load(dy + places, mask=(row < rows)[:, None] & (pixel < pixels)[None, :], other=0.0)
@@ -277,8 +397,10 @@ def bitmap_sampled(
     first,
     dvalues,
     x,
+    x_starts,
     x_stride,
     x_image,
+    x_line,
     x_step,
     dy,
     dy_stride,
@@ -289,6 +411,7 @@ def bitmap_sampled(
     words,
     images,
     pixels,
+    width,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -296,21 +419,22 @@ def bitmap_sampled(
 ):
     """dW of a tile ROWS x COLUMNS, of which only the connections are written."""
     tiles = tl.cdiv(columns, COLUMNS)
-    row = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
+    row, left_column = tl.program_id(0) // tiles * ROWS + tl.arange(0, ROWS), tl.program_id(0) % tiles * COLUMNS
+    column = left_column + tl.arange(0, COLUMNS)
+    x_start = _starts(column, x_starts, x_stride, column < columns)
     total = tl.zeros((ROWS, COLUMNS), tl.float32)
     for _ in range(images):
         for start in range(0, pixels, PIXELS):
             pixel = start + tl.arange(0, PIXELS)
             inside = pixel < pixels
             dy_places = row.to(tl.int64)[:, None] * dy_stride + pixel[None, :] * dy_step
-            x_places = column.to(tl.int64)[None, :] * x_stride + pixel[:, None] * x_step
+            x_places = x_start[None, :] + _places(pixel, width, x_line, x_step)[:, None]
             left = tl.load(dy + dy_places, mask=(row < rows)[:, None] & inside[None, :], other=0.0)
             right = tl.load(x + x_places, mask=(column < columns)[None, :] & inside[:, None], other=0.0)
             total = tl.dot(left, right, total, input_precision=PRECISION)
         dy += dy_image
         x += x_image
-    connected, at = _connected(bits, first, row, column, rows, words)
+    connected, at = _connected(bits, first, row, left_column, rows, words, COLUMNS)
     tl.store(dvalues + at, total, mask=connected)
 
 

@@ -22,6 +22,7 @@ from ..dense import gradient_rows_of_convolution
 from ..verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
 from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Shared, Side, parts_dtype
 from .loading import interpreted, kernels_for
+from .search import largest
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 TILE_DTYPES = (torch.float16, torch.bfloat16)
@@ -78,7 +79,7 @@ class _Kernels(ABC):
         )
 
     def top_gradients(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
-        """Positions of the k largest |dW| where `kept` has no connection, found slab by slab, never held whole.
+        """Positions of the k largest |dW| where `kept` has no connection, found in tiles, or slab by slab, never held whole.
 
         Args:
             samples: pairs (dy, x) whose gradients add up, such as those of several micro-batches.
@@ -87,10 +88,23 @@ class _Kernels(ABC):
 
         Returns:
             Linear positions `row * columns + column`, [min(k, empty positions)] int64, ascending. Ties go to the smaller position.
+
+        Raises:
+            TypeError, ValueError: on dtypes, devices and shapes that do not fit.
         """
-        columns = kept.shape[1]
         self._check({}, **{f"samples[{i}]": tensor for i, pair in enumerate(samples) for tensor in pair})
+        for dy, x in samples:
+            self._check_dy(dy, x.shape)
         k = min(k, kept.size - kept.nnz)
+        dy, x = samples[0]
+        if not self._one_for_all_rows() or any(other.shape[2:] != x.shape[2:] for _, other in samples):
+            return self._largest_of_slabs(samples, kept, k)
+        if len(samples) > 1:
+            dy, x = (torch.cat(parts) for parts in zip(*samples, strict=True))
+        return largest(self._x(self._in_order(x)), self._y(self._in_order(dy)), self._images(x.shape), kept, k)
+
+    def _largest_of_slabs(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
+        columns = kept.shape[1]
         best, keys = torch.empty(0, device=kept.device), torch.empty(0, dtype=torch.int64, device=kept.device)
         parts = list(slabs(kept.shape))
         places, present = kept.indptr[[*(start for start, _ in parts), kept.shape[0]]].tolist(), kept.keys
@@ -143,6 +157,14 @@ class _Kernels(ABC):
     @abstractmethod
     def _images(self, shape: torch.Size) -> Images:
         """Of an x of that shape."""
+
+    def _one_for_all_rows(self) -> bool:
+        """Whether all rows share the features of x."""
+        return True
+
+    def _in_order(self, tensor: Tensor) -> Tensor:
+        """x or dy as sides can be made of it."""
+        return tensor
 
     @abstractmethod
     def _laid_out(self, tensor: Tensor, which: str) -> Tensor:
@@ -245,6 +267,12 @@ class ConvolutionKernels(_Kernels):
         """Whether images of that shape are samples of a matrix: pixels alone."""
         return self.geometry.pointwise and shape[2] == shape[3] == 1
 
+    def _one_for_all_rows(self) -> bool:
+        return self.geometry.groups == 1
+
+    def _in_order(self, tensor: Tensor) -> Tensor:
+        return tensor.contiguous()
+
     def _laid_out(self, tensor: Tensor, which: str) -> Tensor:
         return tensor.contiguous()
 
@@ -319,7 +347,7 @@ class Phases:
         """`planes` [images, features, lines, columns], read from `starts` on."""
         return Side(planes, 0, features * self.plane, self.columns, 1, starts)
 
-    def sum(self, connections: Connections, values: Tensor | None, planes: Side, dx: Tensor) -> None:
+    def sum(self, connections: Connections | Bitmap, values: Tensor | None, planes: Side, dx: Tensor) -> None:
         """Sets `dx` to the product of the `connections` of its channels and phases with `planes`."""
         g, like = self.geometry, self.like
         shape = (like[0], like[1], self.height * g.stride[0], self.width * g.stride[1])
@@ -348,7 +376,7 @@ class PlaneRows(Rows):
         super().__init__(topology, max(geometry.out_channels // geometry.groups, 1))
         self.geometry = geometry
 
-    def _by_column(self) -> Connections:
+    def _by_column(self) -> Connections | Bitmap:
         """Rows are (in channel, phase of the stride), columns (out channel, position of the kernel)."""
         g, rows = self.geometry, self.topology.rows.to(torch.int64)
         target, tap = by_phase(g, rows, self.topology.indices.to(torch.int64))
@@ -395,6 +423,32 @@ class PlaneShared(Shared):
         phases.sum(self._of_columns, None, phases.side(planes, places, self.columns), dx)
 
 
+class PlaneBitmap(PlaneRows):
+    """Tiles of a convolution that is no matrix and has no groups, in 16 bits. It holds a second bitmap for dx, and 4 bytes a connection."""
+
+    name = "bitmap"
+
+    def __init__(self, topology: Topology, geometry: Convolution) -> None:
+        super().__init__(topology, geometry)
+        self._bitmap = Bitmap(topology)
+
+    @property
+    def nbytes(self) -> int:
+        return self._bitmap.nbytes + super().nbytes
+
+    def product(self, values: Tensor, x: Side, bias: Tensor | None, y: Side, images: Images) -> None:
+        self._bitmap.product(values, x, bias, y, images)
+
+    def sampled(self, dvalues: Tensor, x: Side, dy: Side, images: Images) -> None:
+        self._bitmap.sampled(dvalues, x, dy, images)
+
+    def _by_column(self) -> Bitmap:
+        g, found = self.geometry, super()._by_column()
+        assert isinstance(found, Connections)
+        shape = (found.indptr.numel() - 1, g.out_channels * g.taps)
+        return Bitmap(Topology._trusted(shape, found.indptr, found.indices), found.permutation)
+
+
 def starts(channels: int, kernel: Sequence[int], plane: int, steps: tuple[int, int], device: torch.device) -> Tensor:
     """Where the plane of each (channel, line, column of a kernel) starts, [channels * taps] int64."""
     extents = (channels, plane), (kernel[0], steps[0]), (kernel[1], steps[1])
@@ -426,7 +480,7 @@ def rows_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKe
 
 
 def bitmap_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
-    return ConvolutionKernels(topology, geometry, Bitmap(topology))
+    return ConvolutionKernels(topology, geometry, Bitmap(topology) if geometry.pointwise else PlaneBitmap(topology, geometry))
 
 
 def shared_convolution(topology: Topology, geometry: Convolution) -> ConvolutionKernels:
