@@ -22,11 +22,11 @@ BATCHES = [0, 1, 3, 16, 17, 65, 255]
 
 
 @pytest.mark.parametrize(
-    ("rows", "alike", "kind"),
-    [(128, 64, SharedRowsPlan), (32, 8, SharedRowsPlan), (48, 24, SharedRowsPlan), (32, 4, MatrixPlan), (60, 12, MatrixPlan), (9, 9, MatrixPlan)],
+    ("rows", "alike", "shared"), [(128, 64, True), (32, 8, True), (48, 24, True), (32, 4, False), (60, 12, False), (9, 9, False)]
 )
-def test_the_topology_decides(rows: int, alike: int, kind: type) -> None:
-    assert type(MatrixKernels(rows_together(rows, 50, alike, 0.4), Matrix(rows, 50)).plan) is kind
+def test_the_topology_decides(rows: int, alike: int, shared: bool) -> None:
+    plan = MatrixKernels(rows_together(rows, 50, alike, 0.4), Matrix(rows, 50)).plan
+    assert type(plan) is (SharedRowsPlan if shared else MatrixPlan)
 
 
 def test_blocks_are_rows_that_share_their_columns() -> None:
@@ -38,7 +38,7 @@ def test_blocks_are_rows_that_share_their_columns() -> None:
 @pytest.mark.parametrize("density", [0.05, 0.8, 1.0])
 @pytest.mark.parametrize("alike", ALIKE)
 def test_against_dense(isa: str, threads: int, dtype: torch.dtype, alike: int, density: float) -> None:
-    """Columns of odd number, more than stay near; but where all are there, the first group is empty and the others differ in their counts."""
+    """Odd columns, more than stay near. Unless all are there, the first group is empty and the others differ in their counts."""
     topology = rows_together(2 * alike if alike > 24 else 48, 131, alike, density)
     for batch in BATCHES:
         check_matrix(topology, batch, dtype)
@@ -59,8 +59,8 @@ def test_empty_groups_between_others(isa: str, dtype: torch.dtype) -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    groups=st.integers(1, 6), alike=st.sampled_from([8, 16, 32]), columns=st.integers(1, 250), batch=st.integers(0, 300), density=st.floats(0, 1),
-    seed=st.integers(0, 99), which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
+    groups=st.integers(1, 6), alike=st.sampled_from([8, 16, 32]), columns=st.integers(1, 250), batch=st.integers(0, 300),
+    density=st.floats(0, 1), seed=st.integers(0, 99), which=st.sampled_from(_core.supported_isas()), threads=st.sampled_from([1, 2, 3]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )  # fmt: skip
 def test_any_shape(
