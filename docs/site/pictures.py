@@ -111,15 +111,15 @@ def update() -> None:
 
 
 def patterns() -> None:
-    shape, drawn = (8, 8), [ts.Unstructured(), ts.FanIn(), ts.NM(1, 4), ts.Block(4), ts.Neurons()]
-    picture = Picture(800, 200)
+    shape, drawn = (8, 8), [ts.Unstructured(), ts.FanIn(), ts.SharedFanIn(4), ts.NM(1, 4), ts.Block(4), ts.Neurons()]
+    picture = Picture(960, 200)
     for place, pattern in enumerate(drawn):
         mask = pattern.random(shape, 16, generator(6)).mask()
         x = 24 + place * 155
         picture.text(x, 34, str(pattern), 14, weight=600)
         picture.grid(x, 54, *shape, lambda row, column, mask=mask: (KEPT if mask[row, column] else ABSENT, 1.0))
         picture.text(x, 54 + shape[0] * CELL + 22, f"{int(mask.sum())} of {mask.numel()}", 13, QUIET)
-    picture.write("concepts-patterns.svg", "Five patterns at the same sparsity")
+    picture.write("concepts-patterns.svg", "Six patterns at the same sparsity")
 
 
 def budgets() -> None:

@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from .rewiring import Rewirer, rewire
     from .topology import Move, Topology
     from .topology.budgets import ER, ERK, Uniform
-    from .topology.patterns import NM, Block, FanIn, Neurons, Unstructured
+    from .topology.patterns import NM, Block, FanIn, Neurons, SharedFanIn, Unstructured
 
 __all__ = [
     "CHT",
@@ -83,6 +83,7 @@ __all__ = [
     "Rewirer",
     "RigL",
     "SRigL",
+    "SharedFanIn",
     "SparseConv1d",
     "SparseConv2d",
     "SparseConv3d",
@@ -156,7 +157,7 @@ _PARTS: dict[str, tuple[str, ...]] = {
     "rewiring": ("Rewirer", "rewire"),
     "topology": ("Move", "Topology"),
     "topology.budgets": ("ER", "ERK", "Uniform"),
-    "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "Unstructured"),
+    "topology.patterns": ("Block", "FanIn", "NM", "Neurons", "SharedFanIn", "Unstructured"),
 }
 _ROOMS = ("algorithms", "loggers", "metrics", "nn", "plot", "pruning", "quantization", "regularizers", "rewiring", "stability", "topology")
 _LATER = {name: part for part, names in _PARTS.items() for name in names}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from truesparse import NM, SET, Block, FanIn, Move, Neurons, Rewirer, RigL, SRigL, Topology, Unstructured, sparsify, testing
+from truesparse import NM, SET, Block, FanIn, Move, Neurons, Rewirer, RigL, SharedFanIn, SRigL, Topology, Unstructured, sparsify, testing
 from truesparse.algorithms import ALGORITHMS, DSR, GMP
 from truesparse.nn import topology_layers
 from truesparse.nn.sparse import SparseLayer
@@ -48,7 +48,7 @@ OTHERS = [ALGORITHMS[name](**settings) for name, found in SETTINGS.items() for s
 CANDIDATES = [*USUAL, *OTHERS]
 # Small layers: what pruning leaves of them is often less than they have rows.
 pytestmark = pytest.mark.filterwarnings("ignore:layer .* is nearly pruned away")
-PATTERNS = [FanIn(), NM(2, 4), Block(2), Neurons()]
+PATTERNS = [FanIn(), SharedFanIn(4), NM(2, 4), Block(2), Neurons()]
 
 
 def product(patterns):
@@ -77,7 +77,9 @@ def test_contract_with_other_settings(algorithm):
     check_checkpoint(algorithm)
 
 
-@pytest.mark.parametrize(("algorithm", "pattern"), product([Unstructured(), FanIn(), NM(1, 2), NM(3, 4), Block(4), Neurons()]))
+@pytest.mark.parametrize(
+    ("algorithm", "pattern"), product([Unstructured(), FanIn(), SharedFanIn(2), NM(1, 2), NM(3, 4), Block(4), Neurons()])
+)
 def test_one_update_of_other_shapes(algorithm, pattern):
     for shape, sparsity in (((4, 4), 0.5), ((8, 12), 0.05), ((12, 8), 0.97), ((4, 20), 0.8)):
         check_update(algorithm, pattern, shape, sparsity)

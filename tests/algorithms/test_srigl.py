@@ -11,7 +11,21 @@ from oracles import Watched, drawing, signals, topology_of
 from oracles.patterns import ablated_layers, of_fan_in
 from oracles.srigl import srigl
 
-from truesparse import NM, Block, FanIn, Neurons, Rewirer, SparseConv2d, SparseLinear, SRigL, Topology, Unstructured, rewire, sparsify
+from truesparse import (
+    NM,
+    Block,
+    FanIn,
+    Neurons,
+    Rewirer,
+    SharedFanIn,
+    SparseConv2d,
+    SparseLinear,
+    SRigL,
+    Topology,
+    Unstructured,
+    rewire,
+    sparsify,
+)
 from truesparse.algorithms import srigl as algorithm_file
 from truesparse.nn import topology_layers
 from truesparse.testing import convolution_model, example_signals, linear_model
@@ -180,6 +194,50 @@ def test_the_dense_transcription(case, fraction, gamma, progress, output):
     FanIn().check(new)
     assert new.nnz == topology.nnz
     assert not (output and mask.any() and new.empty_rows)
+
+
+@given(
+    cases(),
+    st.integers(1, 3),
+    st.sampled_from([0.0, 0.3, 1.0]),
+    st.sampled_from([0.0, 0.5, 0.95]),
+    st.booleans(),
+)
+def test_groups_of_rows_are_as_one_row_each_of_the_dense_transcription(case, height, fraction, gamma, output):
+    """Rows that share columns, of weights and gradients with one sign each, are what one row of their sums is."""
+    mask, weight, gradient = case
+    portions = np.array([3.0, 1.0, 0.0])[:height, None]  # of each row of a group
+    repeated = np.repeat(mask, height, 0)
+    weights, gradients = ((one[:, None] * portions).reshape(repeated.shape) for one in (weight, gradient))
+    topology = Topology.from_mask(torch.from_numpy(repeated))
+    given = dataclasses.replace(at(weights[repeated], gradients, topology, 0.4, output), pattern=SharedFanIn(height))
+    new = SRigL(fraction, gamma).update(topology, given)
+    SharedFanIn(height).check(new)
+    summed = portions.sum()
+    expected = srigl(mask, weight * summed, gradient * summed, fraction, gamma, 0.4, output)
+    assert np.array_equal(new.mask().numpy(), np.repeat(expected, height, 0))
+
+
+def test_groups_are_ablated_whole_while_a_network_trains():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(12, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)).double()
+    sparsify(model, 0.6, pattern=SharedFanIn(4), generator=torch.Generator().manual_seed(3))
+    counts = [layer.topology.nnz for layer in topology_layers(model).values()]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    rewirer, ablated = Rewirer(model, optimizer, SRigL(0.5, gamma=0.9), every=2, until=30), 0
+    for step in range(28):
+        draw = torch.Generator().manual_seed(step)
+        model(torch.randn(8, 12, generator=draw, dtype=torch.float64)).pow(2).mean().backward()
+        if rewirer.step():
+            optimizer.step()
+        optimizer.zero_grad()
+        hidden, output = topology_layers(model).values()
+        groups = (hidden.topology.fan_in == 0).view(8, 4)
+        assert torch.equal(groups, groups[:, :1].expand_as(groups))
+        assert not output.topology.empty_rows
+        assert [hidden.topology.nnz, output.topology.nnz] == counts
+        ablated += int(groups.sum())
+    assert ablated
 
 
 @pytest.mark.parametrize("seed", range(20))

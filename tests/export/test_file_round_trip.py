@@ -19,6 +19,7 @@ from truesparse.tasks import mnist_cnn
 PATTERNS = {
     "unstructured": (ts.Unstructured(), 0.8),
     "fan-in": (ts.FanIn(), 0.8),
+    "shared fan-in": (ts.SharedFanIn(4), 0.8),
     "n of m": (ts.NM(1, 2), 0.5),
     "blocks": (ts.Block(2), 0.8),
     "neurons": (ts.Neurons(), 0.8),

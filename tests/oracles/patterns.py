@@ -4,17 +4,38 @@ import hypothesis.strategies as st
 import torch
 
 from oracles import made
-from truesparse import NM, Block, FanIn, Neurons, Unstructured
+from truesparse import NM, Block, FanIn, Neurons, SharedFanIn, Unstructured
 
-PATTERNS = [Unstructured(), FanIn(), NM(1, 4), NM(2, 4), NM(3, 3), NM(1, 2, apart=3), NM(2, 3, apart=2), Block(2), Block(3), Neurons()]
+PATTERNS = [
+    Unstructured(),
+    FanIn(),
+    SharedFanIn(1),
+    SharedFanIn(2),
+    SharedFanIn(3),
+    NM(1, 4),
+    NM(2, 4),
+    NM(3, 3),
+    NM(1, 2, apart=3),
+    NM(2, 3, apart=2),
+    Block(2),
+    Block(3),
+    Neurons(),
+]
 
 
 def unit_of(pattern, row, column):
     """Which unit a connection belongs to."""
     if isinstance(pattern, Neurons):
         return row, 0
-    side = pattern.size if isinstance(pattern, Block) else 1
-    return row // side, column // side
+    height, width = sides(pattern)
+    return row // height, column // width
+
+
+def sides(pattern):
+    """(rows, columns) of a unit that is no whole neuron."""
+    if isinstance(pattern, SharedFanIn):
+        return pattern.rows, 1
+    return (pattern.size, pattern.size) if isinstance(pattern, Block) else (1, 1)
 
 
 def group_of(pattern, unit):
@@ -42,8 +63,8 @@ def layers(draw):
     """(pattern, shape it fits, number of units in each group)."""
     pattern = draw(st.sampled_from(PATTERNS))
     down, across = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    height = pattern.size if isinstance(pattern, Block) else 1
-    width = pattern.m * pattern.apart if isinstance(pattern, NM) else height
+    height, width = sides(pattern)
+    width = pattern.m * pattern.apart if isinstance(pattern, NM) else width
     shape = down * height, across * width
     groups = members(pattern, shape)
     most = len(next(iter(groups.values()))) if groups else 0
@@ -58,7 +79,8 @@ def connections_due(pattern, shape, due):
 
 
 def connections_of_a_unit(pattern, shape):
-    return pattern.size**2 if isinstance(pattern, Block) else shape[1] if isinstance(pattern, Neurons) else 1
+    height, width = sides(pattern)
+    return shape[1] if isinstance(pattern, Neurons) else height * width
 
 
 def partly(layer, data):

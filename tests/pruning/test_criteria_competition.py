@@ -126,10 +126,38 @@ def test_ablated_neurons_of_constant_fan_in_stay_ablated():
     assert model[0].topology.fan_in.tolist() == [4, 0, 4, 0]
 
 
+def test_rows_that_share_columns_share_them_afterwards():
+    model = two_layers()
+    before = {name: layer.weight.detach().clone() for name, layer in (("0", model[0]), ("2", model[2]))}
+    ts.prune(model, 0.5, pattern="shared-fan-in:4")
+    for name, layer in topology_layers(model).items():
+        assert layer.pattern == ts.SharedFanIn(4)
+        sums = before[name].abs().view(-1, 4, layer.topology.shape[1]).sum(1)
+        weakest = sums.sort(1).values[:, layer.topology.shape[1] // 2, None]
+        assert torch.equal(layer.topology.mask(), (sums >= weakest).repeat_interleave(4, 0))
+    before = {name: layer.topology for name, layer in topology_layers(model).items()}
+    ts.prune(model, 0.75)
+    for name, layer in topology_layers(model).items():
+        layer.pattern.check(layer.topology)
+        assert before[name].contains(layer.topology.keys).all()
+    assert model[0].topology.sparsity == 0.75
+
+
+def test_groups_of_rows_that_are_ablated_stay_ablated():
+    model = nn.Sequential(nn.Linear(8, 8))
+    mask = torch.zeros(8, 8, dtype=torch.bool)
+    mask[[0, 1, 4, 5], :6] = True
+    model[0] = ts.SparseLinear.from_dense(model[0], Topology.from_mask(mask), pattern=ts.SharedFanIn(2))
+    ts.prune(model, 0.75, "random", generator=torch.Generator().manual_seed(0))
+    assert model[0].topology.fan_in.tolist() == [4, 4, 0, 0, 4, 4, 0, 0]
+    model[0].pattern.check(model[0].topology)
+
+
 @pytest.mark.parametrize(
     ("criterion", "arguments"),
     [
         ("wanda", {"pattern": "block:2"}),  # by rows, which blocks are not
+        ("wanda", {"pattern": "shared-fan-in:4"}),  # by groups of rows
         ("snip", {"pattern": "nm:2:4"}),  # by the network, where N:M leaves each layer its number
         ("snip", {"budget": "erk"}),
         ("snip", {"sparsity": {"0": 0.5, "2": 0.25}}),
@@ -155,6 +183,7 @@ def test_what_a_criterion_prefers_gives_way(criterion, arguments):
         ({"across": "normalised", "sparsity": {"*": 0.5}}, "and so would sparsities by name"),
         ({"sparsity": {"*": 0.5}, "budget": "erk"}, "a budget shares one sparsity among the layers"),
         ({"criterion": Given({}, across="rows")}, "across is one of .* got 'rows'"),
+        ({"across": "row", "pattern": "shared-fan-in:4"}, "and SharedFanIn.rows=4. decides otherwise: pass across='layer'"),
         ({"across": "network", "pattern": "block:3"}, "layer '0': Block.size=3. needs rows divisible by 3"),
         ({"criterion": "apoz", "data": []}, "layer '0': APoZ says how much a whole neuron"),
     ],

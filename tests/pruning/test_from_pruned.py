@@ -263,6 +263,15 @@ def test_blocks_exist_whole(layout):
     assert model[0].pattern == ts.Block(2)
 
 
+def test_rows_that_share_columns():
+    dense = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    present = (torch.rand(2, 6).argsort(1) < 3).repeat_interleave(4, 0)
+    dense[0].weight.data *= present
+    model = ts.from_pruned(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4)), dense.state_dict(), pattern="shared-fan-in:4")
+    check(model, {"0": present}, {"0": dense[0].weight.detach()})
+    assert model[0].pattern == ts.SharedFanIn(4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_semi_structured_tensors_of_cutlass(dtype):
     whole = 2 if dtype == torch.float32 else 4  # in float32 it is one of two

@@ -11,7 +11,7 @@ from torch import nn
 import truesparse as ts
 from truesparse.nn.convert import topology_layers
 from truesparse.pruning import Evidence
-from truesparse.topology.patterns import NM, Block, FanIn, Neurons, Unstructured
+from truesparse.topology.patterns import NM, Block, FanIn, Neurons, SharedFanIn, Unstructured
 
 SparseGPT = ts.criteria.SparseGPT
 
@@ -264,7 +264,7 @@ def test_inputs_that_are_always_zero_go_first_and_disturb_nothing():
     assert torch.allclose(chosen.weight[:, rest], alone.weight)
 
 
-@pytest.mark.parametrize("pattern", [Block(2), Neurons()])
+@pytest.mark.parametrize("pattern", [Block(2), SharedFanIn(2), Neurons()])
 def test_other_patterns_are_refused(pattern):
     model = nn.Linear(4, 4)
     with pytest.raises(ValueError, match="column by column: it keeps unstructured, fan-in and N:M patterns, got"):

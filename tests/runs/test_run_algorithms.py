@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from truesparse import Block, FanIn, Unstructured
+from truesparse import Block, FanIn, SharedFanIn, Unstructured
 from truesparse.algorithms import ALGORITHMS
 from truesparse.cli.main import run
 from truesparse.nn import topology_layers
@@ -147,7 +147,9 @@ def test_itop_has_the_settings_of_the_authors_commands():
     assert (set_.every, set_.until, set_.algorithm_settings) == (1500, 1.0, {"fraction": 0.5, "grown_std": 0.0, "decay": True})
 
 
-@pytest.mark.parametrize(("text", "pattern"), [("fan-in", FanIn()), ("block:2", Block(2)), ("unstructured", Unstructured())])
+@pytest.mark.parametrize(
+    ("text", "pattern"), [("fan-in", FanIn()), ("shared-fan-in:8", SharedFanIn(8)), ("block:2", Block(2)), ("unstructured", Unstructured())]
+)
 def test_patterns_reach_the_model(text, pattern):
     config = RunConfig("t", pattern=text, sparsity=0.75, exclude=("1",))
     model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Linear(16, 3))

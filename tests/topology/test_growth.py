@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from oracles import Held, Watched, made, pairs_of
-from oracles.patterns import ablated_layers, group_of, layers, members, of_fan_in, partly, unit_of
+from oracles.patterns import ablated_layers, group_of, layers, members, of_fan_in, partly, sides, unit_of
 
-from truesparse import NM, Block, FanIn, Neurons, Unstructured
+from truesparse import NM, Block, FanIn, Neurons, SharedFanIn, Unstructured
 from truesparse.topology import patterns
 from truesparse.topology.patterns import Pattern
 
@@ -45,7 +45,7 @@ def test_grow_highest(layer, data):
             patch.setattr(patterns, "SLAB_ENTRIES", entries)
             gradients = Held(dense)
             assert pairs_of(pattern.grow_highest(kept, nnz, gradients)) == expected
-            height = pattern.size if isinstance(pattern, Block) else 1
+            height = sides(pattern)[0]
             assert all((stop - start) * shape[1] <= max(entries, height * shape[1]) for start, stop in gradients.asked)
 
 
@@ -97,7 +97,7 @@ def test_a_sample_takes_all_there_are_of_one_group():
     assert not sample.contains(kept.keys).any()
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), NM(2, 4), Block(2), Neurons()], ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), SharedFanIn(2), NM(2, 4), Block(2), Neurons()], ids=str)
 def test_a_sample_is_uniform(pattern):
     nnz, draws, generator = pattern.round((8, 8), 16), 400, torch.Generator().manual_seed(0)
     whole = pattern.random((8, 8), nnz, generator)
@@ -149,14 +149,14 @@ def test_candidates_without_a_number_come_last():
     assert pairs_of(grown) == {(0, 1), (0, 2)}
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), NM(2, 4), Block(2), Neurons()], ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), SharedFanIn(2), NM(2, 4), Block(2), Neurons()], ids=str)
 def test_ties_go_to_the_lowest_position_and_nan_comes_last(pattern, monkeypatch):
     monkeypatch.setattr(patterns, "SLAB_ENTRIES", 16)
     dense = torch.zeros(4, 8)
     dense[0, 0] = dense[2, 4] = NAN
     nnz = pattern.round((4, 8), 16)
     grown = pattern.grow_highest(made((4, 8), set()), nnz, Held(dense))
-    due = {Unstructured: 16, FanIn: 4, NM: 2, Block: 4, Neurons: 2}[type(pattern)]
+    due = {Unstructured: 16, FanIn: 4, SharedFanIn: 4, NM: 2, Block: 4, Neurons: 2}[type(pattern)]
     expected = set()
     for units in members(pattern, (4, 8)).values():
         clean = [unit for unit in sorted(units) if not {(0, 0), (2, 4)} & set(units[unit])]
@@ -182,7 +182,7 @@ def test_a_group_of_several_rows_is_never_cut_by_a_slab(monkeypatch):
         assert pairs_of(RowPairs().grow_highest(kept, 9, Held(dense))) == expected
 
 
-@pytest.mark.parametrize("pattern", [FanIn(), NM(2, 4), Block(2), Neurons()], ids=str)
+@pytest.mark.parametrize("pattern", [FanIn(), SharedFanIn(4), NM(2, 4), Block(2), Neurons()], ids=str)
 def test_growth_in_a_layer_of_many_positions_holds_one_slab(pattern, monkeypatch):
     monkeypatch.setattr(patterns, "SLAB_ENTRIES", 4000)
     shape = (400, 800)
@@ -199,7 +199,7 @@ def test_growth_in_a_layer_of_many_positions_holds_one_slab(pattern, monkeypatch
 
 
 def test_units_and_groups_of_the_oracle_cover_the_layer():
-    for pattern in (Unstructured(), FanIn(), NM(2, 4), Block(2), Neurons()):
+    for pattern in (Unstructured(), FanIn(), SharedFanIn(2), NM(2, 4), Block(2), Neurons()):
         groups = members(pattern, (4, 8))
         assert sorted(pair for units in groups.values() for unit in units.values() for pair in unit) == [
             (row, column) for row in range(4) for column in range(8)

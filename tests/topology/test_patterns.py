@@ -11,8 +11,10 @@ from oracles import Held, made, pairs_of
 from oracles.patterns import ablated_layers, connections_due, connections_of_a_unit, layers, members, of_fan_in, partly, unit_of
 
 import truesparse as ts
-from truesparse import NM, Block, FanIn, Neurons, SparseConv2d, Topology, Unstructured, sparsify
+from truesparse import NM, Block, FanIn, Neurons, SharedFanIn, SparseConv2d, Topology, Unstructured, sparsify
 from truesparse.topology.patterns import pattern as named_pattern
+
+DUE = {Unstructured: 20, FanIn: 5, SharedFanIn: 5, NM: 2, Block: 5, Neurons: 3}  # units of a group of a layer of 4 x 8
 
 
 def assert_legal(pattern, topology, due):
@@ -36,7 +38,7 @@ def test_random_is_legal_and_repeatable(layer, seed):
     assert pattern.random(shape, nnz, torch.Generator().manual_seed(seed)).equal(topology)
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), NM(2, 4), Block(2), Neurons()], ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), SharedFanIn(2), NM(2, 4), Block(2), Neurons()], ids=str)
 def test_random_is_uniform(pattern):
     shape, draws = (4, 8), 800
     nnz = pattern.round(shape, 16)
@@ -169,6 +171,12 @@ def test_strongest(layer, random):
         (FanIn(), (10, 20), 1, 10),
         (FanIn(), (10, 20), 0, 0),
         (FanIn(), (10, 20), 500, 200),
+        (SharedFanIn(5), (10, 20), 33, 30),
+        (SharedFanIn(5), (10, 20), 36, 40),
+        (SharedFanIn(5), (10, 20), 1, 10),
+        (SharedFanIn(10), (10, 20), 500, 200),
+        (SharedFanIn(4), (0, 20), 9, 0),
+        (SharedFanIn(4), (8, 0), 9, 0),
         (NM(2, 4), (3, 8), 1, 12),
         (NM(2, 4), (3, 8), 24, 12),
         (Block(2), (4, 6), 9, 8),
@@ -196,6 +204,18 @@ def test_round(pattern, shape, nnz, rounded):
             r"FanIn\(\) needs the same count, give or take one, in every row that is not empty; .* has 1 to 3",
         ),
         (FanIn(), {(0, 0), (0, 1), (1, 0)}, r"FanIn\(\) cannot have 3 connections in shape \(4, 4\); the nearest legal count is 4"),
+        (
+            SharedFanIn(2),
+            {(0, 0), (1, 1), (2, 0), (3, 0)},
+            r"SharedFanIn\(rows=2\) needs whole blocks of 2 x 1; some blocks of .* are not full",
+        ),
+        (SharedFanIn(2), {(1, 0), (2, 0)}, "needs whole blocks of 2 x 1"),
+        (
+            SharedFanIn(2),
+            {(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 2), (2, 0), (3, 0)},
+            r"SharedFanIn\(rows=2\) needs the same count, give or take one, in every row that is not empty; .* has 1 to 3",
+        ),
+        (SharedFanIn(3), set(), r"SharedFanIn\(rows=3\) needs rows divisible by 3, got shape \(4, 4\); exclude this layer or use another"),
         (Neurons(), {(1, 0), (1, 1), (1, 2)}, r"Neurons\(\) needs whole blocks of 1 x 4; some blocks of .* are not full"),
         (NM(1, 2), {(0, 0), (0, 1)}, r"NM\(n=1, m=2\) needs the same count in every group, .* has 0 to 2"),
         (NM(1, 2), {(row, column) for row in range(4) for column in range(4)}, r"NM\(n=1, m=2\) cannot have 16 connections"),
@@ -218,6 +238,8 @@ def test_check_refuses(pattern, pairs, says):
         (Unstructured(), (4, 4), 17, r"Unstructured\(\) cannot have 17 connections in shape \(4, 4\); the nearest legal count is 16"),
         (Unstructured(), (4, 4), -1, "cannot have -1 connections"),
         (FanIn(), (4, 4), 6, r"FanIn\(\) cannot have 6 connections in shape \(4, 4\); the nearest legal count is 8"),
+        (SharedFanIn(2), (4, 4), 6, r"SharedFanIn\(rows=2\) cannot have 6 connections in shape \(4, 4\); the nearest legal count is 8"),
+        (SharedFanIn(8), (4, 4), 8, "needs rows divisible by 8"),
         (NM(2, 4), (4, 4), 4, r"NM\(n=2, m=4\) cannot have 4 connections in shape \(4, 4\); the nearest legal count is 8"),
         (Block(2), (4, 4), 6, r"Block\(size=2\) cannot have 6 connections in shape \(4, 4\); the nearest legal count is 8"),
         (Block(3), (4, 4), 9, "needs rows divisible by 3"),
@@ -238,7 +260,7 @@ def test_growing_onto_too_much_is_refused():
         FanIn().grow_random(kept, 2, None)
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), NM(2, 3), Block(3), Neurons()], ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), SharedFanIn(3), NM(2, 3), Block(3), Neurons()], ids=str)
 def test_convolutions(pattern):
     layer = SparseConv2d(6, 12, 3, groups=2, sparsity=2 / 3 if pattern != NM(2, 3) else 0, pattern=pattern)
     assert layer.topology.shape == (12, 27)
@@ -325,6 +347,8 @@ def test_the_distance_in_a_window_is_shown_where_it_matters_and_survives_files(t
     [
         ("unstructured", Unstructured()),
         ("fan-in", FanIn()),
+        ("shared-fan-in", SharedFanIn(16)),  # 32 do not divide 48
+        ("shared-fan-in:24", SharedFanIn(24)),
         ("nm:2:4", NM(2, 4)),
         ("1:16", NM(1, 16)),
         ("block", Block(4)),
@@ -334,16 +358,31 @@ def test_the_distance_in_a_window_is_shown_where_it_matters_and_survives_files(t
     ],
 )
 def test_patterns_by_name(text, expected):
-    assert named_pattern(text) == expected
+    assert named_pattern(text) == (SharedFanIn(32) if text == "shared-fan-in" else expected)
     layer = sparsify(torch.nn.Linear(48, 48), 0.5, pattern=text)
     assert layer.pattern == expected
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fanin", "nm", "nm:2", "nm:2:4:8", "nm:two:4", "2", "block:", "block:2:2", "block:-1", "neurons:3", "fan-in:3"]
+    "text",
+    [
+        "",
+        "fanin",
+        "nm",
+        "nm:2",
+        "nm:2:4:8",
+        "nm:two:4",
+        "2",
+        "block:",
+        "block:2:2",
+        "block:-1",
+        "neurons:3",
+        "fan-in:3",
+        "shared-fan-in:2:2",
+    ],
 )
 def test_names_of_no_pattern(text):
-    with pytest.raises(ValueError, match=f"unknown pattern {text!r}; known: unstructured, fan-in, nm:N:M"):
+    with pytest.raises(ValueError, match=f"unknown pattern {text!r}; known: unstructured, fan-in, shared-fan-in:ROWS .*, nm:N:M"):
         named_pattern(text)
 
 
@@ -360,10 +399,14 @@ def test_settings_that_cannot_be():
             NM(n, m)
     with pytest.raises(ValueError, match="a block has at least 1 x 1 connections, got size=0"):
         Block(0)
+    with pytest.raises(ValueError, match="a group has at least 1 row, got rows=0"):
+        SharedFanIn(0)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "shape", "held", "due"), [(Unstructured(), (5, 7), 20, 9), (FanIn(), (4, 8), 6, 3), (Block(2), (6, 8), 9, 4)], ids=str
+    ("pattern", "shape", "held", "due"),
+    [(Unstructured(), (5, 7), 20, 9), (FanIn(), (4, 8), 6, 3), (SharedFanIn(2), (4, 8), 6, 3), (Block(2), (6, 8), 9, 4)],
+    ids=str,
 )
 @pytest.mark.parametrize("seed", range(5))
 def test_prune_leaves_each_group_its_best(pattern, shape, held, due, seed):
@@ -396,7 +439,8 @@ def test_complement_and_absent_units(layer, data):
 
 
 def test_only_windows_fix_the_count():
-    assert [pattern.fixes_count for pattern in (Unstructured(), FanIn(), NM(2, 4), Block(2), Neurons())] == [
+    assert [pattern.fixes_count for pattern in (Unstructured(), FanIn(), SharedFanIn(2), NM(2, 4), Block(2), Neurons())] == [
+        False,
         False,
         False,
         True,
@@ -405,17 +449,17 @@ def test_only_windows_fix_the_count():
     ]
 
 
-def test_only_blocks_and_neurons_couple_connections():
-    kinds = (Unstructured(), FanIn(), NM(2, 4), Block(1), Block(2), Neurons())
-    assert [pattern.couples for pattern in kinds] == [False, False, False, False, True, True]
+def test_what_couples_connections():
+    kinds = (Unstructured(), FanIn(), SharedFanIn(1), NM(2, 4), Block(1), Block(2), SharedFanIn(2), Neurons())
+    assert [pattern.couples for pattern in kinds] == [False] * 5 + [True] * 3
     assert [pattern.unit((4, 8)) != (1, 1) for pattern in kinds] == [pattern.couples for pattern in kinds]
 
 
-@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), NM(2, 4), Block(2), Neurons()], ids=str)
+@pytest.mark.parametrize("pattern", [Unstructured(), FanIn(), SharedFanIn(2), NM(2, 4), Block(2), Neurons()], ids=str)
 @pytest.mark.parametrize("seed", range(10))
 def test_trim(pattern, seed):
     """Each group keeps its strongest units up to its due, and what has fewer keeps all it has."""
-    draw, shape, due = torch.Generator().manual_seed(seed), (4, 8), {Unstructured: 20, FanIn: 5, NM: 2, Block: 5, Neurons: 3}[type(pattern)]
+    draw, shape, due = torch.Generator().manual_seed(seed), (4, 8), DUE[type(pattern)]
     whole = pattern.random(shape, connections_due(pattern, shape, due), draw)
     units = pattern.units(whole).nnz
     topology = pattern.drop_units(whole, torch.randperm(units, generator=draw)[: units // 5])
@@ -460,3 +504,50 @@ def test_trim_leaves_ablated_neurons_as_they_are(layer, random, data):
     for row in active:
         own = sorted((index for index, pair in enumerate(pairs) if pair[0] == row), key=lambda index: (scores[index], index))
         assert {pairs[index] for index in own[len(own) - counts[row] :]} == {pair for pair in pairs_of(trimmed) if pair[0] == row}
+
+
+@given(ablated_layers(), st.integers(1, 3), st.randoms(use_true_random=False), st.data())
+def test_groups_of_rows_are_the_rows_of_constant_fan_in(layer, height, random, data):
+    """Each operation on groups of rows that share columns is that of one row each, on the sums of the groups."""
+    (rows, columns), fan_in = layer
+    one, pattern = of_fan_in(columns, fan_in), SharedFanIn(height)
+    shared = Topology.from_mask(one.mask().repeat_interleave(height, 0))
+    pattern.check(shared)
+    scores = torch.tensor([float(random.randint(0, 3)) for _ in range(shared.nnz)], dtype=torch.float64)
+    dense = torch.tensor([float(random.randint(0, 3)) for _ in range(shared.size)], dtype=torch.float64).view(shared.shape)
+    summed = shared.scatter(scores).view(rows, height, columns).sum(1).flatten()[one.keys]
+    gradients = Held(dense.view(rows, height, columns).sum(1))
+    count, nnz = data.draw(st.integers(0, one.nnz)), rows * data.draw(st.integers(0, one.nnz // rows))
+
+    def same(found, expected):
+        assert torch.equal(found.mask(), expected.mask().repeat_interleave(height, 0))
+
+    kept = FanIn().drop(one, summed, count)
+    same(pattern.drop(shared, scores, count * height), kept)
+    same(pattern.trim(shared, scores, nnz * height), FanIn().trim(one, summed, nnz))
+    if min(fan_in) * rows >= nnz:  # else it draws
+        same(pattern.prune(shared, scores, nnz * height), FanIn().prune(one, summed, nnz))
+    same(
+        pattern.grow_highest(pattern.drop(shared, scores, count * height), shared.nnz, Held(dense)),
+        FanIn().grow_highest(kept, one.nnz, gradients),
+    )
+
+
+@pytest.mark.parametrize(("rows", "group"), [(64, 32), (96, 32), (48, 16), (1000, 8), (10, 2), (33, 1), (7, 1)])
+def test_a_layer_has_groups_that_divide_its_rows_and_says_so(rows, group):
+    model = torch.nn.Sequential(torch.nn.Linear(8, rows), torch.nn.Conv2d(2, rows, 3))
+    sparsify(model, 0.5, pattern="shared-fan-in:32")
+    assert [layer.pattern for layer in model] == [SharedFanIn(group)] * 2
+    assert {layer.pattern for layer in ts.summary(model).layers} == {f"SharedFanIn(rows={group})"}
+    for layer in model:
+        layer.pattern.check(layer.topology)
+        columns = layer.topology.mask().view(rows // group, group, -1)
+        assert torch.equal(columns, columns[:, :1].expand_as(columns))
+
+
+def test_one_row_that_shares_is_constant_fan_in():
+    shape, scores = (5, 8), torch.rand(5, 8)
+    shared, plain = (p.random(shape, 15, torch.Generator().manual_seed(0)) for p in (SharedFanIn(1), FanIn()))
+    assert shared.equal(plain)
+    assert SharedFanIn(1).strongest(scores, 15).equal(FanIn().strongest(scores, 15))
+    assert isinstance(SharedFanIn(4), FanIn), "rows that share columns have equally many"

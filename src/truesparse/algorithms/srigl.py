@@ -27,6 +27,9 @@ class SRigL:
     Neurons that stay have equally many connections. Where the count does not divide, those with the most salient ones have one more.
     A neuron with more weights left than that keeps its largest; one with fewer grows where its gradient is largest.
 
+    With `SharedFanIn` the neurons of a group are one to all of this: a connection is a column of the group, by the sum of its magnitudes,
+    and groups are ablated whole. That is not in the paper.
+
     The paper's text ranks the gradients of absent connections for the salience; the authors' code, which made its figures, ranks those
     of all connections, and so does this. Their code differs otherwise: of an over-full neuron it keeps the first weights instead of
     the largest, and what does not divide is lost.
@@ -49,35 +52,39 @@ class SRigL:
 
     def check_pattern(self, pattern: Pattern) -> None:
         if not isinstance(pattern, FanIn):
-            raise ValueError(f"SRigL gives neurons a constant fan-in and ablates them, which {pattern} does not allow; use pattern=FanIn()")
+            raise ValueError(
+                f"SRigL gives neurons a constant fan-in and ablates them, which {pattern} does not allow; "
+                "use pattern=FanIn(), or SharedFanIn()"
+            )
 
     def update(self, topology: Topology, signals: Signals) -> Topology:
         if not topology.nnz:
             return topology
-        magnitudes = signals.values.abs()
-        count = int(cosine(self.fraction, signals.progress) * topology.nnz)
-        salient = _salient(topology.drop(lowest(magnitudes, count)), count, signals)
-        active = salient >= self._threshold(topology, salient, signals.output)
-        due = shared_evenly(topology.nnz, active, salient)
+        pattern, units = signals.pattern, signals.pattern.units(topology)
+        magnitudes = pattern.pool(topology, signals.values.abs())
+        count = int(cosine(self.fraction, signals.progress) * units.nnz)
+        salient = _salient(units.drop(lowest(magnitudes, count)), topology, count, signals)
+        active = salient >= self._threshold(units, salient, signals.output)
+        due = shared_evenly(units.nnz, active, salient)
         # The weights of ablated neurons are the first of those that go, so that more of the others stay.
-        weakest = lowest(magnitudes.masked_fill(~active[topology.rows], -1.0), count)
-        excess = signals.pattern.excess(topology, magnitudes, due=due)
-        return signals.pattern.grow_highest(topology.drop(torch.cat([weakest, excess])), topology.nnz, signals.absent, due)
+        weakest = lowest(magnitudes.masked_fill(~active[units.rows], -1.0), count)
+        excess = pattern.excess(topology, magnitudes, due=due)
+        return pattern.grow_highest(pattern.drop_units(topology, torch.cat([weakest, excess])), topology.nnz, signals.absent, due)
 
-    def _threshold(self, topology: Topology, salient: Tensor, output: bool) -> int:
+    def _threshold(self, units: Topology, salient: Tensor, output: bool) -> int:
         """Salient connections that a neuron needs to stay."""
         if output or not self.gamma:
             return 0
-        rows, columns = topology.shape
-        wanted = max(1, int(self.gamma * (topology.nnz // rows)))
+        rows, columns = units.shape
+        wanted = max(1, int(self.gamma * (units.nnz // rows)))
         # The neurons ranked before this one hold no more than all connections: without it, some might not fit.
-        last = min(topology.nnz // columns, rows - 1)
+        last = min(units.nnz // columns, rows - 1)
         return min(wanted, int(salient.sort(descending=True).values[last]))
 
 
-def _salient(kept: Topology, count: int, signals: Signals) -> Tensor:
-    """Of each row: connections of `kept` and of the `count` largest gradients, each counted once."""
+def _salient(kept: Topology, topology: Topology, count: int, signals: Signals) -> Tensor:
+    """Of each row of units: those `kept` and those of the `count` largest gradients, each counted once."""
     nothing = kept.keep(torch.zeros_like(kept.indices, dtype=torch.bool))
-    steepest = signals.absent.top(nothing, count)
+    steepest = signals.pattern.steepest_absent(nothing, topology.shape, torch.tensor([count]), signals.absent)
     steepest = steepest[~kept.contains(steepest)]
     return kept.fan_in + torch.bincount(steepest // kept.shape[1], minlength=kept.shape[0])

@@ -107,7 +107,7 @@ class LinearCase:
             raise ConfigError(f"{self.name}: {error}") from error
         if not 0 <= self.ablated < 1:
             raise ConfigError(f"--ablated must be in [0, 1), got {self.ablated}")
-        if self.ablated and not isinstance(self.pattern, FanIn):
+        if self.ablated and self.pattern != FanIn():
             raise ConfigError(f"--ablated needs --pattern fan-in, whose neurons can be ablated, got {self.pattern}")
         if connections > self._active * self.matrix.columns:
             raise ConfigError(

@@ -30,7 +30,9 @@ Threads = Annotated[str | None, typer.Option(metavar="N[,N]", help="Of torch and
 Isa = Annotated[str | None, typer.Option(help="Instruction set of truesparse: scalar, avx2, avx512, neon.", show_default="the best")]
 Seconds = Annotated[float, typer.Option(help="Of timing for each line of the table, three rounds at least.")]
 Dtype = Annotated[str, typer.Option(help="float32, or bfloat16: under autocast, all ways of it.")]
-PatternOption = Annotated[str, typer.Option(help="unstructured, fan-in, N:M such as 2:4, block (of 4 x 4), block:SIZE, neurons.")]
+PatternOption = Annotated[
+    str, typer.Option(help="unstructured, fan-in, shared-fan-in:ROWS, N:M such as 2:4, block (of 4 x 4), block:SIZE, neurons.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write everything as JSON, too; - is stdout, without the table.")]
 
 

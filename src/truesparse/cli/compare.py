@@ -36,7 +36,8 @@ def compare(
     schedule: Annotated[str | None, typer.Option(help="Of the learning rate: cosine, constant.", show_default="the task's")] = None,
     budget: Annotated[str | None, typer.Option(help="How layers share what is kept: erk, er, uniform.", show_default="the task's")] = None,
     pattern: Annotated[
-        str | None, typer.Option(help="unstructured, fan-in, nm:2:4, block:4, neurons.", show_default="each algorithm's own")
+        str | None,
+        typer.Option(help="unstructured, fan-in, shared-fan-in:32, nm:2:4, block:4, neurons.", show_default="each algorithm's own"),
     ] = None,
     every: Annotated[int | None, typer.Option(help="Steps between two rewirings.", show_default="each algorithm's own")] = None,
     until: Annotated[

@@ -35,7 +35,9 @@ def lottery(
     schedule: Annotated[str | None, typer.Option(help="Of the learning rate: cosine, constant.", show_default="the task's")] = None,
     warmup: Annotated[float | None, typer.Option(metavar="EPOCHS", help="The learning rate rises over so many epochs.")] = None,
     exclude: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A layer to leave dense; may be repeated.")] = None,
-    pattern: Annotated[str | None, typer.Option(help="unstructured, fan-in, block:4, neurons.", show_default="unstructured")] = None,
+    pattern: Annotated[
+        str | None, typer.Option(help="unstructured, fan-in, shared-fan-in:32, block:4, neurons.", show_default="unstructured")
+    ] = None,
     threads: Annotated[int, typer.Option(help="Of torch and of the kernels.")] = 1,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder of the lottery.", show_default="runs/lottery-TASK")] = None,
 ) -> int:

@@ -75,7 +75,9 @@ def train(
     pattern: Annotated[
         str | None,
         typer.Option(
-            help="unstructured, fan-in, nm:2:4, block:4, neurons.", show_default="the algorithm's or unstructured", rich_help_panel=Sparsity
+            help="unstructured, fan-in, shared-fan-in:32, nm:2:4, block:4, neurons.",
+            show_default="the algorithm's or unstructured",
+            rich_help_panel=Sparsity,
         ),
     ] = None,
     epochs: Annotated[

@@ -56,7 +56,8 @@ def sparsify(
         sparsity: share of the weights of these layers to leave out, in [0, 1). None, with `from_weights`: exactly the zeros that are
             there, so that a network pruned elsewhere computes what it did.
         budget: how the layers share what is kept: "erk", "er", "uniform", or an object with `counts`.
-        pattern: the rule every topology obeys: "fan-in", "nm:2:4", "block:4", "neurons", or a `Pattern`; None is `Unstructured()`.
+        pattern: the rule every topology obeys: "fan-in", "shared-fan-in:32", "nm:2:4", "block:4", "neurons", or a `Pattern`; None is
+            `Unstructured()`.
         exclude: layers to leave alone, each given as a name ("classifier", "encoder.*"), a class or the module itself.
             Whatever is inside an excluded module is excluded too. A weight that a module of another kind holds itself is named
             as `named_parameters` does.

@@ -45,7 +45,8 @@ def checked_across(across: str, pattern: Pattern) -> Across:
     """
     if across not in get_args(Across):
         raise ValueError(f"across is one of {', '.join(map(repr, get_args(Across)))}, got {across!r}")
-    if across == "row" and not isinstance(pattern, (Unstructured, FanIn)) and not pattern.fixes_count:
+    by_row = isinstance(pattern, (Unstructured, FanIn)) and not pattern.couples
+    if across == "row" and not by_row and not pattern.fixes_count:
         raise ValueError(f"across='row' lets the weights of one output compete, and {pattern} decides otherwise: pass across='layer'")
     if across in TOGETHER and pattern.fixes_count:
         raise ValueError(f"{pattern} gives each layer its number of connections, so that layers cannot compete: pass across='layer'")

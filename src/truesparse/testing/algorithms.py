@@ -20,9 +20,9 @@ from ..algorithms import AnyAlgorithm, NetworkAlgorithm, Signals, updated
 from ..nn import sparsify, topology_layers
 from ..rewiring import Rewirer
 from ..topology import Move, Topology
-from ..topology.patterns import NM, Block, FanIn, Neurons, Pattern, Unstructured, shared_evenly
+from ..topology.patterns import NM, Block, FanIn, Neurons, Pattern, SharedFanIn, Unstructured, shared_evenly
 
-PATTERNS: tuple[Pattern, ...] = (Unstructured(), FanIn(), NM(2, 8), Block(2), Neurons())
+PATTERNS: tuple[Pattern, ...] = (Unstructured(), FanIn(), SharedFanIn(4), NM(2, 8), Block(2), Neurons())
 
 OPTIMIZERS: dict[str, Callable[[list[nn.Parameter]], Optimizer]] = {
     "SGD": lambda parameters: torch.optim.SGD(parameters, lr=0.05),
@@ -141,19 +141,19 @@ def check_update(algorithm: AnyAlgorithm, pattern: Pattern, shape: tuple[int, in
     topologies = {name: pattern.random(own, _count(pattern, own, start), torch.Generator().manual_seed(0)) for name, own in shapes.items()}
     _check_update_of(algorithm, pattern, topologies)
     if isinstance(pattern, FanIn) and all(2 * topology.nnz <= topology.size for topology in topologies.values()):
-        _check_update_of(algorithm, pattern, {name: _ablated(topology) for name, topology in topologies.items()})
+        _check_update_of(algorithm, pattern, {name: _ablated(topology, pattern) for name, topology in topologies.items()})
 
 
 def _count(pattern: Pattern, shape: tuple[int, int], sparsity: float) -> int:
     return pattern.round(shape, round(shape[0] * shape[1] * (1 - sparsity)))
 
 
-def _ablated(topology: Topology) -> Topology:
-    """As many connections in about half of the rows."""
-    rows, columns = topology.shape
+def _ablated(topology: Topology, pattern: FanIn) -> Topology:
+    """As many connections in about half of the rows, or groups of rows that share theirs."""
+    height, (rows, columns) = pattern.unit(topology.shape)[0], pattern.units(topology).shape
     every_other = torch.arange(rows) % 2 == 0
-    fan_in = shared_evenly(topology.nnz, every_other, torch.zeros(rows))
-    return Topology.from_mask(torch.arange(columns) < fan_in[:, None])
+    fan_in = shared_evenly(topology.nnz // height, every_other, torch.zeros(rows))
+    return Topology.from_mask((torch.arange(columns) < fan_in[:, None]).repeat_interleave(height, 0))
 
 
 def _check_update_of(algorithm: AnyAlgorithm, pattern: Pattern, topologies: dict[str, Topology]) -> None:

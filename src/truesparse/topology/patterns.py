@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 from typing import Protocol
 
 import torch
@@ -236,9 +236,7 @@ class Pattern(ABC):
         """
         grid, vacant = self._begin(kept, nnz, due)
         if bool(vacant.any()):
-            whole_layer = vacant.numel() == 1 and self.unit(kept.shape) == (1, 1)
-            best = gradients.top(grid, int(vacant)) if whole_layer else self.highest_absent(grid, kept.shape, vacant, gradients)
-            grid = grid.grow(best)
+            grid = grid.grow(self.steepest_absent(grid, kept.shape, vacant, gradients))
         return self._connections(grid, kept.shape)
 
     def sample_absent(self, kept: Topology, nnz: int, factor: float, generator: torch.Generator | None) -> Topology:
@@ -301,7 +299,10 @@ class Pattern(ABC):
         return Topology._from_sorted_keys(self._grid(topology.shape), self._unit_keys(topology).unique())
 
     def highest_absent(self, grid: Topology, shape: Shape, vacant: Tensor, gradients: AbsentGradients) -> Tensor:
-        """Keys of the `vacant[g]` units of each group with the largest absolute gradient, in a layer of `shape` with the units `grid`."""
+        """Keys of the `vacant[g]` units of each group with the largest absolute gradient, in a layer of `shape` with the units `grid`.
+
+        A single number in `vacant` is of units anywhere in the layer.
+        """
         size = self._groups(shape)[1]
         whole_layer = vacant.numel() == 1
         best_keys, best_scores = grid.keys.new_empty(0), torch.empty(0)
@@ -321,6 +322,11 @@ class Pattern(ABC):
             chosen = highest(best_scores[None], vacant.clamp(max=best_keys.numel()))[0]
             best_keys, best_scores = best_keys[chosen], best_scores[chosen]
         return best_keys if whole_layer else torch.cat([best_keys, *grown])
+
+    def steepest_absent(self, grid: Topology, shape: Shape, vacant: Tensor, gradients: AbsentGradients) -> Tensor:
+        """The same, in the way that `gradients` have for it where units are single connections, anywhere in the layer."""
+        alone = vacant.numel() == 1 and self.unit(shape) == (1, 1)
+        return gradients.top(grid, int(vacant)) if alone else self.highest_absent(grid, shape, vacant, gradients)
 
     def _slabs(self, grid: Topology, shape: Shape, gradients: AbsentGradients) -> Iterator[tuple[int, int, Tensor]]:
         """(first unit row, last + 1, scores [unit rows, unit columns]), -inf where there is a unit already."""
@@ -447,12 +453,14 @@ class FanIn(Pattern):
         return grid[1]
 
     def trim(self, topology: Topology, scores: Tensor, nnz: int) -> Topology:
-        active = topology.fan_in > 0
+        held = self._counts(self.units(topology), topology.shape)
+        active = held > 0
         if topology.nnz < nnz or bool(active.all()):
             return super().trim(topology, scores, nnz)
         # Ablated neurons give nothing up: the others share what is left, those that are longer by one before the rest.
         self.due(topology.shape, nnz)
-        return topology.drop(self.excess(topology, scores, due=shared_evenly(nnz, active, topology.fan_in)))
+        due = shared_evenly(nnz // prod(self.unit(topology.shape)), active, held)
+        return self.drop_units(topology, self.excess(topology, self.pool(topology, scores), due=due))
 
     def _check_counts(self, counts: Tensor, topology: Topology) -> None:
         held = counts[counts > 0]
@@ -461,6 +469,37 @@ class FanIn(Pattern):
                 f"{self} needs the same count, give or take one, in every row that is not empty; "
                 f"{topology} has {int(held.min())} to {int(held.max())}"
             )
+
+
+@dataclass(frozen=True)
+class SharedFanIn(FanIn):
+    """Constant fan-in where groups of `rows` neighbouring rows are connected to the same columns: 32 neurons read the same 20 inputs.
+
+    The values of a group are a small dense matrix, and its inputs are read once for all of its rows. Connections live, die and are
+    ablated together, one column of a group at a time.
+
+    A layer whose rows do not divide into such groups has smaller ones, of the greatest common divisor: of `SharedFanIn(32)` an output
+    layer of 10 neurons makes `SharedFanIn(2)`, one of 1000 `SharedFanIn(8)`, and says so (`layer.pattern`, `ts.summary`).
+
+    Args:
+        rows: of a group, 1 or more; 1 is `FanIn`. Kernels are made for 16, 32 and 64.
+    """
+
+    rows: int = 32
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"a group has at least 1 row, got rows={self.rows}")
+
+    @property
+    def couples(self) -> bool:
+        return self.rows > 1
+
+    def fitted(self, geometry: Geometry) -> SharedFanIn:
+        return replace(self, rows=gcd(self.rows, geometry.shape[0]))
+
+    def unit(self, shape: Shape) -> Shape:
+        return self.rows, 1
 
 
 @dataclass(frozen=True)
@@ -565,13 +604,21 @@ class Neurons(Pattern):
         return grid[0] * grid[1]
 
 
-PATTERNS: dict[str, type[Pattern]] = {"unstructured": Unstructured, "fan-in": FanIn, "nm": NM, "block": Block, "neurons": Neurons}
+PATTERNS: dict[str, type[Pattern]] = {
+    "unstructured": Unstructured,
+    "fan-in": FanIn,
+    "shared-fan-in": SharedFanIn,
+    "nm": NM,
+    "block": Block,
+    "neurons": Neurons,
+}
 
 
 def pattern(text_or_pattern: str | Pattern) -> Pattern:
     """The pattern that a text names, or the object itself.
 
-    "unstructured", "fan-in", "nm:2:4" (or just "2:4"), "block:4" (or just "block"), "neurons".
+    "unstructured", "fan-in", "shared-fan-in:32" (or just "shared-fan-in"), "nm:2:4" (or just "2:4"), "block:4" (or just "block"),
+    "neurons".
 
     Raises:
         ValueError: if the text names no pattern, or one with settings that it cannot have.
@@ -583,7 +630,10 @@ def pattern(text_or_pattern: str | Pattern) -> Pattern:
         name, settings = "nm", [name, *settings]
     kind = PATTERNS.get(name)
     if kind is not None and all(setting.isdecimal() for setting in settings):
-        least, most = {NM: (2, 2), Block: (0, 1)}.get(kind, (0, 0))
+        least, most = {NM: (2, 2), Block: (0, 1), SharedFanIn: (0, 1)}.get(kind, (0, 0))
         if least <= len(settings) <= most:
             return kind(*map(int, settings))
-    raise ValueError(f"unknown pattern {text_or_pattern!r}; known: unstructured, fan-in, nm:N:M (nm:2:4), block:SIZE (block:4), neurons")
+    raise ValueError(
+        f"unknown pattern {text_or_pattern!r}; known: unstructured, fan-in, shared-fan-in:ROWS (shared-fan-in:32), nm:N:M (nm:2:4), "
+        "block:SIZE (block:4), neurons"
+    )

@@ -44,7 +44,7 @@ class SparseGPT:
             raise ValueError(f"a block has 1 column or more, got block={self.block}")
 
     def check_pattern(self, pattern: Pattern) -> None:
-        if not isinstance(pattern, (Unstructured, FanIn, NM)):
+        if pattern.couples or not isinstance(pattern, (Unstructured, FanIn, NM)):
             raise ValueError(f"SparseGPT decides column by column: it keeps unstructured, fan-in and N:M patterns, got {pattern}")
 
     def scores(self, evidence: Evidence) -> Tensor:
