@@ -144,8 +144,9 @@ class SharedRowsPlan:
 
     def backward(self, values: Tensor, x: Tensor, dy: Tensor, gradients: Gradients, threads: int) -> None:
         pixels = dy.shape[2:].numel()
-        addresses = values.data_ptr(), dy.data_ptr(), x.data_ptr(), *map(address, gradients)
-        SHARED_ROWS_BACKWARD[dy.dtype](self._shared, *addresses, dy.shape[0] * pixels, pixels, threads)
+        dvalues, dx, dbias = gradients
+        inputs, outputs = (values.data_ptr(), dy.data_ptr(), x.data_ptr()), (address(dvalues), address(dx), address(dbias))
+        SHARED_ROWS_BACKWARD[dy.dtype](self._shared, *inputs, *outputs, dy.shape[0] * pixels, pixels, threads)
 
 
 def matrix_plan(topology: Topology) -> MatrixPlan | SharedRowsPlan:
