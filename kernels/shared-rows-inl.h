@@ -57,7 +57,8 @@ __attribute__((noinline)) void multiply_rows(const SharedColumns<T>& shared, int
     for (int v = 0; v < vectors; ++v) x[v] = loaded_once<T>(from + v * n);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const Vector<T> value = broadcast<T>((r < 4 ? low : high)[r % 4 * pitch]);
+      const T* const four = r < 4 ? low : high;
+      const Vector<T> value = broadcast<T>(four[r % 4 * pitch]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[r][v] += value * x[v];
     }
@@ -114,7 +115,8 @@ __attribute__((noinline)) void spread_rows(const SharedColumns<T>& shared, int64
     for (int v = 0; v < vectors; ++v) sum[v] = load<T>(to + v * n);
 #pragma GCC unroll 8
     for (int r = 0; r < rows; ++r) {
-      const Vector<T> value = broadcast<T>((r < 4 ? low : high)[r % 4 * pitch]);
+      const T* const four = r < 4 ? low : high;
+      const Vector<T> value = broadcast<T>(four[r % 4 * pitch]);
 #pragma GCC unroll 4
       for (int v = 0; v < vectors; ++v) sum[v] += value * dy[r][v];
     }

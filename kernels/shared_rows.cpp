@@ -91,7 +91,8 @@ void shared_rows_backward(const SharedRows& matrix, const T* values, const S* dy
   if (dx) work.dx = {nnz, columns};
   const Grid grid = share(work, threads);
 
-  const size_t target_bytes = lines<T>(rows * t.width()), panel_bytes = lines<T>(alike * t.width()), source_bytes = lines<T>(divide_up(columns, grid.columns) * t.width());
+  const size_t target_bytes = lines<T>(rows * t.width()), panel_bytes = lines<T>(alike * t.width());
+  const size_t source_bytes = lines<T>(divide_up(columns, grid.columns) * t.width());
   const size_t sums_bytes = dvalues ? lines<T>(nnz) : 0, own_bytes = target_bytes + panel_bytes + source_bytes;
   const Workspace scratch(sums_bytes + own_bytes * threads);
   T* const sums = scratch.as<T>();  // [columns, rows] of each group
