@@ -18,6 +18,7 @@
 #include "program.h"
 #include "rewiring.h"
 #include "runs.h"
+#include "shared_rows.h"
 #include "threads.h"
 #include "top_k.h"
 #include "windows.h"
@@ -66,6 +67,19 @@ void bind_verbs(nb::module_& m, const char* suffix) {
       },
       Release(), "runs"_a.none(), "transposed"_a.none(), "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "rows"_a, "batch"_a, "pixels"_a,
       "threads"_a);
+  m.def(
+      name("shared_rows_spmm").c_str(),
+      [](const SharedRows& matrix, Address values, Address bias, Address x, Address y, int64_t batch, int64_t pixels, int64_t threads) {
+        shared_rows_spmm(matrix, at<const T>(values), at<const T>(bias), at<const S>(x), at<S>(y), batch, pixels, threads);
+      },
+      Release(), "matrix"_a, "values"_a, "bias"_a, "x"_a, "y"_a, "batch"_a, "pixels"_a, "threads"_a);
+  m.def(
+      name("shared_rows_backward").c_str(),
+      [](const SharedRows& matrix, Address values, Address dy, Address x, Address dvalues, Address dx, Address dbias, int64_t batch, int64_t pixels,
+         int64_t threads) {
+        shared_rows_backward(matrix, at<const T>(values), at<const S>(dy), at<const S>(x), at<T>(dvalues), at<S>(dx), at<T>(dbias), batch, pixels, threads);
+      },
+      Release(), "matrix"_a, "values"_a, "dy"_a, "x"_a, "dvalues"_a, "dx"_a, "dbias"_a, "batch"_a, "pixels"_a, "threads"_a);
   m.def(
       name("convolution_spmm").c_str(),
       [](const Convolution& convolution, const Runs& runs, Address values, Address bias, Address x, Address y, int64_t batch, int64_t height,
@@ -361,6 +375,14 @@ NB_MODULE(_core, m) {
             new (self) Matrix{rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices)};
           },
           "rows"_a, "columns"_a, "indptr"_a, "indices"_a);
+
+  nb::class_<SharedRows>(m, "SharedRows")
+      .def(
+          "__init__",
+          [](SharedRows* self, int64_t rows, int64_t columns, Address indptr, Address indices, int64_t alike) {
+            new (self) SharedRows{rows, columns, at<const int32_t>(indptr), at<const int32_t>(indices), alike};
+          },
+          "rows"_a, "columns"_a, "indptr"_a, "indices"_a, "alike"_a);
 
   nb::class_<Runs>(m, "Runs")
       .def(

@@ -117,7 +117,7 @@ void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32
   t_indptr[targets] = static_cast<int32_t>(nnz);
 }
 
-std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t parts) {
+std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t parts, int64_t alike) {
   constexpr int64_t row_cost = 4;  // in connections
   const auto work = [&](int64_t row) { return indptr[row] + row * row_cost; };
   std::vector<int64_t> boundaries{0};
@@ -129,6 +129,7 @@ std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t part
       if (work(middle) < goal) low = middle + 1;
       else high = middle;
     }
+    low -= low % alike;
     if (low > boundaries.back()) boundaries.push_back(low);
   }
   return boundaries;

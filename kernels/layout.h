@@ -20,7 +20,8 @@ int64_t rows_alike(int64_t rows, const int32_t* indptr, const int32_t* indices, 
 void transpose(int64_t rows, int64_t columns, const int32_t* indptr, const int32_t* indices, int64_t targets, const int32_t* keys,
                int64_t rows_per_group, int64_t factor, int32_t* t_indptr, int32_t* t_indices, int32_t* permutation, int64_t threads = 1);
 
-// Cuts the rows into at most `parts` runs of about equal work, connections + a little for the row itself: [parts + 1] boundaries.
-std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t parts);
+// Cuts the rows into at most `parts` runs of about equal work, connections + a little for the row itself: [parts + 1] boundaries, each of
+// them a multiple of `alike`, as `rows` is.
+std::vector<int64_t> partition(int64_t rows, const int32_t* indptr, int64_t parts, int64_t alike = 1);
 
 }  // namespace truesparse

@@ -5,29 +5,18 @@
 #include <utility>
 #include <vector>
 
-#include "kernels.h"
 #include "layout.h"
 #include "run_kernels.h"
 #include "threads.h"
+#include "tiles.h"
 #include "workspace.h"
 
 namespace truesparse {
 namespace {
 
-constexpr int64_t prefetch_parts = 8;       // the next block is asked for in so many steps
-constexpr int64_t tile_bytes = 256;         // of a feature, at most: a block of columns then has as many as a run needs to be long
-constexpr int64_t all_sums = 512 << 10;     // bytes of packed target that are kept whole
-constexpr int64_t chunk_of_features = 256;  // packed as one item of work
+constexpr int64_t prefetch_parts = 8;      // the next block is asked for in so many steps
+constexpr int64_t all_sums = 512 << 10;    // bytes of packed target that are kept whole
 constexpr int64_t chunk_of_values = 32768;  // gathered as one item of work
-
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// The instruction set in force; vectors half as wide where a batch fills no more than two: one would make each sum a chain of its own.
-template <class T>
-Isa isa_for(int64_t batch) {
-  const Isa isa = current_isa();
-  return isa == Isa::avx512 && isa_supported(Isa::avx2) && batch <= 2 * kernels<T>(Isa::avx2).lanes ? Isa::avx2 : isa;
-}
 
 // For places of 16 bits and of 32.
 template <class T>
@@ -37,69 +26,6 @@ struct Multiplier {
 
   explicit Multiplier(Isa isa) : narrow(run_kernels<T, uint16_t>(isa)), wide(run_kernels<T, int32_t>(isa)) {}
 };
-
-// How the batch is cut into tiles of `vectors` vectors. `pixels` samples of one feature are side by side in the user's tensors: 1 in a
-// matrix, height x width in images of which each pixel is a sample.
-template <class T, class S>
-struct Tiling {
-  const Kernels<T, S>& k;
-  int64_t batch, pixels, vectors, tiles;
-
-  int64_t width() const { return vectors * k.lanes; }
-  int64_t samples(int64_t tile) const { return std::min(width(), batch - tile * width()); }
-  int64_t vectors_of(int64_t tile) const { return divide_up(samples(tile), k.lanes); }
-};
-
-// As few tiles as possible, of equal size; as many as there are threads when two vectors or more remain for each.
-template <class T, class S>
-Tiling<T, S> tiling(const Kernels<T, S>& k, const Multiplier<T>& multiplier, int64_t batch, int64_t pixels, int64_t threads) {
-  const int64_t most = std::clamp<int64_t>(tile_bytes / (k.lanes * static_cast<int64_t>(sizeof(T))), 1, multiplier.narrow.tile_vectors);
-  const int64_t all = divide_up(batch, k.lanes);
-  int64_t tiles = divide_up(all, most);
-  const int64_t even = divide_up(tiles, threads) * threads;
-  if (all / even >= 2) tiles = even;
-  const int64_t vectors = divide_up(all, tiles);
-  return {k, batch, pixels, vectors, divide_up(all, vectors)};
-}
-
-// Calls body(samples before it in the tile, samples, where its first feature is) for each image that a tile has samples of.
-template <class T, class S, class Body>
-void for_images(const Tiling<T, S>& tiling, int64_t tile, int64_t features, Body&& body) {
-  const int64_t samples = tiling.samples(tile);
-  for (int64_t done = 0, count = 0; done < samples; done += count) {
-    const int64_t sample = tile * tiling.width() + done, pixel = sample % tiling.pixels;
-    count = std::min(tiling.pixels - pixel, samples - done);
-    body(done, count, (sample - pixel) * features + pixel);
-  }
-}
-
-// Features `begin` to `end` of a tile. Images are feature-major already: their rows are only brought together.
-template <class T, class S>
-void pack_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const S* plain, T* packed) {
-  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes, samples = tiling.samples(tile);
-  if (tiling.pixels == 1) {
-    tiling.k.pack({samples, width, features, end - begin, nullptr}, plain + tile * tiling.width() * features + begin, packed + begin * width);
-    return;
-  }
-  for_images(tiling, tile, features, [&](int64_t done, int64_t count, int64_t first) {
-    for (int64_t i = begin; i < end; ++i) tiling.k.widen(plain + first + i * tiling.pixels, count, packed + i * width + done);
-  });
-  if (samples < width)
-    for (int64_t i = begin; i < end; ++i) std::fill(packed + i * width + samples, packed + (i + 1) * width, T(0));
-}
-
-// The other way; `packed` begins with feature `begin`.
-template <class T, class S>
-void unpack_tile(const Tiling<T, S>& tiling, int64_t tile, int64_t begin, int64_t end, int64_t features, const T* packed, S* plain) {
-  const int64_t width = tiling.vectors_of(tile) * tiling.k.lanes;
-  if (tiling.pixels == 1) {
-    tiling.k.unpack({tiling.samples(tile), width, features, end - begin, nullptr}, packed, plain + tile * tiling.width() * features + begin);
-    return;
-  }
-  for_images(tiling, tile, features, [&](int64_t done, int64_t count, int64_t first) {
-    for (int64_t i = begin; i < end; ++i) tiling.k.narrow(packed + (i - begin) * width + done, count, plain + first + i * tiling.pixels);
-  });
-}
 
 // Asks for part `part` of `parts` of the features `begin` to `end` of a tile, while the processor is busy multiplying.
 template <class T, class S>
@@ -186,36 +112,6 @@ void spmm_part(const Runs& runs, const Multiplier<T>& k, const Tiling<T, S>& t, 
   unpack_tile(t, tile, row, runs.part_begin(part + 1), runs.rows, target, y);
 }
 
-// How the work of the backward is shared out: parts of rows (of tiles, for dx) times parts of columns.
-struct Grid {
-  int64_t rows, columns;
-};
-
-// What each thread packs for itself is dy for each part of columns and x for each part of rows. Few blocks of columns or few tiles make
-// uneven parts. The cheapest for the thread that has most to do:
-Grid share(const Runs* runs, const Runs* transposed, int64_t rows, int64_t tiles, int64_t threads) {
-  constexpr double pack_cost = 12;  // of a feature, in connections
-  const auto largest = [](int64_t whole, int64_t parts) {
-    return static_cast<double>(divide_up(whole, parts)) / static_cast<double>(std::max<int64_t>(1, whole));
-  };
-  Grid best{1, 1};
-  double least = 1e300;
-  for (int64_t columns = 1; columns <= threads; ++columns) {
-    const int64_t row_parts = threads / columns;
-    double cost = static_cast<double>(rows) * pack_cost;
-    if (runs) {
-      const double connections = largest(runs->parts(), row_parts) * static_cast<double>(runs->nnz);
-      cost += largest(runs->blocks(), columns) * (connections + static_cast<double>(runs->columns) * pack_cost);
-    }
-    if (transposed) cost += largest(tiles, row_parts) * largest(transposed->parts(), columns) * static_cast<double>(transposed->nnz);
-    if (cost < least) {
-      least = cost;
-      best = {row_parts, columns};
-    }
-  }
-  return best;
-}
-
 // Adds one tile's share of dvalues for some parts of rows and one block of columns. x is packed just before its use, always to the same place.
 // `sums` are in the order of the runs, from the first one of the block and part `part`.
 template <class T, class S>
@@ -265,7 +161,7 @@ void matrix_spmm(const Runs& runs, const T* values, const T* bias, const S* x, S
   if (!batch || !runs.rows) return;
   const Isa isa = isa_for<T>(batch);
   const Multiplier<T> k(isa);
-  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k, batch, pixels, threads);
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k.narrow.tile_vectors, batch, pixels, threads);
   const int64_t width = t.width();
   const bool all_fit = runs.rows * width * static_cast<int64_t>(sizeof(T)) <= all_sums;
   const bool by_blocks = t.tiles >= threads && all_fit;
@@ -314,9 +210,12 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
 
   const Isa isa = isa_for<T>(batch);
   const Multiplier<T> k(isa);
-  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k, batch, pixels, 1);  // the sums must not depend on the number of threads
+  const Tiling<T, S> t = tiling(kernels<T, S>(isa), k.narrow.tile_vectors, batch, pixels, 1);  // the sums must not depend on the number of threads
   const int64_t width = t.width();
-  const Grid grid = share(runs, transposed, rows, t.tiles, threads);
+  BackwardWork work{rows, t.tiles};
+  if (runs) work.dvalues = {runs->nnz, runs->columns, runs->parts(), runs->blocks()};
+  if (transposed) work.dx = {transposed->nnz, transposed->parts()};
+  const Grid grid = share(work, threads);
   const bool once = t.tiles == 1;  // then values are gathered, and dvalues scattered, piece by piece
 
   const size_t target_bytes = lines<T>(rows * width);
@@ -341,7 +240,6 @@ void matrix_backward(const Runs* runs, const Runs* transposed, const T* values, 
       return gather(begin, std::min(transposed->nnz - begin, chunk_of_values), gathered + begin);
     }
     const int64_t row_part = (item - chunks) / grid.columns, column_part = (item - chunks) % grid.columns;
-    const auto part_of = [](int64_t whole, int64_t parts, int64_t part) { return std::pair(whole * part / parts, whole * (part + 1) / parts); };
     const auto [part, part_end] = part_of(runs ? runs->parts() : 1, grid.rows, row_part);
     const auto [block, block_end] = part_of(runs ? runs->blocks() : 0, grid.columns, column_part);
     const int64_t row = runs ? runs->part_begin(part) : part * rows, row_end = runs ? runs->part_begin(part_end) : part_end * rows;

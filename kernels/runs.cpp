@@ -10,9 +10,7 @@ namespace {
 
 // Rows of the same columns stay together.
 std::vector<int64_t> parts_of(int64_t rows, const int32_t* indptr, int64_t alike, int64_t wanted) {
-  std::vector<int64_t> begins = partition(rows, indptr, wanted);
-  for (int64_t& row : begins) row -= row % alike;
-  begins.erase(std::unique(begins.begin(), begins.end()), begins.end());
+  std::vector<int64_t> begins = partition(rows, indptr, wanted, alike);
   if (begins.size() == 1) begins.push_back(rows);
   return begins;
 }

@@ -40,6 +40,10 @@ class Runs:
     @property
     def nbytes(self) -> int: ...
 
+class SharedRows:
+    """`alike` rows from each multiple of it on have the same indices; `alike` is a multiple of 8 and divides the rows. Holds no arrays."""
+    def __init__(self, rows: int, columns: int, indptr: int, indices: int, alike: int) -> None: ...
+
 class Convolution:
     def __init__(
         self,
@@ -200,6 +204,47 @@ def matrix_backward_bfloat16(
     dx: int,
     dbias: int,
     rows: int,
+    batch: int,
+    pixels: int,
+    threads: int,
+) -> None: ...
+def shared_rows_spmm_float32(matrix: SharedRows, values: int, bias: int, x: int, y: int, batch: int, pixels: int, threads: int) -> None: ...
+def shared_rows_spmm_float64(matrix: SharedRows, values: int, bias: int, x: int, y: int, batch: int, pixels: int, threads: int) -> None: ...
+def shared_rows_spmm_bfloat16(
+    matrix: SharedRows, values: int, bias: int, x: int, y: int, batch: int, pixels: int, threads: int
+) -> None: ...
+def shared_rows_backward_float32(
+    matrix: SharedRows,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    batch: int,
+    pixels: int,
+    threads: int,
+) -> None: ...
+def shared_rows_backward_float64(
+    matrix: SharedRows,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
+    batch: int,
+    pixels: int,
+    threads: int,
+) -> None: ...
+def shared_rows_backward_bfloat16(
+    matrix: SharedRows,
+    values: int,
+    dy: int,
+    x: int,
+    dvalues: int,
+    dx: int,
+    dbias: int,
     batch: int,
     pixels: int,
     threads: int,

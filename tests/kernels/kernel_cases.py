@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from truesparse.ops import values_dtype
+from truesparse.ops.cpu import MatrixKernels
 from truesparse.topology import Topology
+from truesparse.topology.geometry import Matrix
 
 
 def random_topology(rows: int, columns: int, density: float, seed: int = 0) -> Topology:
@@ -34,3 +36,30 @@ def assert_close(actual: Tensor | None, expected: Tensor, terms: int) -> None:
     unit = torch.finfo(values_dtype(actual.dtype)).eps
     narrowed = torch.finfo(actual.dtype).eps / 2 if actual.dtype != values_dtype(actual.dtype) else 0.0
     torch.testing.assert_close(actual.to(torch.float64), expected, rtol=8 * unit + narrowed, atol=4 * unit * max(terms, 16))
+
+
+def check_matrix(topology: Topology, batch: int, dtype: torch.dtype) -> None:
+    """All verbs of a matrix against float64 dense algebra."""
+    rows, columns = topology.shape
+    generator = torch.Generator().manual_seed(batch)
+    x, dy = (torch.randn(batch, features, generator=generator, dtype=dtype) for features in (columns, rows))
+    values, bias = (torch.randn(count, generator=generator, dtype=values_dtype(dtype)) for count in (topology.nnz, rows))
+    kernels = MatrixKernels(topology, Matrix(rows, columns))
+    dense = topology.scatter(values.double())
+    y = x.double() @ dense.T
+    fan_in, fan_out = int(topology.fan_in.max()), int(topology.fan_out.max())
+
+    assert_close(kernels.spmm(values, x), y, fan_in)
+    assert_close(kernels.spmm(values, x, bias), y + bias, fan_in)
+    dx, dvalues = dy.double() @ dense, (dy.double().T @ x.double()).flatten()[topology.keys]
+    assert_close(kernels.spmm_t(values, dy, x.shape), dx, fan_out)
+    assert_close(kernels.sddmm(dy, x), dvalues, batch)
+    assert_close(kernels.gradient_rows(dy, x, 0, rows).flatten()[topology.keys], dvalues, batch)
+    for need in ((True, True, True), (True, False, True), (False, True, True), (False, False, True), (False, False, False)):
+        for wanted, actual, expected, terms in zip(
+            need, kernels.backward(values, x, dy, need), (dvalues, dx, dy.double().sum(0)), (batch, fan_out, batch), strict=True
+        ):
+            if wanted:
+                assert_close(actual, expected, terms)
+            else:
+                assert actual is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_close, random_topology, rows_together
+from kernel_cases import assert_close, check_matrix, random_topology, rows_together
 from torch import Tensor
 
 from truesparse import _core
@@ -19,45 +19,19 @@ SHAPES = [(1, 1), (7, 5), (33, 130), (130, 33), (96, 300)]
 BATCHES = [0, 1, 2, 15, 16, 17, 64, 65, 130]
 
 
-def check(topology: Topology, batch: int, dtype: torch.dtype) -> None:
-    rows, columns = topology.shape
-    generator = torch.Generator().manual_seed(batch)
-    x, dy = (torch.randn(batch, features, generator=generator, dtype=dtype) for features in (columns, rows))
-    values, bias = (torch.randn(count, generator=generator, dtype=values_dtype(dtype)) for count in (topology.nnz, rows))
-    kernels = MatrixKernels(topology, Matrix(rows, columns))
-    dense = topology.scatter(values.double())
-    y = x.double() @ dense.T
-    fan_in, fan_out = int(topology.fan_in.max()), int(topology.fan_out.max())
-
-    assert_close(kernels.spmm(values, x), y, fan_in)
-    assert_close(kernels.spmm(values, x, bias), y + bias, fan_in)
-    dx, dvalues = dy.double() @ dense, (dy.double().T @ x.double()).flatten()[topology.keys]
-    assert_close(kernels.spmm_t(values, dy, x.shape), dx, fan_out)
-    assert_close(kernels.sddmm(dy, x), dvalues, batch)
-    assert_close(kernels.gradient_rows(dy, x, 0, rows).flatten()[topology.keys], dvalues, batch)
-    for need in ((True, True, True), (True, False, True), (False, True, True), (False, False, True), (False, False, False)):
-        for wanted, actual, expected, terms in zip(
-            need, kernels.backward(values, x, dy, need), (dvalues, dx, dy.double().sum(0)), (batch, fan_out, batch), strict=True
-        ):
-            if wanted:
-                assert_close(actual, expected, terms)
-            else:
-                assert actual is None
-
-
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.3, 1.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_against_dense(isa: str, threads: int, dtype: torch.dtype, shape: tuple[int, int], density: float) -> None:
     topology = random_topology(*shape, density)
     for batch in BATCHES:
-        check(topology, batch, dtype)
+        check_matrix(topology, batch, dtype)
 
 
 @pytest.mark.parametrize("shape", [(5, 70_000), (70_000, 5)])
 def test_blocks_wider_than_16_bits(isa: str, threads: int, dtype: torch.dtype, shape: tuple[int, int]) -> None:
     topology = random_topology(*shape, 20 / 350_000)
     for batch in (3, 17, 70):
-        check(topology, batch, dtype)
+        check_matrix(topology, batch, dtype)
 
 
 @settings(max_examples=60, deadline=None)
@@ -69,14 +43,14 @@ def test_blocks_wider_than_16_bits(isa: str, threads: int, dtype: torch.dtype, s
 def test_any_shape(rows: int, columns: int, batch: int, density: float, seed: int, which: str, threads: int, dtype: torch.dtype) -> None:
     _core.use_isa(which)
     torch.set_num_threads(threads)
-    check(random_topology(rows, columns, density, seed), batch, dtype)
+    check_matrix(random_topology(rows, columns, density, seed), batch, dtype)
 
 
 @pytest.mark.parametrize("alike", [2, 3, 4, 8])
 @pytest.mark.parametrize("rows", [4, 31, 96])
 def test_rows_that_share_their_columns(isa: str, threads: int, dtype: torch.dtype, rows: int, alike: int) -> None:
     for batch in BATCHES:
-        check(rows_together(rows, 130, alike, 0.3), batch, dtype)
+        check_matrix(rows_together(rows, 130, alike, 0.3), batch, dtype)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from ..topology import Topology
 from ..topology.geometry import Convolution, Geometry, Matrix
 from ..topology.merge import sort_, threads_for
 from .dense import gradient_rows_of_convolution
-from .plans import DTYPES, ConvolutionPlan, MatrixPlan
+from .plans import DTYPES, ConvolutionPlan, MatrixPlan, SharedRowsPlan, matrix_plan
 from .verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
 
 WORK_OF_A_THREAD = 200_000  # multiply-adds, some 20 microseconds: less is not worth another thread
@@ -30,7 +30,7 @@ class _Kernels(ABC):
     """What both geometries share: the checks, and the verbs that are parts of `backward`."""
 
     kind: str
-    plan: MatrixPlan | ConvolutionPlan
+    plan: MatrixPlan | SharedRowsPlan | ConvolutionPlan
 
     def __init__(self, topology: Topology, geometry: Geometry) -> None:
         if topology.shape != geometry.shape:
@@ -128,7 +128,7 @@ class MatrixKernels(_Kernels):
 
     def __init__(self, topology: Topology, geometry: Matrix) -> None:
         super().__init__(topology, geometry)
-        self.plan = MatrixPlan(topology)
+        self.plan = matrix_plan(topology)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, rows] = x [batch, columns] W^T + bias [rows].
@@ -180,7 +180,7 @@ class ConvolutionKernels(_Kernels):
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
         super().__init__(topology, geometry)
         self.geometry = geometry
-        self.plan = MatrixPlan(topology) if geometry.pointwise else ConvolutionPlan(topology, geometry)
+        self.plan = matrix_plan(topology) if geometry.pointwise else ConvolutionPlan(topology, geometry)
 
     def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """y [batch, out_channels, output height, output width], as `F.conv2d`.

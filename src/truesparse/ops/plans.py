@@ -14,6 +14,7 @@ from .. import _core
 from ..topology import Topology
 from ..topology.geometry import Convolution
 from ..topology.merge import threads_for
+from ..topology.shared import shared_rows
 from .verbs import Gradients
 
 BYTES_PER_BLOCK = 40 << 10  # of a packed tile: most of the nearest cache
@@ -23,6 +24,7 @@ WIDEST_BLOCK = (1 << 16) - 1  # of a convolution: places have 16 bits
 TILE_BYTES, VECTOR_BYTES = 512, 64  # of a convolution: a tile of positions, and samples side by side in it
 ROWS_PER_PART = 512  # 128 KB of the sums of a tile
 ROWS_PER_THREAD = 64  # at least
+LEAST_SHARED_ROWS = 8  # of which one load of x serves all
 FEW_SAMPLES = 4  # fewer go one by one: a tile would be mostly empty
 
 # By the dtype of x, y and their gradients. Beside bfloat16, values and biases are float32, and so is the arithmetic: the kernels
@@ -41,6 +43,16 @@ MATRIX_BACKWARD = {
     torch.float32: _core.matrix_backward_float32,
     torch.float64: _core.matrix_backward_float64,
     torch.bfloat16: _core.matrix_backward_bfloat16,
+}
+SHARED_ROWS_SPMM = {
+    torch.float32: _core.shared_rows_spmm_float32,
+    torch.float64: _core.shared_rows_spmm_float64,
+    torch.bfloat16: _core.shared_rows_spmm_bfloat16,
+}
+SHARED_ROWS_BACKWARD = {
+    torch.float32: _core.shared_rows_backward_float32,
+    torch.float64: _core.shared_rows_backward_float64,
+    torch.bfloat16: _core.shared_rows_backward_bfloat16,
 }
 CONVOLUTION_SPMM = {
     torch.float32: _core.convolution_spmm_float32,
@@ -114,6 +126,32 @@ class MatrixPlan:
             pixels,
             threads,
         )
+
+
+class SharedRowsPlan:
+    """Of the same, where so many neighbouring rows share their columns that their values are small dense matrices: nothing is laid out."""
+
+    nbytes = 0
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+        self._shared = _core.SharedRows(*topology.shape, topology.indptr.data_ptr(), topology.indices.data_ptr(), shared_rows(topology))
+
+    def spmm(self, values: Tensor, x: Tensor, bias: Tensor | None, y: Tensor, threads: int) -> None:
+        pixels = x.shape[2:].numel()
+        addresses = values.data_ptr(), address(bias), x.data_ptr(), y.data_ptr()
+        SHARED_ROWS_SPMM[x.dtype](self._shared, *addresses, x.shape[0] * pixels, pixels, threads)
+
+    def backward(self, values: Tensor, x: Tensor, dy: Tensor, gradients: Gradients, threads: int) -> None:
+        pixels = dy.shape[2:].numel()
+        dvalues, dx, dbias = gradients
+        inputs, outputs = (values.data_ptr(), dy.data_ptr(), x.data_ptr()), (address(dvalues), address(dx), address(dbias))
+        SHARED_ROWS_BACKWARD[dy.dtype](self._shared, *inputs, *outputs, dy.shape[0] * pixels, pixels, threads)
+
+
+def matrix_plan(topology: Topology) -> MatrixPlan | SharedRowsPlan:
+    """Of y = x W^T: the topology decides, whatever pattern it came from."""
+    return SharedRowsPlan(topology) if shared_rows(topology) >= LEAST_SHARED_ROWS else MatrixPlan(topology)
 
 
 class ConvolutionPlan:
