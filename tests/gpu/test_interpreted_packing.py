@@ -182,7 +182,8 @@ def test_bytes_are_of_what_a_form_reads(monkeypatch):
             held[form] = ts.pack(model, x, tune=False).explain().rows[0].bytes
     nnz, rows, columns = model[0].topology.nnz, 32, 24
     assert held["rows"] == 2 * nnz + 4 * nnz + 4 * (rows + 1) + 4 * rows  # values, indices, indptr, bias
-    assert held["bitmap"] == 2 * nnz + rows * (8 * -(-columns // 64) + 4 * -(-columns // 256)) + 4 * rows  # values, bits, where they begin, bias
+    places = rows * (8 * -(-columns // 64) + 4 * -(-columns // 256))  # bits, and where they begin
+    assert held["bitmap"] == 2 * nnz + places + 4 * rows
 
 
 def test_other_batches_copies_and_pickles(monkeypatch):

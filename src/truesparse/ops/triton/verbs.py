@@ -7,8 +7,8 @@ where a batch is large.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from math import prod
 
 import torch
@@ -347,15 +347,15 @@ class Phases:
         """`planes` [images, features, lines, columns], read from `starts` on."""
         return Side(planes, 0, features * self.plane, self.columns, 1, starts)
 
-    def sum(self, connections: Connections | Bitmap, values: Tensor | None, planes: Side, dx: Tensor) -> None:
-        """Sets `dx` to the product of the `connections` of its channels and phases with `planes`."""
+    def sum(self, product: Callable[[Side, None, Side, Images], None], planes: Side, dx: Tensor) -> None:
+        """Sets `dx` to the `product` of the connections of its channels and phases with `planes`."""
         g, like = self.geometry, self.like
         shape = (like[0], like[1], self.height * g.stride[0], self.width * g.stride[1])
         whole = dx if dx.shape == shape else torch.empty(shape, dtype=dx.dtype, device=dx.device)
         pixels = whole.shape[2] * whole.shape[3]
         places = starts(like[1], g.stride, pixels, (whole.shape[3], 1), dx.device)
         target = Side(whole, 0, like[1] * pixels, g.stride[0] * whole.shape[3], g.stride[1], places)
-        connections.product(values, planes, None, target, Images(like[0], self.height * self.width, self.width))
+        product(planes, None, target, Images(like[0], self.height * self.width, self.width))
         if whole is not dx:
             dx.copy_(whole[:, :, g.padding[0] : g.padding[0] + like[2], g.padding[1] : g.padding[1] + like[3]])
 
@@ -389,7 +389,7 @@ class PlaneRows(Rows):
             self._of_columns = self._by_column()
         channels, taps = (torch.arange(count, device=dy.device) for count in (self.geometry.out_channels, self.geometry.taps))
         places = (channels[:, None] * phases.plane + phases.within(taps)).flatten()
-        phases.sum(self._of_columns, values, phases.side(phases.padded(dy), places, len(channels)), dx)
+        phases.sum(partial(self._of_columns.product, values), phases.side(phases.padded(dy), places, len(channels)), dx)
 
 
 class PlaneShared(Shared):
@@ -420,7 +420,7 @@ class PlaneShared(Shared):
         pixels = height * width
         self.parts(values, Side(dy, pixels, channels * pixels, width, 1), parts, Images(batch, pixels, width))
         places = torch.arange(self.columns, device=dy.device) * phases.plane + phases.within(self._tap)
-        phases.sum(self._of_columns, None, phases.side(planes, places, self.columns), dx)
+        phases.sum(partial(self._of_columns.product, None), phases.side(planes, places, self.columns), dx)
 
 
 class PlaneBitmap(PlaneRows):
