@@ -63,7 +63,7 @@ def test_a_pattern_may_fix_the_sparsity():
         (lambda: convolution_of("conv65"), "--layer: unknown 'conv65'; known are conv64, "),
         (lambda: convolution_of("1,2,3"), "--layer must be a name or IN,OUT,KERNEL,STRIDE,SIZE"),
         (lambda: convolution_of("1,1,4,1,0"), "--layer must be at least 1, got 0"),
-        (lambda: pattern_of("blocks"), "--pattern blocks: unknown pattern 'blocks'; known: unstructured, fan-in, nm:N:M"),
+        (lambda: pattern_of("blocks"), "--pattern blocks: unknown pattern 'blocks'; known: unstructured, fan-in, shared-fan-in:ROWS"),
         (lambda: pattern_of("5:4"), "--pattern 5:4: NM needs 0 < n <= m"),
         (lambda: make_conditions("0", 1.0, "float32"), "--threads must be at least 1, got 0"),
         (lambda: Conditions((1, cores() + 1)), f"--threads must be from 1 to the {cores()} cores of this machine, got {cores() + 1}"),

@@ -196,7 +196,7 @@ def test_bytes_per_connection() -> None:
 def test_what_does_not_fit_is_an_error() -> None:
     topology = random_topology(20, 30, 0.3)
     kernels, values, x = MatrixKernels(topology, Matrix(20, 30)), torch.randn(topology.nnz), torch.randn(4, 30)
-    with pytest.raises(TypeError, match=r"float32 or float64.*got values torch.float32 on cpu, x torch.float64 on cpu; convert"):
+    with pytest.raises(TypeError, match=r"float32 or float64.*got values torch.float32 on cpu, x torch.float64 on cpu; move and convert"):
         kernels.spmm(values, x.double())
     with pytest.raises(TypeError, match="float16"):
         kernels.spmm(values.half(), x.half())

@@ -140,10 +140,12 @@ def family_of_process() -> str | None:
     return _checked(named) if named else None
 
 
-@torch.compiler.assume_constant_result
 def holds(dtype: torch.dtype, device: str) -> bool:
     """Whether kernels of the family in force on that type of device are made for samples of `dtype`."""
     return _made_for(family(device), dtype)
+
+
+holds._dynamo_marked_constant = True  # type: ignore[attr-defined]  # all that torch.compiler.assume_constant_result does, but for importing the compiler, a second
 
 
 @cache

@@ -401,7 +401,7 @@ class Pattern(ABC):
         """Units that each group has, [groups] int64; of one group on the CPU, for there is nothing to ask a device about."""
         groups, size = self._groups(shape)
         if groups == 1:
-            return torch.tensor([grid.nnz])
+            return torch.tensor([grid.nnz], device="cpu")
         if groups and size == grid.shape[1]:
             return grid.fan_in.long()
         return merge.counted(self._group_of(grid.keys, shape), groups)

@@ -210,7 +210,7 @@ def gradients_searched(
     shift,
     counts,
     buckets,
-    parts,
+    tables,
     found_keys,
     found_places,
     found,
@@ -268,7 +268,7 @@ def gradients_searched(
             bucket = ((key - low) >> shift).to(tl.int32)
             if task == 1:
                 bucket = row[:, None] + tl.zeros_like(bucket)
-            part = (tl.program_id(0) % parts).to(tl.int64) * buckets
+            part = (tl.program_id(0) % tables).to(tl.int64) * buckets
             tl.atomic_add(counts + part + bucket, 1, mask=level, sem="relaxed")
 
 
