@@ -86,15 +86,15 @@ def some(shape, density):
     return Topology.from_mask(mask)
 
 
-def blocks(shape, size):
-    grid = torch.rand(shape[0] // size, shape[1] // size) < 0.5
+def blocks(shape, height, width):
+    grid = torch.rand(shape[0] // height, shape[1] // width) < 0.5
     grid[-1, -1] = True
-    return Topology.from_mask(grid.repeat_interleave(size, 0).repeat_interleave(size, 1))
+    return Topology.from_mask(grid.repeat_interleave(height, 0).repeat_interleave(width, 1))
 
 
-def run(verbs, geometry, shape, dtype):
+def run(build, topology, geometry, shape, dtype):
     """All verbs, on tensors of which none is longer than it must be."""
-    topology = verbs.topology
+    verbs = build(topology, geometry)
     x, values = torch.randn(shape).to(dtype), torch.randn(topology.nnz).to(ops.values_dtype(dtype))
     y = verbs.spmm(values, x, torch.randn(geometry.shape[0]).to(values.dtype))
     verbs.backward(values, x, torch.randn(y.shape).to(dtype), (True, True, False))
@@ -108,32 +108,37 @@ CONVOLUTIONS = [
     (Convolution(5, 7, (1, 1)), (3, 5, 3, 7)),
     (Convolution(5, 7, (1, 1)), (3, 5, 1, 1)),
 ]
+SHARING = [
+    (Convolution(4, 32, (3, 3), padding=(1, 1)), (2, 4, 5, 4)),
+    (Convolution(4, 32, (2, 3), stride=(2, 1), padding=(0, 2), groups=2), (3, 4, 6, 5)),
+    (Convolution(2, 16, (3, 2), dilation=(2, 1), stride=(2, 3)), (2, 2, 8, 7)),
+]
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("shape", "density"), [((5, 9), 0.4), ((1, 1), 1.0), ((13, 3), 0.0)], ids=str)
 def test_rows(guard, shape, density, batch):
-    run(built.rows_matrix(some(shape, density), Matrix(*shape)), Matrix(*shape), (batch, shape[1]), F64 if batch == 7 else F32)
+    run(built.rows_matrix, some(shape, density), Matrix(*shape), (batch, shape[1]), F64 if batch == 7 else F32)
     assert guard.touched
     assert {"rows_product"} <= set(guard.run) <= {"rows_product", "rows_sampled"}
 
 
 @pytest.mark.parametrize(("geometry", "shape"), CONVOLUTIONS, ids=str)
 def test_convolutions(guard, geometry, shape):
-    run(built.rows_convolution(some(geometry.shape, 0.5), geometry), geometry, shape, F32)
+    run(built.rows_convolution, some(geometry.shape, 0.5), geometry, shape, F32)
     assert set(guard.run) == {"rows_product", "rows_sampled"}
 
 
 @pytest.mark.parametrize(("geometry", "shape"), [one for one in CONVOLUTIONS if one[0].groups == 1], ids=str)
 def test_bitmaps_of_convolutions(guard, geometry, shape):
-    run(built.bitmap_convolution(some(geometry.shape, 0.5), geometry), geometry, shape, F16)
+    run(built.bitmap_convolution, some(geometry.shape, 0.5), geometry, shape, F16)
     assert set(guard.run) == {"bitmap_product", "bitmap_sampled"} | ({"bitmap_transposed"} if geometry.pointwise else set())
 
 
 @pytest.mark.parametrize("batch", BATCHES)
 @pytest.mark.parametrize(("shape", "density"), [((33, 70), 0.3), ((1, 1), 1.0), ((3, 129), 0.9), ((65, 31), 0.05)], ids=str)
 def test_bitmaps(guard, shape, density, batch):
-    run(built.bitmap_matrix(some(shape, density), Matrix(*shape)), Matrix(*shape), (batch, shape[1]), F16)
+    run(built.bitmap_matrix, some(shape, density), Matrix(*shape), (batch, shape[1]), F16)
     assert set(guard.run) == {"bitmap_product", "bitmap_transposed", "bitmap_sampled"}
 
 
@@ -141,15 +146,29 @@ def test_bitmaps(guard, shape, density, batch):
 @pytest.mark.parametrize("size", [16, 32, 64])
 def test_blocks(guard, size, batch):
     geometry = Matrix(2 * size, 3 * size)
-    run(built.blocks_matrix(blocks(geometry.shape, size), geometry), geometry, (batch, geometry.columns), F16)
+    run(built.blocks_matrix, blocks(geometry.shape, size, size), geometry, (batch, geometry.columns), F16)
     assert set(guard.run) == {"blocks_product", "blocks_transposed", "blocks_sampled"}
 
 
-@pytest.mark.parametrize("form", ["bitmap", "blocks"])
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("rows", [16, 32, 64])
+def test_rows_that_share_columns(guard, rows, batch):
+    geometry = Matrix(2 * rows, 37)
+    run(built.shared_matrix, blocks(geometry.shape, rows, 1), geometry, (batch, geometry.columns), F16 if batch == 7 else F32)
+    assert set(guard.run) == {"shared_product", "shared_transposed", "shared_sampled", "rows_product"}
+
+
+@pytest.mark.parametrize(("geometry", "shape"), SHARING, ids=str)
+def test_rows_of_convolutions_that_share_columns(guard, geometry, shape):
+    run(built.shared_convolution, blocks(geometry.shape, 16, 1), geometry, shape, F32)
+    assert set(guard.run) == {"shared_product", "shared_transposed", "shared_sampled", "rows_product"}
+
+
+@pytest.mark.parametrize("form", ["bitmap", "blocks", "shared"])
 def test_tiles_of_images(guard, form):
     geometry = Convolution(16, 32, (1, 1))
-    topology = blocks(geometry.shape, 16) if form == "blocks" else some(geometry.shape, 0.3)
-    run(getattr(built, f"{form}_convolution")(topology, geometry), geometry, (2, 16, 3, 5), F16)
+    topology = some(geometry.shape, 0.3) if form == "bitmap" else blocks(geometry.shape, 16, 16 if form == "blocks" else 1)
+    run(getattr(built, f"{form}_convolution"), topology, geometry, (2, 16, 3, 5), F16)
     assert guard.touched
 
 
@@ -167,9 +186,10 @@ def test_the_search(guard, shape, density, alike):
 
 def test_the_search_of_a_convolution(guard):
     geometry = Convolution(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
-    verbs = built.rows_convolution(some(geometry.shape, 0.4), geometry)
+    kept = some(geometry.shape, 0.4)
+    verbs = built.rows_convolution(kept, geometry)
     x = torch.randn(2, 4, 6, 5)
-    verbs.top_gradients([(torch.randn(verbs._output_shape(x.shape)), x)], verbs.topology, 20)
+    verbs.top_gradients([(torch.randn(verbs._output_shape(x.shape)), x)], kept, 20)
     assert set(guard.run) == {"gradients_searched"}
 
 

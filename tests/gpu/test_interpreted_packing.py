@@ -303,8 +303,11 @@ def test_candidates_are_the_forms_of_the_table():
     half, whole = ts.FanIn().random((32, 64), 1024), ts.Block(16).random((32, 64), 1024)
     assert named(half, Matrix(32, 64), F32, "float32") == ["dense", "triton:rows"]
     assert named(half, Matrix(32, 64), F32, "bfloat16") == ["dense", "dense, bfloat16", "triton:bitmap", "triton:rows"]
-    assert named(whole, Matrix(32, 64), BF16, "bfloat16") == ["dense", "triton:blocks", "triton:bitmap", "triton:rows"]
-    assert named(half, Convolution(16, 32, (2, 2)), F16, "float16") == ["dense", "triton:rows"]
+    assert named(whole, Matrix(32, 64), BF16, "bfloat16") == [
+        "dense",
+        *(f"triton:{form}" for form in ("blocks", "shared", "bitmap", "rows")),
+    ]
+    assert named(half, Convolution(16, 32, (2, 2)), F16, "float16") == ["dense", "triton:bitmap", "triton:rows"]
     assert named(Topology.from_mask(torch.ones(4, 4)), Matrix(4, 4), F32, "float32") == ["dense"]
 
 

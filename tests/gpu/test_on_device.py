@@ -372,8 +372,6 @@ def test_what_is_for_the_cpu_says_so(tmp_path):
         model, example = sparse(None, NAME).float(), torch.ones(1, 16, device=NAME)
         here = sparse(None, "cpu").float()
         for call, said in (
-            (lambda: ts.pack(model, example), "pack takes networks of float32 on the CPU, and '0.values' is torch.float32 on gpu"),
-            (lambda: ts.pack_layers(model), "pack takes networks of float32 on the CPU, and '0.values'"),
             (
                 lambda: ts.export_c(model, example, tmp_path / "net.h"),
                 "export_c reads networks on the CPU, and '0.values' is on gpu:0: move",
