@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import truesparse
+from truesparse import SharedFanIn
 from truesparse.bench import NETWORKS, StepCase, WrongResult, measure_steps, steps
 from truesparse.bench.networks import Density, Network
 from truesparse.bench.request import Conditions
@@ -32,6 +33,13 @@ def test_a_row(tiny_network, peaks):
     assert row.phases["sparse"].keys() == {"forward", "backward", "optimizer", "rewiring"}
     assert (row.batch, row.every, row.density, row.budget) == (6, 100, "50 %", "erk")
     assert row.connections == round((1 - row.sparsity) * (4 * 18 + 1000))
+
+
+def test_a_pattern_is_kept_and_named(peaks):
+    make = lambda: nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 16))  # noqa: E731
+    network = Network("net", make, lambda batch: (torch.randn(batch, 20), torch.randint(16, (batch,))), 6, ())
+    (row,) = measure_steps([StepCase(network, Density(0.5), "uniform", pattern=SharedFanIn(16))], QUICK, [peaks], lambda name: None)
+    assert (row.named, row.connections) == ("net, SharedFanIn(rows=16)", 32 * 20 + 16 * 16), "the first layer stays dense"
 
 
 def test_an_epsilon(tiny_network, peaks):

@@ -92,6 +92,12 @@ class StepRow:
     phases: Mapping[str, Mapping[str, float]]
     share_of_multiply_adds: float
     compile_options: Mapping[str, str] = field(default_factory=dict)
+    pattern: str = "Unstructured()"
+
+    @property
+    def named(self) -> str:
+        """The network, and the pattern of its layers if there is one."""
+        return self.network if self.pattern == "Unstructured()" else f"{self.network}, {self.pattern}"
 
     @property
     def compiled_over_compiled(self) -> float | None:

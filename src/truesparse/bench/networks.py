@@ -15,9 +15,11 @@ from ..nn import densify, sparsify
 from ..runs import ConfigError
 from ..tasks import cifar10_mlp, mnist_cnn
 from ..topology.budgets import ER, Budget, budget
+from ..topology.patterns import Pattern, Unstructured
 
 Example = tuple[Tensor, Tensor]  # (input, class of each output)
 SEED = 0
+UNSTRUCTURED = Unstructured()
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Network:
     large: bool = False
 
 
-def twins(network: Network, density: Density, budget: str) -> dict[str, nn.Module]:
+def twins(network: Network, density: Density, budget: str, pattern: Pattern = UNSTRUCTURED) -> dict[str, nn.Module]:
     """The same network three times, one topology and one set of values: "dense", "masked", "sparse". Always the same.
 
     Raises:
@@ -72,6 +74,7 @@ def twins(network: Network, density: Density, budget: str) -> dict[str, nn.Modul
                 deepcopy(model),
                 sparsity=density.sparsity,
                 budget=density.budget(budget),
+                pattern=pattern,
                 masked=masked,
                 generator=torch.Generator().manual_seed(SEED),
             )

@@ -66,7 +66,7 @@ def glance_table(documents: Sequence[Document]) -> str:
 
 def _cells(row: Row) -> Iterator[_Cell]:
     if isinstance(row, StepRow):
-        yield _Cell(0, f"training step, {row.network}", row.sparsity, row.times_as_fast["sparse"])
+        yield _Cell(0, f"training step, {row.named}", row.sparsity, row.times_as_fast["sparse"])
     elif isinstance(row, LayerRow) and row.direction == BOTH:
         yield _Cell(1, f"layer {row.layer}, batch {row.batch}, forward + backward", row.sparsity, row.times_as_fast["sparse"])
     elif isinstance(row, MemoryRow):

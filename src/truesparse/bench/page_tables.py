@@ -79,7 +79,7 @@ def rows_of(documents: Iterable[Document], kind: type[RowKind]) -> list[RowKind]
 
 
 def step_name(row: StepRow) -> str:
-    return f"{row.network}, {row.density}" + (f" ({row.sparsity:.1%} sparse)" if row.density.startswith("epsilon") else "")
+    return f"{row.named}, {row.density}" + (f" ({row.sparsity:.1%} sparse)" if row.density.startswith("epsilon") else "")
 
 
 def times_said(ratio: float | None) -> str:

@@ -25,8 +25,9 @@ from ..nn import TopologyLayer, topology_layers
 from ..nn.wrapped import unwrapped
 from ..rewiring import Rewirer
 from ..runs.machine import threads_said
+from ..topology.patterns import Pattern
 from .document import StepRow
-from .networks import SEED, Density, Example, Network, example_of, twins
+from .networks import SEED, UNSTRUCTURED, Density, Example, Network, example_of, twins
 from .request import Conditions
 from .timing import amortised, interleaved, times_as_fast
 from .work import Peaks, forward_work
@@ -57,6 +58,7 @@ class StepCase:
         density: how much is kept.
         budget: "erk", "er" or "uniform": how layers share it, unless the density is an epsilon.
         batch: samples in a step; None: the network's own.
+        pattern: of all layers made sparse.
         compiled: also the dense and the sparse network under `torch.compile`.
     """
 
@@ -65,6 +67,7 @@ class StepCase:
     budget: str = "erk"
     batch: int | None = None
     compiled: bool = False
+    pattern: Pattern = UNSTRUCTURED
 
     @property
     def samples(self) -> int:
@@ -89,7 +92,7 @@ def measure_steps(
     for case in cases:
         torch.set_num_threads(max(peak.threads for peak in peaks))
         device = conditions.device
-        models = {name: model.to(device) for name, model in twins(case.network, case.density, case.budget).items()}
+        models = {name: model.to(device) for name, model in twins(case.network, case.density, case.budget, case.pattern).items()}
         example: Example = on_device(example_of(case.network, case.samples), device)
         truth = _truth(models["dense"], example)
         for peak in peaks:
@@ -235,6 +238,7 @@ def _measured(case: StepCase, models: Mapping[str, nn.Module], example: Example,
         times_as_fast=times_as_fast(seconds),
         phases={name: training.medians() | {"rewiring": seconds[name] - plain[name]} for name, training in trainings.items()},
         share_of_multiply_adds=multiply_adds / seconds["sparse"] / peaks.multiply_adds,
+        pattern=str(case.pattern),
     )
 
 

@@ -110,6 +110,7 @@ def step(
         str | None, typer.Option(metavar="S[,S]", help="Shares of the weights left out.", show_default="the network's")
     ] = None,
     budget: Annotated[str, typer.Option(help="How layers share what is kept: erk, er, uniform.")] = "erk",
+    pattern: PatternOption = "unstructured",
     batch: Annotated[str | None, typer.Option(metavar="N[,N]", help="Samples in a step.", show_default="128, gpt 16")] = None,
     threads: Threads = None,
     isa: Isa = None,
@@ -122,7 +123,7 @@ def step(
     """Whole training steps: forward, loss, backward, AdamW, and RigL every 100 steps."""
     from ..bench import NETWORKS, StepCase, measure_steps
     from ..bench.networks import USUAL, Density
-    from ..bench.request import counts_of, make_conditions, sparsities_of
+    from ..bench.request import counts_of, make_conditions, pattern_of, sparsities_of
     from ..runs import ConfigError
     from ..topology.budgets import BUDGETS
 
@@ -137,7 +138,7 @@ def step(
     if compiled and conditions.device.type != "cpu":
         raise ConfigError(f"--compile is of the CPU: torch.compile of sparse layers is not tried on {conditions.device.type}; leave it out")
     cases = [
-        StepCase(NETWORKS[name], density, budget, samples, compiled)
+        StepCase(NETWORKS[name], density, budget, samples, compiled, pattern_of(pattern))
         for name in names
         for samples in batches
         for density in densities or NETWORKS[name].densities

@@ -88,7 +88,7 @@ def _step_table(rows: Sequence[StepRow]) -> Table:
     names = ("network", "density", "budget", "sparsity", "batch", "threads")
     table = _table("whole training steps", caption, names, [*(ALL_NAMES[way] for way in ways), "of peak"])
     for row in rows:
-        given = (row.network, row.density, row.budget, f"{row.sparsity:.1%}", str(row.batch), str(row.threads))
+        given = (row.named, row.density, row.budget, f"{row.sparsity:.1%}", str(row.batch), str(row.threads))
         table.add_row(*given, *(_time(way, row.seconds, row.times_as_fast) for way in ways), f"{row.share_of_multiply_adds:.0%}")
     return table
 
@@ -96,14 +96,14 @@ def _step_table(rows: Sequence[StepRow]) -> Table:
 def _compiled_table(rows: Sequence[StepRow]) -> Table:
     ways = ("dense", "sparse", "dense_compiled", "sparse_compiled")
     names = ("network", "density", "threads")
-    without = {f"{ALL_NAMES[way]} of {row.network}: {given}" for row in rows for way, given in row.compile_options.items()}
+    without = {f"{ALL_NAMES[way]} of {row.named}: {given}" for row in rows for way, given in row.compile_options.items()}
     caption = "; ".join(["in brackets times as fast as dense without torch.compile", *sorted(without)])
     table = _table(
         "whole training steps under torch.compile", caption, names, [*(ALL_NAMES[way] for way in ways), "compiled over compiled"]
     )
     for row in rows:
         times = (_time(way, row.seconds, row.times_as_fast) for way in ways)
-        table.add_row(row.network, row.density, str(row.threads), *times, f"{row.compiled_over_compiled:.2f}")
+        table.add_row(row.named, row.density, str(row.threads), *times, f"{row.compiled_over_compiled:.2f}")
     return table
 
 
@@ -112,7 +112,7 @@ def _phase_table(rows: Sequence[StepRow]) -> Table:
     caption = f"medians in ms, dense > truesparse; rewiring: of one in {rows[0].every} steps, shared out, and what it takes itself"
     table = _table("where the step's time goes", caption, ("network", "density", "threads"), [*phases, "one rewiring"])
     for row in rows:
-        given = (row.network, row.density, str(row.threads))
+        given = (row.named, row.density, str(row.threads))
         times = (f"{row.phases['dense'][phase] * 1e3:.2f} > {row.phases['sparse'][phase] * 1e3:.2f}" for phase in phases)
         table.add_row(*given, *times, f"{(row.rewiring_seconds['sparse'] - row.plain_seconds['sparse']) * 1e3:.1f}")
     return table
