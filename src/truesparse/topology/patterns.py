@@ -22,6 +22,7 @@ from . import merge
 from .geometry import Geometry
 from .select import are_lowest_of_each, highest, lowest, lowest_of_each, random_absent
 from .topology import Topology
+from .units import block_of_each, blocks_of, connections_of
 
 Shape = tuple[int, int]
 
@@ -133,8 +134,7 @@ class Pattern(ABC):
         if self.unit(topology.shape) == (1, 1):
             return scores
         grid = self.units(topology)
-        at = torch.searchsorted(grid.keys, self._unit_keys(topology))
-        return scores.new_zeros(grid.nnz).index_add(0, at, scores)
+        return scores.new_zeros(grid.nnz).index_add(0, block_of_each(topology, grid, self.unit(topology.shape)), scores)
 
     def strongest(self, scores: Tensor, nnz: int) -> Topology:
         """The `nnz` connections of highest `scores` [rows, columns], each group with its due. The scores are dense.
@@ -312,7 +312,8 @@ class Pattern(ABC):
         """The topology of the units: one entry a block. The topology itself when a unit is one connection."""
         if self.unit(topology.shape) == (1, 1):
             return topology
-        return topology.derived(_units, self)
+        self._grid(topology.shape)  # refuses a shape that its units do not divide
+        return topology.derived(blocks_of, self.unit(topology.shape))
 
     def highest_absent(self, grid: Topology, shape: Shape, vacant: Tensor, gradients: AbsentGradients) -> Tensor:
         """Keys of the `vacant[g]` units of each group with the largest absolute gradient, in a layer of `shape` with the units `grid`.
@@ -436,16 +437,8 @@ class Pattern(ABC):
         return topology.rows.long() // height * self._grid(topology.shape)[1] + topology.indices // width
 
     def _connections(self, grid: Topology, shape: Shape) -> Topology:
-        height, width = self.unit(shape)
-        if (height, width) == (1, 1):
-            return grid
-        rows = grid.rows.long()[:, None, None] * height + torch.arange(height, device=grid.device)[:, None]
-        columns = grid.indices.long()[:, None, None] * width + torch.arange(width, device=grid.device)
-        return Topology._from_sorted_keys(shape, merge.sort_((rows * shape[1] + columns).flatten()))
-
-
-def _units(topology: Topology, pattern: Pattern) -> Topology:
-    return Topology._from_sorted_keys(pattern._grid(topology.shape), pattern._unit_keys(topology).unique())
+        unit = self.unit(shape)
+        return grid if unit == (1, 1) else connections_of(grid, unit)
 
 
 def shared_evenly(nnz: int, active: Tensor, scores: Tensor) -> Tensor:

@@ -73,13 +73,13 @@ class Topology:
 
     @classmethod
     def _from_sorted_keys(cls, shape: tuple[int, int], keys: Tensor) -> Topology:
-        _check_count(keys.numel())
+        check_count(keys.numel())
         return cls._trusted(shape, *merge.compressed(shape, keys))
 
     @classmethod
     def _collected(cls, shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Topology:
         """The topology of the pairs (rows[i], columns[i]), [n] integers each, legal and in any order; repeats count once."""
-        _check_count(rows.numel())
+        check_count(rows.numel())
         return cls._trusted(shape, *merge.collected(shape, rows, columns))
 
     @classmethod
@@ -184,7 +184,7 @@ class Topology:
 
     def _grow(self, keys: Tensor) -> Topology:
         """The same with ascending positions, of which a GPU is not asked whether they are free: they were found to be."""
-        _check_count(self.nnz + keys.numel())
+        check_count(self.nnz + keys.numel())
         grown = merge.grown(self.shape[1], self._connections, keys)
         if grown is None:
             raise ValueError(OCCUPIED)
@@ -302,7 +302,7 @@ def _ascending(shape: tuple[int, int], keys: Tensor) -> Tensor:
     return keys
 
 
-def _check_count(nnz: int) -> None:
+def check_count(nnz: int) -> None:
     if nnz > LARGEST_COUNT:
         raise ValueError(f"a topology holds at most {LARGEST_COUNT} connections, got {nnz}; split the layer")
 
