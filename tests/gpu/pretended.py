@@ -90,15 +90,16 @@ class OnDevice(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor, requires_grad: bool = False) -> OnDevice:
         assert not isinstance(inner, OnDevice)
-        wrapped = torch.Tensor._make_wrapper_subclass(
-            cls,
-            inner.size(),
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
-            device=torch.device(NAME, 0),
-            requires_grad=requires_grad,
-        )
+        with torch.inference_mode(False):  # a view within it would be one of a tensor outside
+            wrapped = torch.Tensor._make_wrapper_subclass(
+                cls,
+                inner.size(),
+                strides=inner.stride(),
+                storage_offset=inner.storage_offset(),
+                dtype=inner.dtype,
+                device=torch.device(NAME, 0),
+                requires_grad=requires_grad,
+            )
         wrapped.inner = inner
         return wrapped
 

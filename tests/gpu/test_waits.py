@@ -39,7 +39,7 @@ WAITS = {
     "GMP": (ts.GMP(), None, Counter({"topology/select.py highest_of_all": 1}), Counter()),
     "SRigL": (ts.SRigL(), None, LOOKED_AT, BACKWARD + SURVIVORS + ROOM + CHECKED + SURVIVORS),
     "RigL, fan-in": (RigL(), FanIn(), LOOKED_AT, BACKWARD + SURVIVORS + ROOM + CHECKED + SURVIVORS),
-    "RigL, blocks": (RigL(), Block(4), LOOKED_AT, BACKWARD + Counter({"topology/patterns.py _units": 3})),
+    "RigL, blocks": (RigL(), Block(4), LOOKED_AT, BACKWARD + Counter({"topology/units.py _whole_blocks": 1})),
 }
 
 

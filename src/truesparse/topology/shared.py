@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import pad
 
 from .topology import Topology
 
@@ -29,7 +28,7 @@ def _shared_rows(topology: Topology) -> int:
         return 1
     back = torch.repeat_interleave(fan_in, fan_in, output_size=topology.nnz)  # to the same place in a row before that is as long
     before = (torch.arange(topology.nnz, device=indices.device) - back).clamp(min=0)
-    unlike = pad((indices != indices[before]).cumsum(0, dtype=torch.int32), (1, 0))
+    unlike = torch.cat([indptr.new_zeros(1), (indices != indices[before]).cumsum(0, dtype=torch.int32)])
     differs |= unlike[indptr].diff()[1:] != 0
     # Groups of g rows share theirs if each row that differs is a multiple of g: the least power of two that divides all of those.
     row = torch.arange(1, rows, device=indices.device)

@@ -201,6 +201,10 @@ class Topology:
             built = self._derived[key] = build(Topology._trusted(self.shape, self.indptr, self.indices), *settings)
             return built
 
+    def derives(self, value: T, build: Callable[[Topology, *Settings], T], *settings: *Settings) -> None:
+        """`value` is what `build(self, *settings)` would give: who made this topology of it knows."""
+        self._derived[build, settings] = value
+
     def forget(self) -> None:
         """Let go of what was derived; it is made anew when asked for."""
         self._derived.clear()

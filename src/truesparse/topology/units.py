@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from .topology import Topology, check_count
 
@@ -21,12 +20,14 @@ def connections_of(grid: Topology, block: Extent) -> Topology:
     nnz = grid.nnz * height * width
     check_count(nnz)
     counts = (grid.indptr.diff() * width).repeat_interleave(height, output_size=rows)
-    indptr = pad(counts.cumsum(0, dtype=torch.int32), (1, 0))
+    indptr = torch.cat([counts.new_zeros(1), counts.cumsum(0, dtype=torch.int32)])
     # The rows of a block have the same columns: each reads those of its row of blocks.
     columns = (grid.indices[:, None] * width + torch.arange(width, dtype=torch.int32, device=grid.device)).flatten()
     offset = (grid.indptr[:-1] * width).repeat_interleave(height, output_size=rows) - indptr[:-1]
     places = offset.repeat_interleave(counts, output_size=nnz) + torch.arange(nnz, dtype=torch.int32, device=grid.device)
-    return Topology._trusted((rows, grid.shape[1] * width), indptr, columns[places])
+    filled = Topology._trusted((rows, grid.shape[1] * width), indptr, columns[places])
+    filled.derives(grid, blocks_of, block)
+    return filled
 
 
 def blocks_of(topology: Topology, block: Extent) -> Topology:
