@@ -445,7 +445,8 @@ class Pattern(ABC):
 
 
 def _units(topology: Topology, pattern: Pattern) -> Topology:
-    return Topology._from_sorted_keys(pattern._grid(topology.shape), pattern._unit_keys(topology).unique())
+    height, width = pattern.unit(topology.shape)
+    return Topology._collected(pattern._grid(topology.shape), topology.rows // height, topology.indices // width)
 
 
 def shared_evenly(nnz: int, active: Tensor, scores: Tensor) -> Tensor:
