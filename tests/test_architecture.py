@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 import truesparse
 from truesparse.algorithms import ALGORITHMS
@@ -24,6 +25,9 @@ LATE_PACKAGES = {"rich", "PIL", "matplotlib", "onnx", "onnxscript"}
 ALGORITHMS_SEE = {"topology"}
 # Modules that need an extra to be imported; nothing imports them but when they are used.
 WITHOUT_EXTRA = set() if find_spec("triton") else {"truesparse.ops.triton.kernels"}
+# Functions of torch that make a tensor on the default device where none is said.
+MAKERS = {f"torch.{function.__name__}" for function in _device_constructors()}
+PROCESSES_OF_THEIR_OWN = {"bench", "cli"}  # nobody else sets a default device there
 DOORS = {"__init__", "__main__"}  # `import truesparse` and `python -m truesparse`: no units, and nothing else imports them
 
 
@@ -96,6 +100,16 @@ def test_algorithms_see_topologies_only(path):
 def test_imports_stand_at_the_top(path):
     late = {name[0] for name, is_inside in imports(path) if is_inside}
     assert late <= LATE_PACKAGES
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if unit_of(path) not in PROCESSES_OF_THEIR_OWN], ids=lambda path: str(path.relative_to(SOURCE))
+)
+def test_tensors_are_made_on_a_device_that_is_said(path):
+    """`device=None` says torch's default one, which a script may set to a GPU: kernels of the CPU would write where they cannot."""
+    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    makers = [call for call in calls if ast.unparse(call.func) in MAKERS]
+    assert [f"{call.lineno}: {ast.unparse(call)}" for call in makers if not {"device", None} & {one.arg for one in call.keywords}] == []
 
 
 def test_this_test_sees_imports():

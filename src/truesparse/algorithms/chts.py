@@ -75,7 +75,7 @@ class CHTs:
         delta = self.delta_start + (self.delta_end - self.delta_start) * signals.progress
         importance = pattern.pool(topology, _importance(topology, signals.values.abs(), self.magnitude))
         # As in `grow` the first to arrive are the sample; in logarithms, where high powers neither vanish nor overflow.
-        times = torch.empty(importance.shape, dtype=importance.dtype).exponential_(generator=signals.generator).to(importance.device)
+        times = torch.empty_like(importance, device="cpu").exponential_(generator=signals.generator).to(importance.device)
         rank = delta / (1 - delta) * importance.log() - times.log()
         count = int(fraction * topology.nnz) // prod(pattern.unit(topology.shape))
         return pattern.drop_units(topology, torch.cat([lowest(rank, count), pattern.excess(topology, rank)]))

@@ -64,7 +64,7 @@ class DeepR:
         pull = torch.full_like(signals.values, self.l1).copysign(signals.values)
         if not self.temperature or not signals.learning_rate > 0 or signals.progress >= 1:
             return pull
-        noise = sent(torch.randn(pull.numel(), generator=signals.generator), pull.device).to(pull.dtype)
+        noise = sent(torch.randn(pull.numel(), generator=signals.generator, device="cpu"), pull.device).to(pull.dtype)
         return pull - (2 * self.temperature / signals.learning_rate) ** 0.5 * noise
 
     def update(self, topology: Topology, signals: Signals) -> Move:
@@ -74,5 +74,5 @@ class DeepR:
             return Move.between(topology, topology)
         survivors = topology.drop(torch.cat([crossed.nonzero().squeeze(1), signals.pattern.excess(topology, values.abs())]))
         new = signals.pattern.grow_random(survivors, topology.nnz, signals.generator)
-        signs = torch.randint(2, (topology.nnz - survivors.nnz,), generator=signals.generator) * 2.0 - 1.0
+        signs = torch.randint(2, (topology.nnz - survivors.nnz,), generator=signals.generator, device="cpu") * 2.0 - 1.0
         return Move.through(topology, survivors, new, torch.zeros_like(signs).copysign(signs))

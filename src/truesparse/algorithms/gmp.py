@@ -16,7 +16,7 @@ from .base import Memory, Signals, check_count_may_change, check_fraction, left_
 SCORES: Mapping[str, Callable[[Signals], Tensor]] = {
     "magnitude": lambda layer: layer.values.abs(),
     "taylor": lambda layer: (layer.gradients * layer.values).abs(),
-    "random": lambda layer: torch.rand(layer.topology.nnz, generator=layer.generator).to(layer.values),
+    "random": lambda layer: torch.rand(layer.topology.nnz, generator=layer.generator, device="cpu").to(layer.values),
 }
 """[nnz] how much each connection matters, by the criterion's name: those that know each weight and its gradient, as training does."""
 

@@ -75,5 +75,5 @@ class GSE:
 def _drawn(bounds: Tensor | None, extent: int, count: int, signals: Signals) -> Tensor:
     """`count` of the `extent` rows or columns of units, int32."""
     if bounds is None:
-        return torch.randint(extent, (count,), generator=signals.generator).to(torch.int32)
+        return torch.randint(extent, (count,), generator=signals.generator, device="cpu").to(torch.int32)
     return weighted(bounds.view(extent, -1).sum(1), count, signals.generator).to(torch.int32)

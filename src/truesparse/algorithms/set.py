@@ -55,4 +55,4 @@ class SET:
         return Move.through(topology, survivors, grown, self._initial(grown.nnz - survivors.nnz, signals))
 
     def _initial(self, count: int, signals: Signals) -> torch.Tensor | None:
-        return torch.randn(count, generator=signals.generator) * self.grown_std if self.grown_std else None
+        return torch.randn(count, generator=signals.generator, device="cpu") * self.grown_std if self.grown_std else None

@@ -86,5 +86,5 @@ class SRigL:
 def _salient(kept: Topology, topology: Topology, count: int, signals: Signals) -> Tensor:
     """Of each row of units: those `kept` and those of the `count` largest gradients, each counted once."""
     nothing = kept.keep(torch.zeros_like(kept.indices, dtype=torch.bool), 0)
-    steepest = signals.pattern.steepest_absent(nothing, topology.shape, torch.tensor([count]), signals.absent)
+    steepest = signals.pattern.steepest_absent(nothing, topology.shape, torch.tensor([count], device="cpu"), signals.absent)
     return kept.fan_in.long().index_add(0, steepest // kept.shape[1], (~kept.contains(steepest)).long())

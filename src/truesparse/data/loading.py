@@ -57,7 +57,7 @@ class DataSet:
             deviation: likewise.
             largest: the pixel value that `mean` and `deviation` call 1.
         """
-        shift, scale = (torch.tensor(statistic, dtype=torch.float32).view(-1, 1, 1) for statistic in (mean, deviation))
+        shift, scale = (torch.tensor(statistic, dtype=torch.float32, device="cpu").view(-1, 1, 1) for statistic in (mean, deviation))
         train, test = (images.float().div_(largest).sub_(shift).div_(scale) for images in (self.train_images, self.test_images))
         return TensorDataset(train, self.train_labels), TensorDataset(test, self.test_labels)
 

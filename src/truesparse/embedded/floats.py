@@ -121,7 +121,7 @@ def pooled(step: Pool, x: Tensor) -> Tensor:
 
 def counts(window: Window) -> Tensor:
     """Numbers inside the image that each output of a window sees, [outputs]."""
-    ones = torch.ones(1, window.channels, *window.size)
+    ones = torch.ones(1, window.channels, *window.size, device="cpu")
     reached = F.unfold(padded(window, ones, 0.0), window.kernel, window.dilation, 0, window.stride)
     return reached.view(1, window.channels, window.taps, -1).sum(2)[0, 0]
 

@@ -317,7 +317,7 @@ class _Reader:
         numbers = [one for one in node.args if isinstance(one, (int, float))]
         if numbers:
             source = self._source(node, 0 if isinstance(node.args[0], fx.Node) else 1)
-            number, one = torch.tensor([float(numbers[0])]).numpy(), torch.ones(1).numpy()
+            number, one = torch.tensor([float(numbers[0])], device="cpu").numpy(), torch.ones(1, device="cpu").numpy()
             matrix = diagonal(one, number) if kind == "add" else diagonal(number, 0 * one)
             window = window_of((1, source.size), (1, source.size), 1, 1)
             return self._made(Convolution(name, source, self._new(source.shape), matrix, window))

@@ -21,7 +21,7 @@ Pair = tuple[int, int]
 def matrix_of(weights: Weights) -> Matrix:
     """The same weights as arrays."""
     rows, columns = weights.topology.shape
-    bias = torch.zeros(rows) if weights.bias is None else weights.bias
+    bias = torch.zeros(rows, device="cpu") if weights.bias is None else weights.bias
     return Matrix(
         rows,
         columns,
@@ -92,7 +92,7 @@ def scale_of(norm: Any) -> tuple[Floats, Floats]:
 
 def diagonal(scale: Floats, shift: Floats) -> Matrix:
     """The matrix of a convolution, a group for each channel, that multiplies and adds."""
-    topology = Topology.from_mask(torch.ones(len(scale), 1, dtype=torch.bool))
+    topology = Topology.from_mask(torch.ones(len(scale), 1, dtype=torch.bool, device="cpu"))
     ones = topology.fan_in.numpy().astype(np.int64)
     return Matrix(len(scale), 1, ones, topology.indices.numpy().astype(np.int64), scale, shift)
 

@@ -34,8 +34,8 @@ def quantized_parts(module: QuantizedLayer, name: str, layer: SavedLayer) -> dic
         parts |= {"rounding.trained": weights.table, "rounding.codes": weights.numbers}
     for prefix, one in (("", weights.inputs), ("output_", weights.outputs)):
         if one is not None:
-            parts[f"input_rounding.{prefix}scale"] = torch.tensor(one.scale, dtype=torch.float32)
-            parts[f"input_rounding.{prefix}zero_point"] = torch.tensor(one.zero_point, dtype=torch.int32)
+            parts[f"input_rounding.{prefix}scale"] = torch.tensor(one.scale, dtype=torch.float32, device="cpu")
+            parts[f"input_rounding.{prefix}zero_point"] = torch.tensor(one.zero_point, dtype=torch.int32, device="cpu")
     return parts
 
 

@@ -79,7 +79,7 @@ def refuse_wrong(candidate: Candidate, weights: Weights, relu: bool, conditions:
 
 
 def _some_input(weights: Weights, conditions: Conditions) -> Tensor:
-    return torch.randn(conditions.input_shape, generator=torch.Generator().manual_seed(SEED)).to(weights.values)
+    return torch.randn(conditions.input_shape, generator=torch.Generator().manual_seed(SEED), device="cpu").to(weights.values)
 
 
 def _others_like(x: Tensor) -> list[Tensor]:

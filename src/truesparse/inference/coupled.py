@@ -40,9 +40,9 @@ class Coupled:
     @property
     def families(self) -> Tensor:
         """[count] a number for each unit, the same for all that the same layers write."""
-        family = torch.zeros(self.count, dtype=torch.int64)
+        family = torch.zeros(self.count, dtype=torch.int64, device="cpu")
         for units in self.rows.values():
-            member = torch.zeros(self.count, dtype=torch.int64)
+            member = torch.zeros(self.count, dtype=torch.int64, device="cpu")
             member[units[units != STAYS]] = 1
             family = (2 * family + member).unique(return_inverse=True)[1]
         return family
@@ -90,9 +90,9 @@ def _read(traced: fx.GraphModule, closed: Mapping[str, str], follow: bool) -> tu
         channels.pin(channels.axes[node].atoms, "what is written in place while something else reads it")
     group, reasons = channels.groups(), channels.reasons()
     layers = {one.name: (channels.axes[node].atoms, one.columns) for node, one in operations.items() if isinstance(one, Layer)}
-    written = torch.cat([group[rows] for rows, _ in layers.values()]) if layers else torch.empty(0, dtype=torch.int64)
-    free = torch.tensor([one for one in written.unique().tolist() if one not in reasons], dtype=torch.int64)
-    number = torch.full_like(group, STAYS).scatter(0, free, torch.arange(len(free)))
+    written = torch.cat([group[rows] for rows, _ in layers.values()]) if layers else torch.empty(0, dtype=torch.int64, device="cpu")
+    free = torch.tensor([one for one in written.unique().tolist() if one not in reasons], dtype=torch.int64, device="cpu")
+    number = torch.full_like(group, STAYS).scatter(0, free, torch.arange(len(free), device="cpu"))
     rows = {name: number[group[atoms]] for name, (atoms, _) in layers.items()}
     inputs = {name: number[group[atoms]] for name, (_, atoms) in layers.items()}
     stays = {
@@ -104,7 +104,7 @@ def _read(traced: fx.GraphModule, closed: Mapping[str, str], follow: bool) -> tu
 
 def _without_the_only(found: Coupled) -> Coupled:
     """Neurons of a layer that can only go all together stay."""
-    family, members = found.families, torch.zeros(found.count, dtype=torch.int64)
+    family, members = found.families, torch.zeros(found.count, dtype=torch.int64, device="cpu")
     members.index_add_(0, family, torch.ones_like(family))
     only = members[family] == 1
     rows, inputs = (
@@ -126,7 +126,7 @@ def _refusal(
     inside: nn.Module, traced: fx.GraphModule, found: Coupled, heads: set[str], closed: Mapping[str, str], example: Example
 ) -> str:
     """Why the Python of the model cannot do with fewer heads; nothing where it can. Tried: the last of each layer goes."""
-    removed = torch.zeros(found.count, dtype=torch.bool)
+    removed = torch.zeros(found.count, dtype=torch.bool, device="cpu")
     families = found.families
     for name in heads:
         units = found.rows[name]

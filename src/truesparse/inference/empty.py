@@ -49,7 +49,7 @@ def empty_neurons(graph: fx.GraphModule, closed: Mapping[str, str], follow: bool
         if isinstance(one, Layer):
             atoms[one.name] = group[channels.axes[node].atoms]
             empty[one.name] = weights_of(graph.get_submodule(one.name), trains=True).topology.fan_in.cpu() == 0
-    alive = torch.cat([atoms[name][~none] for name, none in empty.items()]) if empty else torch.empty(0, dtype=torch.int64)
+    alive = torch.cat([atoms[name][~none] for name, none in empty.items()]) if empty else torch.empty(0, dtype=torch.int64, device="cpu")
     found: list[Empty] = []
     for name, none in empty.items():
         counts: dict[str, int] = {}

@@ -79,7 +79,7 @@ class SparseWeights(base.HfQuantizer):
             for part in ("indptr", "indices"):
                 del state[tensor_name(name, part)]
             state |= {tensor_name(name, part): torch.from_numpy(array) for part, array in arrays.items()}
-        guards = {name: torch.empty(0) for name in _guards(model)}
+        guards = {name: torch.empty(0, device="cpu") for name in _guards(model)}
         return {**state, **guards}, {METHOD: json.dumps(patterns)}
 
     def _process_model_before_weight_loading(

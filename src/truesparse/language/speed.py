@@ -19,7 +19,7 @@ def tokens_a_second(models: Mapping[str, nn.Module]) -> dict[str, tuple[float, f
         models: of transformers, by name; each in turn, so that a machine that is busy for a while is busy for all.
     """
     vocabulary = min(int(model.config.vocab_size) for model in models.values())  # type: ignore[union-attr, arg-type]
-    prompt = torch.randint(vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(vocabulary, (1, PROMPT), generator=torch.Generator().manual_seed(0), device="cpu")
 
     def seconds(model: nn.Module, tokens: int) -> float:
         start = perf_counter()

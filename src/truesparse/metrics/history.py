@@ -77,7 +77,7 @@ class Lineage:
     @classmethod
     def begin(cls, topology: Topology) -> Self:
         """With the connections of `topology`."""
-        return cls(torch.zeros(topology.nnz, dtype=torch.int32), (topology.nnz,))
+        return cls(torch.zeros(topology.nnz, dtype=torch.int32, device="cpu"), (topology.nnz,))
 
     def after(self, move: Move) -> Self:
         """With the connections after `move`."""
@@ -92,7 +92,7 @@ class Lineage:
     @property
     def survival(self) -> Tensor:
         """[rewirings + 1] the share of those that each rewiring grew that still live; NaN where it grew none."""
-        return self.alive / torch.tensor(self.grown, dtype=torch.float64)
+        return self.alive / torch.tensor(self.grown, dtype=torch.float64, device="cpu")
 
 
 def _sample(keys: Tensor, one_in: int) -> Tensor:

@@ -142,5 +142,5 @@ def quantiles(counts: Tensor, at: Sequence[float] = QUANTILES) -> tuple[int, ...
     """
     below = counts.cumsum(0)
     total = int(below[-1])
-    ranks = torch.tensor([max(1, ceil(share * total)) for share in at])
+    ranks = torch.tensor([max(1, ceil(share * total)) for share in at], device="cpu")
     return tuple(torch.searchsorted(below, ranks).tolist())

@@ -257,7 +257,7 @@ def gradient_norms(model: nn.Module) -> dict[str, float]:
         parameter = layer.parameter if isinstance(layer, TopologyLayer) else layer.weight
         gradient: Tensor | None = parameter.grad  # type: ignore[union-attr]
         if gradient is None:
-            found[name] = torch.zeros(())
+            found[name] = torch.zeros((), device="cpu")
         else:
             found[name] = (layer.of_connections(gradient) if isinstance(layer, TopologyLayer) else gradient).norm().cpu()
     return {name: norm.item() for name, norm in found.items()}

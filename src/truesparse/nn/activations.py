@@ -52,7 +52,7 @@ class TopK(nn.Module):
         if units is not None and units < 1:
             raise ValueError(f"units must be at least 1, got {units}")
         self.k, self.dim, self.boost, self.units, self.momentum = k, dim, boost, units, momentum
-        duty = torch.full((units,), self._winners(units) / units) if boost and units is not None else None
+        duty = torch.full((units,), self._winners(units) / units, device=None) if boost and units is not None else None
         self.register_buffer("duty", duty)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -115,7 +115,7 @@ class ThresholdReLU(nn.Module):
         if not math.isfinite(threshold):
             raise ValueError(f"threshold must be finite, got {threshold}")
         self.shift = shift
-        self.register_buffer("threshold", torch.tensor(float(threshold)))
+        self.register_buffer("threshold", torch.tensor(float(threshold), device=None))
 
     def forward(self, input: Tensor) -> Tensor:
         return torch.where(input <= self.threshold, 0, input - self.threshold if self.shift else input)

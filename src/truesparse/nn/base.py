@@ -91,10 +91,9 @@ class TopologyLayer(nn.Module):
         device = torch.device(device) if device is not None else torch.get_default_device()
         if device.type == "meta":
             raise ValueError("a sparse layer needs real arrays for its topology: build it on a real device, not on 'meta'")
-        with torch.device("cpu"):
-            topology = random_topology(geometry, sparsity, pattern, generator)
-            values = initial_values(topology, geometry, generator, dtype)
-            offsets = initial_bias(topology, geometry, generator, dtype) if bias else None
+        topology = random_topology(geometry, sparsity, pattern, generator)
+        values = initial_values(topology, geometry, generator, dtype)
+        offsets = initial_bias(topology, geometry, generator, dtype) if bias else None
         offsets = None if offsets is None else offsets.to(device)
         TopologyLayer.__init__(self, geometry, topology.to(device), values.to(device), offsets, pattern)
 
@@ -231,7 +230,7 @@ class TopologyLayer(nn.Module):
             generator: CPU generator; None is torch's global one.
         """
         topology, geometry, dtype = self.topology.to("cpu"), self.geometry, self.parameter.dtype
-        with torch.no_grad(), torch.device("cpu"):
+        with torch.no_grad():
             values = initial_values(topology, geometry, generator, dtype)
             self.parameter.copy_(self.spread(values.to(self.parameter.device)))
             if self.bias is not None:

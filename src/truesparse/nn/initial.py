@@ -46,12 +46,12 @@ def initial_values(topology: Topology, geometry: Geometry, generator: torch.Gene
 
     He et al. 2015 with the fan-in of the sparse row: Evci et al. 2022, https://arxiv.org/abs/2010.03533, section 4.
     """
-    values = torch.randn(topology.nnz, generator=generator, dtype=dtype)
+    values = torch.randn(topology.nnz, generator=generator, dtype=dtype, device="cpu")
     return values * (2.0 / geometry.reach(topology).clamp(min=1)).sqrt().to(values)[geometry.output_of_each(topology)]
 
 
 def initial_bias(topology: Topology, geometry: Geometry, generator: torch.Generator | None, dtype: torch.dtype | None = None) -> Tensor:
     """Uniform in +- 1 / sqrt(fan-in) as in `nn.Linear`, with the fan-in of `initial_values`; 0 where that is 0, [outputs]."""
     fan_in = geometry.reach(topology)
-    uniform = torch.rand(fan_in.numel(), generator=generator, dtype=dtype) * 2 - 1
+    uniform = torch.rand(fan_in.numel(), generator=generator, dtype=dtype, device="cpu") * 2 - 1
     return uniform * fan_in.clamp(min=1).to(uniform).rsqrt() * (fan_in > 0)

@@ -24,7 +24,8 @@ from .values import as_plain, recognised, values_parameter
 from .weight import DenseWeight
 
 _ABSENT = object()
-_COMPUTED = torch.zeros(0, requires_grad=True).view(-1)  # stands for values that a graph has computed, which are gone when it is heard of
+# Stands for values that a graph has computed, which are gone when it is heard of.
+_COMPUTED = torch.zeros(0, requires_grad=True, device="cpu").view(-1)
 
 
 class SparseLayer(TopologyLayer):

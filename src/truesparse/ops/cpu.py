@@ -89,7 +89,7 @@ class _Kernels(ABC):
             slab = summed_rows(self.gradient_rows, samples, start, stop).contiguous()
             push(slab.data_ptr(), start, stop - start, columns, kept.indptr.data_ptr(), kept.indices.data_ptr(), threads_for(slab.numel()))
             del slab  # before the next is made
-        keys = torch.empty(k, dtype=torch.int64)
+        keys = torch.empty(k, dtype=torch.int64, device="cpu")
         return sort_(keys[: best.result(keys.data_ptr())])
 
     def _threads(self, positions: int) -> int:
@@ -97,8 +97,8 @@ class _Kernels(ABC):
         work = positions * self._work
         return 1 if work < 2 * WORK_OF_A_THREAD else threads_for(work, WORK_OF_A_THREAD)
 
-    def _checked(self, values: Tensor, x: Tensor, bias: Tensor | None = None, dy: Tensor | None = None) -> torch.dtype:
-        """The dtype of the samples, once dtypes, devices, values and bias are found to fit. In one place: it is part of every call.
+    def _checked(self, values: Tensor, x: Tensor, bias: Tensor | None = None, dy: Tensor | None = None) -> None:
+        """Dtypes, devices, values and bias fit. In one place: it is part of every call.
 
         Raises:
             TypeError, ValueError: if they do not.
@@ -118,7 +118,6 @@ class _Kernels(ABC):
             raise ValueError(f"expected values of shape ({self._nnz},), one per connection, got {tuple(values.shape)}")
         if bias is not None and bias.shape != (self._rows,):
             raise ValueError(f"expected a bias of shape ({self._rows},), one per row, got {tuple(bias.shape)}")
-        return dtype
 
 
 class MatrixKernels(_Kernels):
@@ -137,10 +136,10 @@ class MatrixKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = self._checked(values, x, bias)
+        self._checked(values, x, bias)
         batch = self._batch("x", x, self._columns)
         x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
-        y = torch.empty((batch, self._rows), dtype=dtype)
+        y = x.new_empty((batch, self._rows))
         self.plan.spmm(values, x, bias, y, self._threads(batch))
         return y
 
@@ -189,10 +188,10 @@ class ConvolutionKernels(_Kernels):
             TypeError: unless all are float32, all float64, or float32 beside bfloat16 samples, on the CPU.
             ValueError: on shapes that do not fit.
         """
-        dtype = self._checked(values, x, bias)
+        self._checked(values, x, bias)
         shape = self._output_shape(x.shape)
         x, values, bias = x.contiguous(), values.contiguous(), None if bias is None else bias.contiguous()
-        y = torch.empty(shape, dtype=dtype)
+        y = x.new_empty(shape)
         self.plan.spmm(values, x, bias, y, self._threads(_positions(shape)))
         return y
 

@@ -252,9 +252,9 @@ def address(tensor: Tensor | None) -> int:
 
 def _empty_transpose(topology: Topology, targets: int) -> tuple[Tensor, Tensor, Tensor]:
     return (
-        torch.empty(targets + 1, dtype=torch.int32),
-        torch.empty(topology.nnz, dtype=torch.int32),
-        torch.empty(topology.nnz, dtype=torch.int32),
+        torch.empty(targets + 1, dtype=torch.int32, device="cpu"),
+        torch.empty(topology.nnz, dtype=torch.int32, device="cpu"),
+        torch.empty(topology.nnz, dtype=torch.int32, device="cpu"),
     )
 
 

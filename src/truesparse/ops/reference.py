@@ -46,7 +46,7 @@ class Composed(ABC):
     def top_gradients(self, samples: list[Sample], kept: Topology, k: int) -> Tensor:
         dense = summed_rows(self.gradient_rows, samples, 0, kept.shape[0])
         dense = dense.abs().masked_fill(kept.mask(), -torch.inf)
-        return highest(dense.view(1, -1), torch.tensor([min(k, kept.size - kept.nnz)]))[0].nonzero().squeeze(1)
+        return highest(dense.view(1, -1), torch.tensor([min(k, kept.size - kept.nnz)], device="cpu"))[0].nonzero().squeeze(1)
 
     @abstractmethod
     def spmm_t(self, values: Tensor, dy: Tensor, like: torch.Size) -> Tensor: ...

@@ -91,7 +91,7 @@ def candidates_of(selection: Selection, pattern: Pattern) -> dict[str, Candidate
 
 def whole(geometry: Geometry) -> Topology:
     """The topology of a layer that has all connections."""
-    return Topology.from_mask(torch.ones(geometry.shape, dtype=torch.bool))
+    return Topology.from_mask(torch.ones(geometry.shape, dtype=torch.bool, device="cpu"))
 
 
 def apply(

@@ -86,8 +86,8 @@ def _by_reason(found: Coupled, names: Sequence[str]) -> dict[str, list[str]]:
 
 def _of_units(found: Coupled, scores: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """(mean score of its weights, number of its weights, whether it may go) of each unit."""
-    total, size = torch.zeros(found.count, dtype=torch.float64), torch.zeros(found.count, dtype=torch.float64)
-    may = torch.ones(found.count, dtype=torch.bool)
+    total, size = torch.zeros(found.count, dtype=torch.float64, device="cpu"), torch.zeros(found.count, dtype=torch.float64, device="cpu")
+    may = torch.ones(found.count, dtype=torch.bool, device="cpu")
     for name, units in found.rows.items():
         here = units != STAYS
         if name not in scores:
@@ -123,7 +123,7 @@ def _shares(found: Coupled, families: Tensor, sparsity: Sparsity) -> dict[int, f
     shares: dict[int, float] = {}
     by: dict[int, str] = {}
     for name, value in sparsity.items():
-        units = found.rows[name][found.rows[name] != STAYS] if name in found.rows else torch.empty(0, dtype=torch.int64)
+        units = found.rows[name][found.rows[name] != STAYS] if name in found.rows else torch.empty(0, dtype=torch.int64, device="cpu")
         for family in families[units].unique().tolist():
             if shares.setdefault(family, value) != value:
                 raise ValueError(

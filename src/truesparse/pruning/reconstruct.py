@@ -103,7 +103,7 @@ def learned(
         rule = optimizer(parameters)
         with torch.enable_grad():
             for _ in range(epochs):
-                for place in torch.randperm(len(batches), generator=generator).tolist():
+                for place in torch.randperm(len(batches), generator=generator, device="cpu").tolist():
                     rule.zero_grad()
                     error(place).backward()
                     rule.step()

@@ -94,7 +94,7 @@ def synaptic_flow(probe: Probe) -> Mapping[str, Tensor]:
     with torch.enable_grad():
         output = probe.output(ones, absolute, untracked=False)
         numbers = [tensor for tensor in tree_leaves(output) if isinstance(tensor, Tensor) and tensor.is_floating_point()]
-        total = sum((tensor.sum() for tensor in numbers), torch.zeros((), dtype=torch.float64))
+        total = sum((tensor.sum() for tensor in numbers), torch.zeros((), dtype=torch.float64, device="cpu"))
     flow = {name: leaves[name] * slope for name, slope in _differentiated(total, leaves).items()}
     return _grouped(probe, {name: tensor.detach() for name, tensor in flow.items()})
 
@@ -204,7 +204,7 @@ def _twice_differentiable(probe: Probe, batch: Batch) -> tuple[dict[str, Tensor]
 def _hessian_product(gradients: Gradients, vector: Gradients, leaves: Mapping[str, Tensor], retain: bool = False) -> Gradients:
     """H times the vector, from the gradients that are functions of the leaves."""
     with torch.enable_grad():
-        along = sum(((gradients[name] * vector[name]).sum() for name in gradients), torch.zeros(()))
+        along = sum(((gradients[name] * vector[name]).sum() for name in gradients), torch.zeros((), device="cpu"))
     own = {name: leaves[name] for name in gradients}
     if not along.requires_grad:  # the loss is linear in all of them
         return {name: torch.zeros_like(tensor) for name, tensor in own.items()}
@@ -213,7 +213,7 @@ def _hessian_product(gradients: Gradients, vector: Gradients, leaves: Mapping[st
 
 
 def _signs(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return (torch.randint(2, like.shape, generator=generator) * 2 - 1).to(like)
+    return (torch.randint(2, like.shape, generator=generator, device="cpu") * 2 - 1).to(like)
 
 
 def _following_norms(probe: Probe) -> dict[str, _BatchNorm]:

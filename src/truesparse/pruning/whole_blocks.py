@@ -29,7 +29,7 @@ def block_influence(model: nn.Module, blocks: str, data: Iterable[Batch], forwar
         ValueError: if there are no such blocks, one gives a tensor of another shape than it is given, or no data reaches one.
     """
     held = _held(model, blocks)
-    sums, counts = torch.zeros(len(held), dtype=torch.float64), torch.zeros(len(held), dtype=torch.int64)
+    sums, counts = torch.zeros(len(held), dtype=torch.float64, device="cpu"), torch.zeros(len(held), dtype=torch.int64, device="cpu")
 
     def hear(place: int, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         x, y = (next((leaf for leaf in tree_leaves(one) if isinstance(leaf, Tensor)), None) for one in ((args, kwargs), output))

@@ -37,6 +37,6 @@ def kmeans(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         if np.array_equal(found, ends):
             break
         ends = found
-    codes = torch.empty(values.numel(), dtype=torch.int64)
+    codes = torch.empty(values.numel(), dtype=torch.int64, device="cpu")
     codes[order.cpu()] = torch.from_numpy(np.repeat(np.arange(ends.size), np.diff(np.concatenate([[0], ends]))))
     return torch.from_numpy(centroids).to(values.device), codes.to(values.device)

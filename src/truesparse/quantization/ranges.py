@@ -39,7 +39,7 @@ class Range:
         low = min(self.lows) if whole else sum(self.lows) / len(self.lows)
         high = max(self.highs) if whole else sum(self.highs) / len(self.highs)
         low, high = min(low, 0.0), max(high, 0.0)
-        scale = float(torch.tensor((high - low) / STEPS, dtype=torch.float32))
+        scale = float(torch.tensor((high - low) / STEPS, dtype=torch.float32, device="cpu"))
         if scale == 0.0:
             return Affine(1.0, LEAST_INPUT)
         return Affine(scale, max(LEAST_INPUT, min(MOST_INPUT, round(LEAST_INPUT - low / scale))))

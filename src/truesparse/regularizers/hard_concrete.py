@@ -123,7 +123,7 @@ class L0:
         uniform = None
         if layer.training:
             log_alpha = getattr(layer, NAME)
-            drawn = torch.rand(log_alpha.shape, generator=self._generator, dtype=torch.float64)
+            drawn = torch.rand(log_alpha.shape, generator=self._generator, dtype=torch.float64, device="cpu")
             uniform = drawn.clamp(SMALLEST_CHANCE, 1 - SMALLEST_CHANCE).to(log_alpha)
         weight = parameter_of(layer) * self._gates(layer, uniform)
         self._kept[layer] = layer._parameters[tensor_of(layer)]

@@ -60,7 +60,7 @@ class VariationalDropout:
         self.held = layers_of(model, exclude)
         self._generator, self._inside = generator, False
         for layer in self.held.values():
-            layer.register_parameter(NAME, nn.Parameter(torch.full(parameter_of(layer).shape, BEGIN).to(parameter_of(layer))))
+            layer.register_parameter(NAME, nn.Parameter(torch.full(parameter_of(layer).shape, BEGIN, device="cpu").to(parameter_of(layer))))
         self._handles = [layer.register_forward_hook(self._with_noise) for layer in self.held.values()]
 
     def log_alpha(self, layer: Layer) -> Tensor:

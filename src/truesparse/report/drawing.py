@@ -108,7 +108,7 @@ def _picked(count: int, step: int) -> NDArray[Any]:
     generator = torch.Generator().manual_seed(count)
     starts = np.arange(0, count, step)
     widths = np.minimum(step, count - starts)
-    return starts + (torch.rand(starts.size, generator=generator).numpy() * widths).astype(np.int64)
+    return starts + (torch.rand(starts.size, generator=generator, device="cpu").numpy() * widths).astype(np.int64)
 
 
 def _places(picked: NDArray[Any], count: int) -> NDArray[Any]:

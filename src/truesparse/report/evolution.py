@@ -120,5 +120,5 @@ def evolution(geometry: Geometry, stages: Iterable[Stage], births: Sequence[int]
 def _grouped(alive: Tensor, births: Sequence[int]) -> Tensor:
     """[groups] sums of `alive`, which has an entry for each stage so far."""
     below = torch.nn.functional.pad(alive.cumsum(0), (1, 0))
-    edges = torch.tensor([*births, alive.numel()]).clamp_(max=alive.numel())
+    edges = torch.tensor([*births, alive.numel()], device="cpu").clamp_(max=alive.numel())
     return below[edges].diff()

@@ -54,7 +54,7 @@ def _of_convolution(geometry: Convolution, topology: Topology, sample: tuple[int
     )
     left = tuple(extent - reached for extent, reached in zip(sample[1:], covered, strict=True))
     heat = F.conv_transpose2d(
-        torch.ones(1, 1, height, width, dtype=torch.float64),
+        torch.ones(1, 1, height, width, dtype=torch.float64, device="cpu"),
         taps[None].double(),
         stride=geometry.stride,
         padding=geometry.padding,

@@ -168,7 +168,7 @@ class Run:
         return range(first, first + len(lines))
 
     def _stages(self, variant: str, layer: RunLayer) -> Iterator[Stage]:
-        none = torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, dtype=torch.int64, device="cpu")
         epochs = self._epochs(variant)
         now = self._topology(variant, epochs.start - 1, layer)
         yield Stage(0, now, none, none)

@@ -149,7 +149,7 @@ class Momentum(Gradient):
         if self.smoothing.second is None:
             self._note_rows(0, kept.shape[0])
             return self._first_moment().top(kept, count)
-        vacant = torch.tensor([min(count, kept.size - kept.nnz)])
+        vacant = torch.tensor([min(count, kept.size - kept.nnz)], device="cpu")
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def bounds(self) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ class Momentum(Gradient):
         first, second, epsilon = self.smoothing.first, self.smoothing.second, self.smoothing.epsilon
         if second is None:
             return gradient(self._first_moment())
-        moment, square = torch.zeros(()), torch.zeros(())
+        moment, square = torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
         for step in self._known:
             g = gradient(step)
             moment = first * moment + (1 - first) * g

@@ -143,7 +143,7 @@ class DenseGradient:
     def top(self, kept: Topology, count: int) -> Tensor:
         if self.passes and self.looked_up is None and self.whole is None and self.direct is None:
             return self._sparse.top_gradients(self._samples(), kept, count)
-        vacant = torch.tensor([min(count, kept.size - kept.nnz)])
+        vacant = torch.tensor([min(count, kept.size - kept.nnz)], device="cpu")
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def at(self, positions: Topology) -> Tensor:

@@ -66,7 +66,7 @@ class SharedGradient:
         return self.processes.mean(self.own.rows(start, stop))
 
     def top(self, kept: Topology, count: int) -> Tensor:
-        vacant = torch.tensor([min(count, kept.size - kept.nnz)])
+        vacant = torch.tensor([min(count, kept.size - kept.nnz)], device="cpu")
         return Unstructured().highest_absent(kept, kept.shape, vacant, self)
 
     def at(self, positions: Topology) -> Tensor:

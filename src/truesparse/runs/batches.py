@@ -55,7 +55,7 @@ class Batches:
 
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[tuple[Any, Tensor]]:
         """The batches of `epoch` from step `start` on."""
-        order = torch.randperm(self.samples, generator=Generator().manual_seed(derived_seed(self.seed, "order", epoch)))
+        order = torch.randperm(self.samples, generator=Generator().manual_seed(derived_seed(self.seed, "order", epoch)), device="cpu")
         if self.augment is None and self._there is not None:
             order = order.to(self.device)  # once an epoch: a step then cuts out its part of it there
         for step in range(start, self.steps):
@@ -69,7 +69,7 @@ class Batches:
     def in_order(self) -> Iterator[tuple[Any, Tensor]]:
         """The batches in the order of the data set, not augmented."""
         for start in range(0, self.samples, self.batch_size):
-            yield self._batch(torch.arange(start, min(start + self.batch_size, self.samples)))
+            yield self._batch(torch.arange(start, min(start + self.batch_size, self.samples), device="cpu"))
 
     def only(self, count: int) -> Batches:
         """The batches of the first `count` samples alone."""
@@ -77,7 +77,7 @@ class Batches:
 
     def first(self, count: int) -> Any:
         """The inputs of the first `count` samples (fewer if there are fewer)."""
-        return self._batch(torch.arange(min(count, self.samples)))[0]
+        return self._batch(torch.arange(min(count, self.samples), device="cpu"))[0]
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor] | None:

@@ -58,7 +58,7 @@ class Trained:
         inputs = self.test.first(samples)
         if not isinstance(inputs, Tensor):
             raise ConfigError(f"the inputs of {self.name} must be tensors, got {type(inputs).__name__}")
-        return inputs[torch.arange(samples) % len(inputs)]
+        return inputs[torch.arange(samples, device="cpu") % len(inputs)]
 
     @torch.no_grad()
     def accuracy(self, model: nn.Module) -> float | None:

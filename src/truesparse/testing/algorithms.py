@@ -151,9 +151,9 @@ def _count(pattern: Pattern, shape: tuple[int, int], sparsity: float) -> int:
 def _ablated(topology: Topology, pattern: FanIn) -> Topology:
     """As many connections in about half of the rows, or groups of rows that share theirs."""
     height, (rows, columns) = pattern.unit(topology.shape)[0], pattern.units(topology).shape
-    every_other = torch.arange(rows) % 2 == 0
-    fan_in = shared_evenly(topology.nnz // height, every_other, torch.zeros(rows))
-    return Topology.from_mask((torch.arange(columns) < fan_in[:, None]).repeat_interleave(height, 0))
+    every_other = torch.arange(rows, device="cpu") % 2 == 0
+    fan_in = shared_evenly(topology.nnz // height, every_other, torch.zeros(rows, device="cpu"))
+    return Topology.from_mask((torch.arange(columns, device="cpu") < fan_in[:, None]).repeat_interleave(height, 0))
 
 
 def _check_update_of(algorithm: AnyAlgorithm, pattern: Pattern, topologies: dict[str, Topology]) -> None:
@@ -161,8 +161,8 @@ def _check_update_of(algorithm: AnyAlgorithm, pattern: Pattern, topologies: dict
     layers = {}
     draw = torch.Generator().manual_seed(1)
     for name, topology in topologies.items():
-        values = torch.randn(topology.nnz, generator=draw)
-        dy, x = (torch.randn(8, extent, generator=draw) for extent in topology.shape)
+        values = torch.randn(topology.nnz, generator=draw, device="cpu")
+        dy, x = (torch.randn(8, extent, generator=draw, device="cpu") for extent in topology.shape)
         layers[name] = example_signals(topology, values, dy.T @ x, pattern)
 
     def arrays() -> list[Tensor]:
@@ -240,20 +240,22 @@ def check_checkpoint(algorithm: AnyAlgorithm) -> None:
 def linear_model() -> nn.Module:
     """Two linear layers of odd shapes, in float64."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 7)).double()
+    with torch.device("cpu"):
+        return nn.Sequential(nn.Linear(12, 33), nn.ReLU(), nn.Linear(33, 7)).double()
 
 
 def convolution_model() -> nn.Module:
     """Two convolutions, one strided, in float64; its input is that of `linear_model`, seen as an image of 3 x 4."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Unflatten(1, (1, 3, 4)),
-        nn.Conv2d(1, 9, 3, padding=1),
-        nn.ReLU(),
-        nn.Conv2d(9, 7, 3, stride=2, padding=1),
-        nn.Flatten(),
-        nn.Linear(28, 7),
-    ).double()
+    with torch.device("cpu"):
+        return nn.Sequential(
+            nn.Unflatten(1, (1, 3, 4)),
+            nn.Conv2d(1, 9, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(9, 7, 3, stride=2, padding=1),
+            nn.Flatten(),
+            nn.Linear(28, 7),
+        ).double()
 
 
 def _start(algorithm: AnyAlgorithm, sparsity: float) -> float:
@@ -323,7 +325,7 @@ def _steps(model: nn.Module, optimizer: Optimizer, rewirer: Rewirer, first: int,
     losses = []
     for step in range(first, last):
         draw = torch.Generator().manual_seed(1000 + step)
-        x, target = (torch.randn(16, width, generator=draw, dtype=torch.float64) for width in (12, 7))
+        x, target = (torch.randn(16, width, generator=draw, dtype=torch.float64, device="cpu") for width in (12, 7))
         loss = F.mse_loss(model(x), target)
         loss.backward()
         if rewirer.step():

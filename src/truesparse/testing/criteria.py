@@ -56,21 +56,22 @@ def check_criterion(criterion: Criterion | Made, patterns: Sequence[Pattern] = P
 def pruning_model() -> nn.Module:
     """Convolutions, one of them strided and in groups, and linear layers, a batch norm behind each; float64, in training mode."""
     torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(8, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 8, 3, stride=2, padding=1, groups=2),
-        nn.BatchNorm2d(8),
-        nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(8, 16),
-        nn.BatchNorm1d(16),
-        nn.ReLU(),
-        nn.Linear(16, 8, bias=False),
-        nn.BatchNorm1d(8),
-    ).double()
+    with torch.device("cpu"):
+        model = nn.Sequential(
+            nn.Conv2d(8, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 8, 3, stride=2, padding=1, groups=2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 16),
+            nn.BatchNorm1d(16),
+            nn.ReLU(),
+            nn.Linear(16, 8, bias=False),
+            nn.BatchNorm1d(8),
+        ).double()
     for norm in model.modules():
         if isinstance(norm, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.uniform_(norm.weight, 0.2, 2.0)
@@ -83,7 +84,10 @@ def pruning_model() -> nn.Module:
 def pruning_data() -> list[tuple[Tensor, Tensor]]:
     """Two batches of images of 8 channels and their classes, for `pruning_model`."""
     draw = torch.Generator().manual_seed(1)
-    return [(torch.randn(12, 8, 4, 4, generator=draw, dtype=torch.float64), torch.randint(8, (12,), generator=draw)) for _ in range(2)]
+    return [
+        (torch.randn(12, 8, 4, 4, generator=draw, dtype=torch.float64, device="cpu"), torch.randint(8, (12,), generator=draw, device="cpu"))
+        for _ in range(2)
+    ]
 
 
 class _Watched:

@@ -37,7 +37,7 @@ def key_of_each(columns: int, connections: Connections) -> Tensor:
     indptr, indices = connections
     if not here(indptr):
         return row_of_each(connections).to(torch.int64).mul_(columns).add_(indices)
-    keys = torch.empty(indices.numel(), dtype=torch.int64)
+    keys = torch.empty(indices.numel(), dtype=torch.int64, device="cpu")
     _core.key_of_each(indptr.numel() - 1, columns, indptr.data_ptr(), indices.data_ptr(), keys.data_ptr())
     return keys
 
@@ -49,7 +49,7 @@ def compressed(shape: tuple[int, int], keys: Tensor) -> Connections:
         starts = torch.arange(rows + 1, device=keys.device).mul_(columns)
         return torch.searchsorted(keys.contiguous(), starts, out_int32=True), (keys % max(columns, 1)).to(torch.int32)
     keys = keys.contiguous()
-    indptr, indices = torch.empty(rows + 1, dtype=torch.int32), torch.empty(keys.numel(), dtype=torch.int32)
+    indptr, indices = torch.empty(rows + 1, dtype=torch.int32, device="cpu"), torch.empty(keys.numel(), dtype=torch.int32, device="cpu")
     _core.compress(rows, columns, keys.data_ptr(), keys.numel(), indptr.data_ptr(), indices.data_ptr())
     return indptr, indices
 
@@ -59,7 +59,7 @@ def collected(shape: tuple[int, int], rows: Tensor, columns: Tensor) -> Connecti
     if not here(rows, columns):
         return compressed(shape, (rows.to(torch.int64) * shape[1] + columns).unique())
     rows, columns = rows.to(torch.int32).contiguous(), columns.to(torch.int32).contiguous()
-    indptr, indices = torch.empty(shape[0] + 1, dtype=torch.int32), torch.empty_like(columns)
+    indptr, indices = torch.empty(shape[0] + 1, dtype=torch.int32, device="cpu"), torch.empty_like(columns)
     count = _core.collect(shape[0], rows.data_ptr(), columns.data_ptr(), columns.numel(), indptr.data_ptr(), indices.data_ptr())
     return indptr, indices[:count].clone() if count < indices.numel() else indices
 
@@ -73,7 +73,7 @@ def kept(columns: int, connections: Connections, chosen: Tensor, count: int | No
     chosen = chosen.contiguous()
     kept_indptr = torch.empty_like(indptr)
     count = _core.kept_starts(rows, indptr.data_ptr(), chosen.data_ptr(), kept_indptr.data_ptr())
-    kept_indices = torch.empty(count, dtype=torch.int32)
+    kept_indices = torch.empty(count, dtype=torch.int32, device="cpu")
     _core.keep(
         rows,
         indptr.data_ptr(),
@@ -93,7 +93,7 @@ def grown(columns: int, connections: Connections, keys: Tensor) -> Connections |
     if not here(indptr, keys):
         return compressed((rows, columns), torch.cat([key_of_each(columns, connections), keys]).sort().values)
     keys = keys.contiguous()
-    grown_indptr, grown_indices = torch.empty_like(indptr), torch.empty(count, dtype=torch.int32)
+    grown_indptr, grown_indices = torch.empty_like(indptr), torch.empty(count, dtype=torch.int32, device="cpu")
     vacant = _core.grow(
         rows,
         columns,
@@ -112,7 +112,7 @@ def followed(columns: int, old: Connections, new: Connections) -> Tensor:
     """Index in `old` of each connection of `new`, or -1, [new.nnz] int32."""
     if not here(*old, *new):
         return position_in(key_of_each(columns, old), key_of_each(columns, new)).to(torch.int32)
-    source = torch.empty(new[1].numel(), dtype=torch.int32)
+    source = torch.empty(new[1].numel(), dtype=torch.int32, device="cpu")
     threads = threads_for(old[1].numel() + new[1].numel())
     before, after = (old[0].data_ptr(), old[1].data_ptr()), (new[0].data_ptr(), new[1].data_ptr())
     _core.follow(new[0].numel() - 1, columns, *before, *after, source.data_ptr(), threads)
@@ -139,7 +139,7 @@ def lowest(scores: Tensor, count: int) -> Tensor | None:
         return None
     if scores.dtype not in _LOWEST:
         scores = scores.nan_to_num(nan=torch.finfo(scores.dtype).max, posinf=torch.inf, neginf=-torch.inf).to(torch.float32)
-    scores, indices = scores.contiguous(), torch.empty(count, dtype=torch.int64)
+    scores, indices = scores.contiguous(), torch.empty(count, dtype=torch.int64, device="cpu")
     _LOWEST[scores.dtype](scores.data_ptr(), scores.numel(), count, indices.data_ptr(), threads_for(scores.numel()))
     return indices
 
@@ -173,7 +173,7 @@ def placed(sums: Tensor, wanted: Tensor) -> Tensor:
     As torch.searchsorted, in constant time for each where `wanted` are drawn uniformly.
     """
     sums, wanted = sums.contiguous(), wanted.contiguous()
-    places = torch.empty(wanted.numel(), dtype=torch.int64)
+    places = torch.empty(wanted.numel(), dtype=torch.int64, device="cpu")
     _core.place(sums.data_ptr(), sums.numel(), wanted.data_ptr(), wanted.numel(), places.data_ptr(), threads_for(wanted.numel()))
     return places
 
@@ -184,7 +184,7 @@ def accepted(present: Tensor, taken: Tensor, drawn: Tensor) -> tuple[Tensor, Ten
     All are ascending keys on the CPU; only `drawn` may have repeats.
     """
     present, taken, drawn = present.contiguous(), taken.contiguous(), drawn.contiguous()
-    merged, refused = torch.empty(taken.numel() + drawn.numel(), dtype=torch.int64), torch.empty_like(drawn)
+    merged, refused = torch.empty(taken.numel() + drawn.numel(), dtype=torch.int64, device="cpu"), torch.empty_like(drawn)
     first, second, third = ((array.data_ptr(), array.numel()) for array in (present, taken, drawn))
     count = _core.accept(*first, *second, *third, merged.data_ptr(), refused.data_ptr())
     return merged[: taken.numel() + count], refused[: drawn.numel() - count]

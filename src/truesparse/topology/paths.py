@@ -50,8 +50,8 @@ def grow(kept: Topology, nnz: int, pattern: Pattern, rule: str, generator: torch
         generator: CPU generator; None is torch's global one.
         sampled: draw in proportion to the scores, without repeats, instead of taking the highest.
     """
-    best = Topology.from_keys(kept.shape, torch.empty(0, dtype=torch.int64))
-    best_scores = torch.empty(0)
+    best = Topology.from_keys(kept.shape, torch.empty(0, dtype=torch.int64, device="cpu"))
+    best_scores = torch.empty(0, device="cpu")
     home, kept = kept.device, kept.to("cpu")
     for keys, scores in candidates(kept, rule, pattern.unit(kept.shape)[0]) if nnz > kept.nnz else ():
         found, scores = pattern.pooled(Topology._from_sorted_keys(kept.shape, keys), scores)
@@ -78,7 +78,8 @@ def candidates(topology: Topology, rule: str, step: int = 1) -> Iterator[tuple[T
         that equal paths met in another order tie.
     """
     rows, columns = topology.shape
-    t_indptr, t_indices, permutation = torch.empty(columns + 1, dtype=torch.int32), *torch.empty(2, topology.nnz, dtype=torch.int32)
+    t_indptr = torch.empty(columns + 1, dtype=torch.int32, device="cpu")
+    t_indices, permutation = torch.empty(2, topology.nnz, dtype=torch.int32, device="cpu")
     addresses = topology.indptr.data_ptr(), topology.indices.data_ptr(), t_indptr.data_ptr(), t_indices.data_ptr()
     _core.transpose(rows, columns, *addresses, permutation.data_ptr(), merge.threads_for(topology.nnz))
     work = paths(topology)
@@ -91,13 +92,13 @@ def candidates(topology: Topology, rule: str, step: int = 1) -> Iterator[tuple[T
         stop = min(max(stop, start + step), rows)
         slab = room[start:stop]
         starts = ends[start:stop] - slab - before
-        counts = torch.empty(stop - start, dtype=torch.int32)
-        found, scores = (torch.empty(int(slab.sum()), dtype=dtype) for dtype in (torch.int32, torch.float32))
+        counts = torch.empty(stop - start, dtype=torch.int32, device="cpu")
+        found, scores = (torch.empty(int(slab.sum()), dtype=dtype, device="cpu") for dtype in (torch.int32, torch.float32))
         written = starts.data_ptr(), counts.data_ptr(), found.data_ptr(), scores.data_ptr()
         threads = merge.threads_for(int(work[start:stop].sum()))
         _core.score_paths(RULES[rule], rows, columns, *addresses, start, stop, *written, threads)
-        row = torch.repeat_interleave(torch.arange(start, stop), counts)
-        at = torch.arange(row.numel()) + (starts - counts.cumsum(0) + counts)[row - start]
+        row = torch.repeat_interleave(torch.arange(start, stop, device="cpu"), counts)
+        at = torch.arange(row.numel(), device="cpu") + (starts - counts.cumsum(0) + counts)[row - start]
         yield row * columns + found[at], scores[at]
         start = stop
 

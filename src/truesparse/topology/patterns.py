@@ -103,15 +103,15 @@ class Pattern(ABC):
         legal = self.round(shape, nnz)
         if nnz != legal:
             raise ValueError(f"{self} cannot have {nnz} connections in shape {shape}; the nearest legal count is {legal}")
-        return torch.full((self._groups(shape)[0],), nnz // self.step(shape), dtype=torch.int64)
+        return torch.full((self._groups(shape)[0],), nnz // self.step(shape), dtype=torch.int64, device="cpu")
 
     def random(self, shape: Shape, nnz: int, generator: torch.Generator | None = None) -> Topology:
-        """A uniformly random legal topology with `nnz` connections.
+        """A uniformly random legal topology with `nnz` connections, on the CPU, whatever torch's default device is.
 
         Raises:
             ValueError: if the pattern does not fit the shape or cannot have that many connections.
         """
-        return self.grow_random(Topology.from_keys(shape, torch.empty(0, dtype=torch.int64)), nnz, generator)
+        return self.grow_random(Topology.from_keys(shape, torch.empty(0, dtype=torch.int64, device="cpu")), nnz, generator)
 
     def check(self, topology: Topology) -> None:
         """
@@ -162,7 +162,7 @@ class Pattern(ABC):
         pooled = (
             scores.reshape(rows // height, height, columns // width, width).sum((1, 3)).flatten().nan_to_num(nan=-1.0, posinf=torch.inf)
         )
-        shuffled = torch.randperm(pooled.numel(), generator=generator).to(scores.device)
+        shuffled = torch.randperm(pooled.numel(), generator=generator, device="cpu").to(scores.device)
         ranks = torch.empty(pooled.numel(), dtype=torch.float64, device=scores.device)
         ranks[shuffled[pooled[shuffled].argsort(stable=True)]] = torch.arange(pooled.numel(), dtype=torch.float64, device=scores.device)
         grid = ranks.view(rows // height, columns // width)

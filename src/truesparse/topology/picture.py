@@ -58,8 +58,8 @@ def densities(shape: Extent, keys: Tensor, most: Extent = MOST_CELLS) -> Tensor:
     cells = torch.div(keys, columns * high, rounding_mode="floor") * width + torch.div(keys % max(columns, 1), wide, rounding_mode="floor")
     counts = torch.bincount(cells, minlength=height * width).view(height, width).double()
     # Pixels at the lower and right edge may have fewer positions.
-    tall = torch.full((height, 1), high).clamp(max=rows - torch.arange(height).mul(high).view(-1, 1))
-    broad = torch.full((1, width), wide).clamp(max=columns - torch.arange(width).mul(wide).view(1, -1))
+    tall = torch.full((height, 1), high, device="cpu").clamp(max=rows - torch.arange(height, device="cpu").mul(high).view(-1, 1))
+    broad = torch.full((1, width), wide, device="cpu").clamp(max=columns - torch.arange(width, device="cpu").mul(wide).view(1, -1))
     return counts / (tall * broad)
 
 
@@ -76,7 +76,7 @@ def pixels(shape: Extent, unchanged: Tensor, dropped: Tensor, grown: Tensor, pal
     """
     parts = [densities(shape, keys, most) for keys in (unchanged, dropped, grown)]
     densest = sum(parts).max().clamp(min=1e-12) if parts[0].numel() else 1.0  # type: ignore[union-attr]
-    colours = torch.tensor((palette.unchanged, palette.dropped, palette.grown), dtype=torch.float64)
+    colours = torch.tensor((palette.unchanged, palette.dropped, palette.grown), dtype=torch.float64, device="cpu")
     mixed = torch.stack([part / densest for part in parts], dim=-1) @ colours
     return mixed.round().clamp(0, 255).to(torch.uint8)
 

@@ -72,10 +72,11 @@ def weighted(weights: Tensor, count: int, generator: torch.Generator | None) -> 
     # By where a uniform number falls in the running sum: torch.multinomial takes no more than 2^24 weights.
     running = weights.cpu().double().nan_to_num(nan=0.0).cumsum(0)
     if not running[-1] > 0:
-        running = torch.arange(1.0, weights.numel() + 1, dtype=torch.float64)
-    places = torch.empty(count, dtype=torch.int64)
+        running = torch.arange(1.0, weights.numel() + 1, dtype=torch.float64, device="cpu")
+    places = torch.empty(count, dtype=torch.int64, device="cpu")
     for part in places.split(DRAWN_AT_ONCE):
-        part.copy_(merge.placed(running, torch.rand(part.numel(), dtype=torch.float64, generator=generator).mul_(running[-1])))
+        uniform = torch.rand(part.numel(), dtype=torch.float64, generator=generator, device="cpu")
+        part.copy_(merge.placed(running, uniform.mul_(running[-1])))
     return places
 
 
@@ -112,10 +113,10 @@ def highest_of_all(scores: Sequence[Tensor], count: int, least: Sequence[int]) -
         least: how many of its own highest each holds, whatever the others have.
     """
     sizes = [one.numel() for one in scores]
-    own = [highest(one[None], torch.tensor([few]))[0] for one, few in zip(scores, least, strict=True)]
+    own = [highest(one[None], torch.tensor([few], device="cpu"))[0] for one, few in zip(scores, least, strict=True)]
     ranked = torch.cat([one.masked_fill(held, torch.inf) for one, held in zip(scores, own, strict=True)])
     dropped = lowest(ranked, sum(sizes) - count)
-    ends = merge.sent(torch.tensor(sizes).cumsum(0), dropped.device)
+    ends = merge.sent(torch.tensor(sizes, device="cpu").cumsum(0), dropped.device)
     lost = merge.counted(torch.bucketize(dropped, ends, right=True), len(sizes))
     return [size - less for size, less in zip(sizes, lost.tolist(), strict=True)]
 
@@ -185,27 +186,27 @@ def random_absent(present: Tensor, size: int, counts: Tensor, generator: torch.G
         Ascending int64 positions, `counts.sum()` of them.
     """
     total = counts.numel() * size
-    wanted = torch.repeat_interleave(torch.arange(counts.numel()), counts.cpu())
+    wanted = torch.repeat_interleave(torch.arange(counts.numel(), device="cpu"), counts.cpu())
     if total - present.numel() < 4 * wanted.numel() or 2 * present.numel() > total:
         return merge.sent(_drawn_from_list(present.cpu(), total, size, counts.cpu(), generator), present.device)
     return merge.sent(_drawn_by_rejection(present.cpu(), size, wanted, generator), present.device)
 
 
 def _drawn_from_list(present: Tensor, total: int, size: int, counts: Tensor, generator: torch.Generator | None) -> Tensor:
-    free = torch.ones(total, dtype=torch.bool)
+    free = torch.ones(total, dtype=torch.bool, device="cpu")
     free[present] = False
     absent = free.nonzero().squeeze(1)
-    shuffled = absent[torch.randperm(absent.numel(), generator=generator)]
+    shuffled = absent[torch.randperm(absent.numel(), generator=generator, device="cpu")]
     group, order = (shuffled // max(size, 1)).sort(stable=True)
-    starts = torch.searchsorted(group, torch.arange(counts.numel()))
-    rank = torch.arange(group.numel()) - starts[group]
+    starts = torch.searchsorted(group, torch.arange(counts.numel(), device="cpu"))
+    rank = torch.arange(group.numel(), device="cpu") - starts[group]
     return shuffled[order][rank < counts[group]].sort().values
 
 
 def _drawn_by_rejection(present: Tensor, size: int, wanted: Tensor, generator: torch.Generator | None) -> Tensor:
-    drawn = torch.empty(0, dtype=torch.int64)
+    drawn = torch.empty(0, dtype=torch.int64, device="cpu")
     while wanted.numel():
-        keys = torch.randint(size, (wanted.numel(),), generator=generator).add_(wanted, alpha=size)
+        keys = torch.randint(size, (wanted.numel(),), generator=generator, device="cpu").add_(wanted, alpha=size)
         drawn, refused = merge.accepted(present, drawn, merge.sort_(keys))
         wanted = refused.div_(size, rounding_mode="floor")
     return drawn

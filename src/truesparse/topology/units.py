@@ -36,8 +36,7 @@ def blocks_of(topology: Topology, block: Extent) -> Topology:
     if whole is not None:
         return whole
     (height, width), (rows, columns) = block, topology.shape
-    keys = topology.rows.long() // height * (columns // width) + topology.indices // width
-    return Topology._from_sorted_keys((rows // height, columns // width), keys.unique())
+    return Topology._collected((rows // height, columns // width), topology.rows // height, topology.indices // width)
 
 
 def block_of_each(topology: Topology, grid: Topology, block: Extent) -> Tensor:

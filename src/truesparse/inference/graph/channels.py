@@ -33,7 +33,7 @@ class Constants:
 
     @classmethod
     def none(cls, extent: int) -> Constants:
-        return cls(torch.zeros(extent, dtype=torch.bool), torch.zeros(extent, dtype=torch.float64))
+        return cls(torch.zeros(extent, dtype=torch.bool, device="cpu"), torch.zeros(extent, dtype=torch.float64, device="cpu"))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Operation:
 
     def written(self) -> Tensor:
         """Atoms whose number stands in the arguments, which only `rewire` changes."""
-        return torch.empty(0, dtype=torch.int64)
+        return torch.empty(0, dtype=torch.int64, device="cpu")
 
     def follows(self) -> list[Resized]:
         """Sizes of heads in the arguments: attributes of a module, mostly, which can follow."""
@@ -109,7 +109,7 @@ class Channels:
     def fresh(self, extent: int) -> Tensor:
         """New atoms, [extent]."""
         self._count += extent
-        return torch.arange(self._count - extent, self._count)
+        return torch.arange(self._count - extent, self._count, device="cpu")
 
     def pin(self, atoms: Tensor, reason: str = "") -> None:
         """These atoms stay, because of this."""
@@ -142,7 +142,7 @@ class Channels:
         Args:
             wanted: which places matter, of each node with a channel axis.
         """
-        kept = torch.zeros(self._count, dtype=torch.bool)
+        kept = torch.zeros(self._count, dtype=torch.bool, device="cpu")
         for atoms, _ in (*self._pinned, *self._met):
             kept[atoms] = True
         for node, places in wanted.items():
@@ -164,7 +164,7 @@ class Channels:
 
     def groups(self) -> Tensor:
         """A number for each atom, the same for all that are tied."""
-        group = torch.arange(self._count)
+        group = torch.arange(self._count, device="cpu")
         if not self._tied:
             return group
         one, other = (torch.cat(side) for side in zip(*self._tied, strict=True))

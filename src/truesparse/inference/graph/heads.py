@@ -57,7 +57,9 @@ class Rearranged(Operation):
         if axis is None or shape is None or not isinstance(source, fx.Node):
             return None
         extent = shape[axis.dimension]
-        numbers = torch.arange(extent).view([-1 if place == axis.dimension else 1 for place in range(len(shape))]).expand(shape)
+        numbers = (
+            torch.arange(extent, device="cpu").view([-1 if place == axis.dimension else 1 for place in range(len(shape))]).expand(shape)
+        )
         moved = _moved(maker, source, numbers) if several else numbers
         moved = None if moved is None else _moved(node, maker, moved)
         if isinstance(moved, (tuple, list)):
@@ -83,7 +85,7 @@ class Rearranged(Operation):
         return cls(node, source, extent, members, sizes)
 
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:
-        places = torch.zeros(self.extent, dtype=torch.bool)
+        places = torch.zeros(self.extent, dtype=torch.bool, device="cpu")
         places[self.members[wanted].flatten()] = True
         return [places]
 

@@ -59,7 +59,7 @@ class Weights:
 
     def inputs_read(self) -> Tensor:
         """Which input features or channels any connection reads, [inputs] bool, on the CPU."""
-        read = torch.zeros(self.inputs, dtype=torch.bool)
+        read = torch.zeros(self.inputs, dtype=torch.bool, device="cpu")
         read[self.input_of_each().cpu()] = True
         return read
 

@@ -111,7 +111,8 @@ class Norm(Operation):
         return cls(node, str(node.target), axis.atoms, scale, shift, off, axis is channels.axes[source])
 
     def constants(self, given: list[Constants], extent: int) -> Constants:
-        known, value = (given[0].known, given[0].value) if self.linked else (torch.zeros(extent, dtype=torch.bool), self.shift)
+        nothing = torch.zeros(extent, dtype=torch.bool, device="cpu")
+        known, value = (given[0].known, given[0].value) if self.linked else (nothing, self.shift)
         return Constants(known | self.off, torch.where(self.off, self.shift, value * self.scale + self.shift))
 
     def wanted(self, wanted: Tensor) -> list[Tensor | bool]:

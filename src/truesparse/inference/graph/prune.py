@@ -161,7 +161,7 @@ def _without_unwanted(
             places = _into(weights[name], wanted[node]).inputs_read()
             sources: list[Tensor | bool] = [places if operation.linked else True]
         else:
-            sources = operation.wanted(wanted.get(node, torch.empty(0, dtype=torch.bool)))
+            sources = operation.wanted(wanted.get(node, torch.empty(0, dtype=torch.bool, device="cpu")))
         for source, places in zip(operation.inputs, sources, strict=True):
             if source in wanted:
                 wanted[source] |= places
@@ -192,7 +192,7 @@ def _folded(weights: Weights, read: Constants) -> Weights:
 
 def _of_rows(weights: Weights) -> Constants:
     rows = weights.geometry.shape[0]
-    value = torch.zeros(rows, dtype=torch.float64) if weights.bias is None else weights.bias.double().cpu()
+    value = torch.zeros(rows, dtype=torch.float64, device="cpu") if weights.bias is None else weights.bias.double().cpu()
     return Constants(weights.topology.fan_in.cpu() == 0, value)
 
 

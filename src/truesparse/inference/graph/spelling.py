@@ -64,7 +64,7 @@ def _batch_norm(
     if training or running_mean is None or running_var is None or (weight is None) != (bias is None):
         return None
     norm = nn.BatchNorm2d(running_mean.numel(), eps, momentum, weight is not None, device="meta")
-    norm.running_mean, norm.running_var, norm.num_batches_tracked = running_mean, running_var, torch.tensor(0)
+    norm.running_mean, norm.running_var, norm.num_batches_tracked = running_mean, running_var, torch.tensor(0, device="cpu")
     return _holding(norm, weight=weight, bias=bias)
 
 

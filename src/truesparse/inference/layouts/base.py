@@ -188,7 +188,7 @@ def nbytes(*arrays: Tensor | None) -> int:
 
 def row_scales(topology: Topology, values: Tensor) -> Tensor:
     """[rows] so that the largest value of each row becomes 127."""
-    largest = torch.zeros(topology.shape[0]).scatter_reduce(0, topology.rows.long(), values.abs(), "amax")
+    largest = torch.zeros(topology.shape[0], device="cpu").scatter_reduce(0, topology.rows.long(), values.abs(), "amax")
     return torch.where(largest > 0, largest / 127, 1.0)
 
 

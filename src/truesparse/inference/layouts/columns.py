@@ -123,7 +123,7 @@ class Columns(Layout):
 
     def _by_dense(self, kernel: Any, x: Tensor) -> Tensor:
         if self.kind.kind == "lists":
-            weight = torch.zeros(self.columns, self.rows)
+            weight = torch.zeros(self.columns, self.rows, device="cpu")
             kernel.unpack(weight.data_ptr(), threads_for(self.connections, WORK_OF_A_THREAD))
         else:
             weight = self.arrays[0][:, : self.rows].float()

@@ -76,7 +76,7 @@ class Pairs(Layout):
         made = _core.lay_out_pairs(*self._extents, *where)
         # Of numbers of 16 bits only the bits are kept.
         kinds = torch.int64, torch.int16, torch.int32, torch.int16, torch.float32
-        self.arrays = tuple(torch.empty(size, dtype=kind) for size, kind in zip(made.sizes, kinds, strict=True))
+        self.arrays = tuple(torch.empty(size, dtype=kind, device="cpu") for size, kind in zip(made.sizes, kinds, strict=True))
         made.copy_to(*(array.data_ptr() for array in self.arrays))
         self.bias = None if weights.bias is None else weights.bias.float().contiguous()
         self._kernel: Any = None

@@ -95,9 +95,9 @@ class Windows(Layout):
         order = _order(topology, kind.bits)
         starts = _starts(topology, order, kind)
         stops = int(starts[-1])
-        first = torch.zeros(stops * kind.shown, dtype=torch.int32)
-        places = torch.zeros(stops * LANES * (2 if kind.bits == 16 else 1), dtype=torch.int32)
-        own = torch.zeros(stops * STEPS * LANES)
+        first = torch.zeros(stops * kind.shown, dtype=torch.int32, device="cpu")
+        places = torch.zeros(stops * LANES * (2 if kind.bits == 16 else 1), dtype=torch.int32, device="cpu")
+        own = torch.zeros(stops * STEPS * LANES, device="cpu")
         made = (array.data_ptr() for array in (first, places, own))
         where = topology.indptr.data_ptr(), topology.indices.data_ptr(), held.data_ptr(), order.data_ptr()
         _core.fill_windows(self.rows, self.columns, *where, kind.bits, kind.shown, *made)
@@ -125,7 +125,7 @@ class Windows(Layout):
 
     def _by_dense(self, kernel: Any, x: Tensor) -> Tensor:
         """Unpacked for the call: of many samples torch's product takes less time, that of unpacking included."""
-        weight = torch.zeros(self.rows, self.columns)
+        weight = torch.zeros(self.rows, self.columns, device="cpu")
         kernel.unpack(weight.data_ptr(), threads_for(self.connections, WORK_OF_A_THREAD))
         bias = None if self.bias is None else _of_rows(self.bias, self.arrays[0], self.rows)
         y = F.linear(x, weight, bias)
@@ -168,7 +168,7 @@ def _order(topology: Topology, bits: int) -> Tensor:
     """Rows of the lanes, [blocks, rows of a lane, lanes] int32, -1 where there is none."""
     share = ROWS[bits]
     blocks = math.ceil(topology.shape[0] / (LANES * share))
-    order = torch.full((blocks * share * LANES,), -1, dtype=torch.int32)
+    order = torch.full((blocks * share * LANES,), -1, dtype=torch.int32, device="cpu")
     # Rows of one length together: all lanes of a block are done at the same time. Of a shared lane, the longest with the shortest.
     order[: topology.shape[0]] = topology.fan_in.argsort(descending=True, stable=True)
     order = order.view(blocks, share, LANES)
@@ -178,7 +178,7 @@ def _order(topology: Topology, bits: int) -> Tensor:
 
 def _starts(topology: Topology, order: Tensor, kind: WindowsCandidate) -> Tensor:
     """Where the stops of each block begin, [blocks + 1] int32."""
-    starts = torch.zeros(order.shape[0] + 1, dtype=torch.int32)
+    starts = torch.zeros(order.shape[0] + 1, dtype=torch.int32, device="cpu")
     where = topology.indptr.data_ptr(), topology.indices.data_ptr(), order.data_ptr()
     _core.count_stops(*topology.shape, *where, kind.bits, kind.shown, starts.data_ptr())
     return starts
@@ -187,7 +187,7 @@ def _starts(topology: Topology, order: Tensor, kind: WindowsCandidate) -> Tensor
 def _of_rows(in_lanes: Tensor, order: Tensor, rows: int) -> Tensor:
     """The other way: [rows]."""
     there = order.flatten() >= 0
-    return torch.zeros(rows).index_copy_(0, order.flatten()[there].long(), in_lanes.flatten()[there])
+    return torch.zeros(rows, device="cpu").index_copy_(0, order.flatten()[there].long(), in_lanes.flatten()[there])
 
 
 def _dense_from(size: int, steps: int, kind: WindowsCandidate) -> int:
@@ -200,4 +200,6 @@ def _dense_from(size: int, steps: int, kind: WindowsCandidate) -> int:
 
 def _in_lanes(of_rows: Tensor, order: Tensor) -> Tensor:
     """`of_rows` [rows] in the order of the lanes, 0 where there is no row."""
-    return torch.where(order >= 0, of_rows.float()[order.long().clamp(min=0)], 0.0) if of_rows.numel() else torch.zeros(order.shape)
+    if not of_rows.numel():
+        return torch.zeros_like(order, dtype=torch.float32)
+    return torch.where(order >= 0, of_rows.float()[order.long().clamp(min=0)], 0.0)

@@ -13,4 +13,4 @@ class Random:
     """Uniform random scores, drawn from the generator."""
 
     def scores(self, evidence: Evidence) -> Tensor:
-        return torch.rand(evidence.weight.shape, generator=evidence.generator).to(evidence.weight.device)
+        return torch.rand(evidence.weight.shape, generator=evidence.generator, device="cpu").to(evidence.weight.device)

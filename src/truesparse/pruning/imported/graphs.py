@@ -138,7 +138,7 @@ def _from_sparse(name: str, tensor: SparseTensorProto, numpy_helper: Any) -> Ten
     if at.shape[1:] not in ((), (len(shape),)) or len(at) != values.numel() or bool(((at < 0) | (at >= extents)).any()):
         raise ValueError(f"sparse initialiser {name!r} of shape {shape} has {values.numel()} values and positions that do not fit: damaged")
     keys = torch.from_numpy(np.ravel_multi_index(tuple(at.T), shape) if at.ndim == 2 else at.astype(np.int64))
-    weight, present = values.new_zeros(size), torch.zeros(size, dtype=torch.bool)
+    weight, present = values.new_zeros(size), torch.zeros(size, dtype=torch.bool, device="cpu")
     weight[keys], present[keys] = values, True
     return marked(name, weight, present).view(shape)
 

@@ -72,12 +72,13 @@ def _stored(tensor: Tensor) -> Tensor:
     if tensor.layout is torch.sparse_coo:
         positions = tensor._indices()
         ones = torch.ones_like(tensor._values())
-        return torch.sparse_coo_tensor(positions, ones, tensor.shape, check_invariants=True).to_dense() != 0
+        return torch.sparse_coo_tensor(positions, ones, tensor.shape, check_invariants=True, device=ones.device).to_dense() != 0
     by_rows = tensor.layout in (torch.sparse_csr, torch.sparse_bsr)
     outer, inner = (tensor.crow_indices(), tensor.col_indices()) if by_rows else (tensor.ccol_indices(), tensor.row_indices())
     with quiet():  # torch says once in a process that these layouts are new
         ones = torch.ones_like(tensor.values())
-        return torch.sparse_compressed_tensor(outer, inner, ones, tensor.shape, layout=tensor.layout, check_invariants=True).to_dense() != 0
+        like: dict[str, Any] = {"layout": tensor.layout, "device": ones.device}
+        return torch.sparse_compressed_tensor(outer, inner, ones, tensor.shape, check_invariants=True, **like).to_dense() != 0
 
 
 def _from_semi_structured(name: str, tensor: Any) -> Tensor:

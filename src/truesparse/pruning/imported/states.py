@@ -73,7 +73,7 @@ def _from_bitmask(layer: str, state: Mapping[str, Any]) -> Tensor:
     missing = [part for part in BITMASK[:3] if f"{layer}.{part}" not in state]
     if missing:
         raise ValueError(f"the source has a bitmask for '{layer}.weight' and lacks its {', '.join(missing)}: the file is not whole")
-    values, bits, shape = (torch.as_tensor(state[f"{layer}.{part}"]).detach().cpu() for part in BITMASK[:3])
+    values, bits, shape = (torch.as_tensor(state[f"{layer}.{part}"], device="cpu").detach().cpu() for part in BITMASK[:3])
     rows, columns = (int(extent) for extent in shape.flatten())
     if bits.shape != (rows, -(-columns // 8)):
         raise ValueError(f"the bitmask of '{layer}.weight' has the shape {tuple(bits.shape)}, which is none of {rows} x {columns} bits")
