@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ...common.devices import tf32_allowed
 from ...topology import Topology
 from ...topology.merge import counted
 from ...topology.shared import shared_rows
@@ -454,8 +455,8 @@ def parts_dtype(samples: torch.dtype) -> torch.dtype:
 
 
 def precision() -> str:
-    """How float32 tiles are multiplied: as `torch.set_float32_matmul_precision` says, exactly unless TF32 is allowed."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 tiles are multiplied: exactly, unless `tf32_allowed`."""
+    return "tf32" if tf32_allowed() else "ieee"
 
 
 def _tiles(extent: int, size: int) -> int:
