@@ -9,6 +9,7 @@ from truesparse import _core
 from truesparse.cli import doctor_check, doctor_gpu
 from truesparse.cli.doctor_check import checks
 from truesparse.cli.main import run
+from truesparse.common.devices import tf32_allowed
 from truesparse.inference.layouts import Dense, DenseCandidate
 from truesparse.ops.reference import MatrixReference
 from truesparse.ops.table import KERNELS, Kernel
@@ -32,6 +33,17 @@ def test_every_kernel_of_this_machine_is_right(found):
             assert {(f"{layout}[{instruction_set}]", values) for values in ("float32", "bfloat16", "int8")} <= tried
         assert any(name.startswith("pairs:") and name.endswith(f"[{instruction_set}]") for name, _ in tried)
     assert {"dense", "reference", "topologies"} <= {one.kernel for one in found}
+
+
+def test_kernels_of_triton_are_held_against_what_is_exact(monkeypatch):
+    """Convolutions of torch are in TF32 on a GPU unless told otherwise, and one verb is of torch."""
+    monkeypatch.setattr(doctor_check, "usable_devices", lambda: ("cuda",))
+    monkeypatch.setattr(doctor_check, "_verbs", lambda *given: iter([tf32_allowed() or tf32_allowed(convolved=True)]))
+    assert torch.backends.cudnn.allow_tf32
+    allowed = list(doctor_check.checks_of_triton())
+    assert allowed
+    assert not any(allowed)
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_every_operation_has_an_example():

@@ -18,6 +18,7 @@ from truesparse.common.devices import (
     keep_busy,
     peak_bytes,
     seed_generator,
+    tf32_allowed,
 )
 
 CUDA = torch.device("cuda", 0)
@@ -123,3 +124,24 @@ def test_a_turn_of_a_gpu_is_several_calls(queue, monkeypatch):
     counted.clear()
     timing.interleaved({"one": lambda: counted.append(1)}, 0.0, 3)
     assert len(counted) == 3
+
+
+def test_tf32_is_known_however_it_was_said():
+    matmul = torch.backends.cuda.matmul
+    assert (tf32_allowed(), tf32_allowed(convolved=True)) == (False, True)  # torch's own defaults
+    torch.set_float32_matmul_precision("high")
+    assert tf32_allowed()
+    torch.set_float32_matmul_precision("highest")
+    if not hasattr(matmul, "fp32_precision"):
+        return  # before torch 2.9
+    matmul.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError):
+            torch.get_float32_matmul_precision()
+        assert tf32_allowed()
+    finally:
+        matmul.fp32_precision = "none"
+    assert torch.get_float32_matmul_precision() == "highest"
+    before, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False
+    assert not tf32_allowed(convolved=True)
+    torch.backends.cudnn.allow_tf32 = before

@@ -8,9 +8,14 @@ pytest.importorskip("triton", reason="the extra gpu is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("in a process without TRITON_INTERPRET", allow_module_level=True)
 
+import torch
 from compilation import ALONE, cases, compiled
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import CUDABackend
+from triton.runtime.jit import native_specialize_impl
 
-from truesparse.ops.triton import kernels
+from truesparse import Topology
+from truesparse.ops.triton import kernels, search
 from truesparse.ops.triton.configurations import BLOCK_SIZES, SHARED_ROWS, TABLES
 
 # Bytes of a thread's numbers that may lie in memory instead of registers: a few, which the assembler lets go rather than take a step more
@@ -84,6 +89,34 @@ def test_hopper_with_odd_shapes(name, line, dtype):
 def test_values_of_packed_layers(name, line, dtype, capability):
     """Of the dtype of samples. Transposed convolutions have the transposed connections of `rows_product`."""
     check(name, line, dtype, capability, aligned=True, narrow=True)
+
+
+@pytest.mark.parametrize("capability", [86, 89, 100, 120])
+@pytest.mark.parametrize("name", TABLES)
+def test_other_gpus(name, capability):
+    """Consumer cards and Blackwell: the first way in which each is called."""
+    for line in range(len(TABLES[name])):
+        for dtype in dtypes(name) if name == "gradients_searched" else dtypes(name)[:1]:
+            found = compiled(name, line, dtype, capability, next(iter(cases(name))), True, **ways(name, dtype)[0])
+            assert found.shared <= SHARED, (line, dtype, found)
+            assert found.spilled <= SPILLED.get(name, 0), (line, dtype, found)
+
+
+def test_all_passes_of_a_search_are_one_program(monkeypatch):
+    """What Triton would compile in of the arguments is the same in each: others could be rounded otherwise."""
+    backend, seen = CUDABackend(GPUTarget("cuda", 90, 32)), []
+
+    def launch(kernel, pixels, programs, *arguments, **options):
+        pairs = list(zip(getattr(kernels, kernel).params, arguments, strict=False))
+        seen.append([native_specialize_impl(backend, value, False, not one.do_not_specialize, True) for one, value in pairs])
+
+    monkeypatch.setattr(search, "launch", launch)
+    rows, columns = 33, 50
+    topology = Topology.from_mask(torch.eye(rows, columns) > 0)
+    x, dy = (search.Side(torch.zeros(7, extent), stride=1, image=0, step=extent) for extent in (columns, rows))
+    search.largest(x, dy, search.Images(1, 7), topology, 10)
+    assert len(seen) == 4
+    assert all(one == seen[0] for one in seen)
 
 
 def test_every_kernel_has_a_table():

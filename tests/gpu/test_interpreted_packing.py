@@ -14,6 +14,7 @@ from truesparse.inference import choice
 from truesparse.inference.choice import Memory, by_rule
 from truesparse.inference.graph.layers import Weights
 from truesparse.inference.layouts import Conditions, TritonForm, candidates, gpu
+from truesparse.inference.layouts.base import EXACT
 from truesparse.ops import table
 from truesparse.topology import Topology
 from truesparse.topology.geometry import Convolution, Matrix
@@ -292,6 +293,13 @@ def test_the_rule_knows_tf32():
         assert str(by_rule(weights, conditions)) == "dense"
     finally:
         torch.set_float32_matmul_precision("highest")
+
+
+def test_convolutions_of_torch_in_tf32_do_not_make_a_form_wrong(monkeypatch):
+    matrix, images, narrow = Conditions((4, 8), 1), Conditions((4, 8, 5, 5), 1), Conditions((4, 8), 1, "bfloat16")
+    assert [gpu.tolerance(one) for one in (matrix, images, narrow)] == [EXACT, gpu.ROUNDED, gpu.ROUNDED]
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert gpu.tolerance(images) == EXACT
 
 
 def test_candidates_are_the_forms_of_the_table():

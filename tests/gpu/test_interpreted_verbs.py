@@ -222,6 +222,13 @@ def test_the_gradient_of_inputs_is_the_same_a_few_samples_at_a_time(monkeypatch,
     assert verbs.form.samples_at_once(pixels, F32) == 1
 
 
+def test_most_topologies_are_seen_not_to_share_without_a_look_at_the_device(monkeypatch):
+    monkeypatch.setattr(forms, "shared_rows", lambda topology: pytest.fail("the host would wait"))
+    topology = some((32, 32), 0.5)
+    assert not forms.suits_shared(topology.keep(torch.arange(topology.nnz) < topology.nnz // 16 * 16 - 1), 32)
+    assert not forms.suits_shared(shared((24, 32), 8), 24)
+
+
 def test_rows_that_share_nothing_are_refused():
     for topology in (some((32, 32), 0.5), shared((32, 32), 8), Topology.from_mask(torch.zeros(32, 32))):
         with pytest.raises(ValueError, match="expected groups of 64, 32, 16 rows that share their columns"):
@@ -245,6 +252,34 @@ def test_bitmap_of_a_convolution(geometry, shape, density):
     verbs = built.bitmap_convolution(topology, geometry)
     check(verbs, topology, geometry, shape, F16)
     assert verbs.nbytes >= (4 * topology.nnz if not geometry.pointwise else 0)
+
+
+@pytest.mark.parametrize("form", ["rows", "shared", "bitmap"])
+def test_places_of_a_convolution_are_made_once_for_each_size_of_images(form, monkeypatch):
+    made, starts, within = [], built.starts, built.Phases.within
+    monkeypatch.setattr(built, "starts", lambda *given: made.append(given) or starts(*given))
+    monkeypatch.setattr(built.Phases, "within", lambda self, taps: made.append(self.key) or within(self, taps))
+    geometry, dtype = Convolution(1, 16, (2, 2), padding=(1, 1)), F16 if form == "bitmap" else F32
+    topology = shared(geometry.shape, 16) if form == "shared" else some(geometry.shape, 0.3)
+    verbs, values = getattr(built, f"{form}_convolution")(topology, geometry), torch.ones(topology.nnz)
+    for size in (1, 2):
+        x, dy, before = torch.ones(1, 1, size, size, dtype=dtype), torch.ones(1, 16, size + 1, size + 1, dtype=dtype), verbs.nbytes
+        first = verbs.spmm(values, x), verbs.spmm_t(values, dy, x.shape)
+        assert len(made) == 3  # where x, dy and dx begin
+        assert verbs.nbytes > before
+        again = verbs.spmm(values, x), verbs.spmm_t(values, dy, x.shape)
+        assert len(made) == 3
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+        made.clear()
+
+
+def test_tables_keep_what_they_have_and_no_more_than_so_many():
+    tables = forms.Tables()
+    first = tables.get(0, lambda: torch.zeros(1))
+    for number in range(1, 2 * tables.MOST):
+        assert tables.get(number, lambda number=number: torch.full((1,), number)) == number
+    assert tables.get(0, lambda: torch.ones(1)) is first  # a CUDA graph may read it
+    assert tables.nbytes <= tables.MOST * 8
 
 
 @pytest.mark.parametrize("form", ["bitmap", "blocks"])

@@ -9,6 +9,8 @@ from torch import nn
 
 import truesparse as ts
 from truesparse import Block, FanIn, Rewirer, RigL, ops, sparsify
+from truesparse.ops.triton import forms
+from truesparse.runs.batches import Batches
 from truesparse.testing import default_pattern
 
 pytest.importorskip("triton", reason="the extra gpu is not installed")
@@ -97,3 +99,26 @@ def test_a_layer_computes_without_waiting():
                 with device.waited() as found:
                     model(x).square().sum().backward()
                 assert number == 0 or not found, table_of(found)
+
+
+def test_a_bitmap_is_made_without_waiting():
+    topology = ts.Unstructured().random((16, 300), 1000, torch.Generator().manual_seed(0))
+    with PretendedDevice() as device:
+        there = topology.to(NAME)
+        with device.waited() as found:
+            forms.Bitmap(there)
+        assert not found, table_of(found)
+
+
+def test_batches_wait_for_nothing():
+    """Of a data set that lies on the device."""
+    data = torch.utils.data.TensorDataset(torch.arange(10.0), torch.arange(10))
+    with PretendedDevice() as device:
+        batches = Batches(data, 4, device=torch.device(NAME))
+        for order in (batches.in_order, lambda: batches.shuffled(0)):
+            taken = order()
+            seen = [next(taken)]
+            with device.waited() as found:
+                seen += taken
+            assert not found, table_of(found)
+            assert sorted(torch.cat([targets for _, targets in seen]).tolist()) == list(range(10))

@@ -18,6 +18,7 @@ Medians = Mapping[str, float]  # seconds of one call, by the name of the way
 LEAST_ROUNDS = 3
 SECONDS_OF_A_TURN = 2e-3
 MOST_CALLS = 50
+MOST_QUEUED = 20  # calls: a GPU takes about a thousand launches ahead, and then Python waits, and counts
 BUSY = 1.5  # times as long as Python takes to queue the calls
 
 
@@ -50,7 +51,7 @@ def interleaved_on_device(ways: Mapping[str, Call], seconds: float, device: torc
 
     This is what a call takes of a GPU that has enough to do, and what it takes where CUDA graphs call it.
     """
-    calls = {name: calls_of_a_turn(way, device) for name, way in ways.items()}
+    calls = {name: min(calls_of_a_turn(way, device), MOST_QUEUED) for name, way in ways.items()}
     hosts = {name: elapsed(lambda way=way, name=name: repeat(way, calls[name]), device) for name, way in ways.items()}
     clock = clock_of(device)
 

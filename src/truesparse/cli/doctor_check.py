@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _core
+from ..bench.request import multiplied_in
 from ..inference.graph.layers import Weights
 from ..inference.layouts import VALUES, Conditions, candidates
 from ..ops import Verbs, values_dtype
@@ -69,7 +70,7 @@ def checks_of_triton(batches: Sequence[int] | None = None) -> Iterator[Check]:
     for kernel in KERNELS:
         if kernel.family == "triton" and kernel.devices:
             for device in usable_devices():
-                with _whole_sums():
+                with _whole_sums(), multiplied_in(tf32=False):  # of convolutions of torch, TF32 is the default
                     yield from _verbs(kernel, device, batches)
 
 

@@ -38,6 +38,18 @@ def elapsed(call: Callable[[], object], device: torch.device = CPU) -> float:
     return time.perf_counter() - start
 
 
+def tf32_allowed(convolved: bool = False) -> bool:
+    """Whether torch may multiply float32 on a GPU in TF32: matrices, or in convolutions, where it does so unless told otherwise.
+
+    Asked in a way that never raises: `torch.get_float32_matmul_precision` does once `torch.backends.fp32_precision` or its like was set.
+    """
+    own = getattr(torch.backends.cudnn, "conv", None) if convolved else torch.backends.cuda.matmul
+    said = getattr(own, "fp32_precision", None)  # not before torch 2.9
+    if said is not None:
+        return said == "tf32"
+    return torch.backends.cudnn.allow_tf32 if convolved else torch.get_float32_matmul_precision() != "highest"
+
+
 def on_device(nested: Any, device: torch.device) -> Any:
     """The same with each tensor in it on `device`; those that are there already are not copied."""
     return tree_map(lambda one: one.to(device) if isinstance(one, torch.Tensor) else one, nested)

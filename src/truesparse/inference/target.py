@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import __version__, _core
+from ..common.devices import tf32_allowed
 from ..common.processor import processor
 from ..ops import family
 from ..ops.table import FAMILY_OF_DEVICE
@@ -52,7 +53,8 @@ class Target:
         """What tells measurements on other machines, or by other versions, apart."""
         if not self.on_gpu:
             return processor(), torch.__version__, __version__, _core.isa()
-        return self.gpu, str(state()), torch.__version__, __version__, str(self.dtype), torch.get_float32_matmul_precision()
+        products = "/".join("tf32" if tf32_allowed(convolved) else "ieee" for convolved in (False, True))
+        return self.gpu, str(state()), torch.__version__, __version__, str(self.dtype), products
 
 
 def target_of(model: nn.Module, inputs: Sequence[Tensor], values: str | None, threads: int | None) -> Target:

@@ -68,8 +68,9 @@ class Batches:
 
     def in_order(self) -> Iterator[tuple[Any, Tensor]]:
         """The batches in the order of the data set, not augmented."""
+        there = CPU if self._there is None else self.device
         for start in range(0, self.samples, self.batch_size):
-            yield self._batch(torch.arange(start, min(start + self.batch_size, self.samples), device="cpu"))
+            yield self._batch(torch.arange(start, min(start + self.batch_size, self.samples), device=there))
 
     def only(self, count: int) -> Batches:
         """The batches of the first `count` samples alone."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...common.devices import tf32_allowed
 from ...ops import values_dtype
 from ...ops.table import forms_of
 from ...topology import Topology
@@ -71,6 +72,8 @@ def _tensors(held: object) -> Iterator[Tensor]:
     elif isinstance(held, tuple):
         for one in held:
             yield from _tensors(one)
+    elif isinstance(held, dict):
+        yield from _tensors(tuple(held.values()))
     elif hasattr(held, "__dict__"):
         yield from _tensors(tuple(vars(held).values()))
 
@@ -108,17 +111,20 @@ class NarrowTorchCandidate(NarrowDenseCandidate):
 
 def _by_torch(weights: Weights, conditions: Conditions, values: str) -> float:
     size, positions = weights.topology.size, conditions.positions(weights.geometry)
-    return max(LAUNCH, size * VALUES[values].itemsize * BYTE, size * positions * _multiply_add(values))
+    return max(LAUNCH, size * VALUES[values].itemsize * BYTE, size * positions * _multiply_add(values, _convolved(conditions)))
 
 
-def _multiply_add(values: str) -> float:
-    exact = values != "float32" or torch.get_float32_matmul_precision() == "highest"
-    return MULTIPLY_ADD[values if exact else "tf32"]
+def _multiply_add(values: str, convolved: bool = False) -> float:
+    return MULTIPLY_ADD["tf32" if values == "float32" and tf32_allowed(convolved) else values]
+
+
+def _convolved(conditions: Conditions) -> bool:
+    return len(conditions.input_shape) > 2
 
 
 def tolerance(conditions: Conditions) -> float:
-    """As in `base.py`; of narrow values, too."""
-    exact = conditions.values == "float32" and torch.get_float32_matmul_precision() == "highest"
+    """As in `base.py`; of narrow values, too. Torch's convolutions are in TF32 by default, though those of a form are exact."""
+    exact = conditions.values == "float32" and not tf32_allowed() and not (_convolved(conditions) and tf32_allowed(convolved=True))
     return EXACT if exact else ROUNDED
 
 

@@ -5,11 +5,13 @@ Arguments are checked already. Values are in the order of the topology, whatever
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ...common.devices import tf32_allowed
 from ...topology import Topology
 from ...topology.merge import counted
 from ...topology.shared import shared_rows
@@ -64,6 +66,29 @@ class Side(NamedTuple):
     def of_tiles(self) -> tuple[Tensor, int, int, int]:
         """As the kernels of tiles take it, whose images are one line."""
         return self.tensor, self.stride, self.image, self.step
+
+
+class Tables:
+    """Tables of places, each made once: most of a small convolution would be making them. None is let go, for CUDA graphs read them where
+    they lie; so the first `MOST` alone are kept, and none that is made within a capture, which is there once the graph is replayed.
+    """
+
+    MOST = 64
+
+    def __init__(self) -> None:
+        self._held: dict[Hashable, Tensor] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return _nbytes(*self._held.values())
+
+    def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
+        found = self._held.get(key)
+        if found is None:
+            found = make()
+            if len(self._held) < self.MOST and not (found.is_cuda and torch.cuda.is_current_stream_capturing()):
+                self._held[key] = found
+        return found
 
 
 class Form(Protocol):
@@ -198,7 +223,7 @@ class Bitmap:
         )
         held = torch.zeros(self.rows * self.words, dtype=torch.int64, device=topology.device)
         self._bits = held.index_add(0, rows * self.words + word, bit)  # the last bit is the sign
-        counts = torch.bincount(rows * groups + word // GROUP, minlength=self.rows * groups)
+        counts = counted(rows * groups + word // GROUP, self.rows * groups)
         self._first = (counts.cumsum(0) - counts).to(torch.int32)
 
     @property
@@ -427,6 +452,9 @@ def _block_size(topology: Topology) -> int | None:
 
 def shared_size(topology: Topology, rows_of_group: int) -> int | None:
     """The largest of `SHARED_ROWS` of which so many neighbouring rows share their columns and features; None if there is none."""
+    least = min(SHARED_ROWS)
+    if rows_of_group % least or topology.nnz % least:
+        return None  # without a look at the device, which is waited for
     shared = shared_rows(topology)
     return next((size for size in SHARED_ROWS if shared % size == 0 and rows_of_group % size == 0), None)
 
@@ -454,8 +482,8 @@ def parts_dtype(samples: torch.dtype) -> torch.dtype:
 
 
 def precision() -> str:
-    """How float32 tiles are multiplied: as `torch.set_float32_matmul_precision` says, exactly unless TF32 is allowed."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    """How float32 tiles are multiplied: exactly, unless `tf32_allowed`."""
+    return "tf32" if tf32_allowed() else "ieee"
 
 
 def _tiles(extent: int, size: int) -> int:

@@ -50,10 +50,10 @@ def _starts(feature, starts, stride, exists):
         return tl.load(starts + feature, mask=exists, other=0)
 
 
-# Rows.
+# Rows. What only a mask or a division reads is not compiled in: another number of connections would be another kernel.
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_of_group"])
 def rows_product(
     indptr,
     indices,
@@ -121,7 +121,7 @@ def rows_product(
     tl.store(y + image * y_image + y_places, result.to(y.dtype.element_ty), mask=row_exists[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_of_group", "connections"])
 def rows_sampled(
     row_of_each,
     indices,
@@ -181,7 +181,7 @@ def _first_from(indices, begin, end, column, halvings):
     return begin
 
 
-@triton.jit(do_not_specialize=["task", "shift"])
+@triton.jit(do_not_specialize=["halvings", "task", "shift", "buckets", "room"])
 def gradients_searched(
     indptr,
     indices,
@@ -224,8 +224,8 @@ def gradients_searched(
     Of the candidates whose keys are from `least` to `most`, task 0 counts how many have which 16 bits from `shift` on, task 1 how many
     there are in each row; neither does anything if all is `settled`. Task 2 collects those of greater keys, and these down to `last_row`.
 
-    The task is no compile-time argument and all passes are one program: each must see the same bits. Counts are integers: their sum is the
-    same in any order, and so is the set of what is collected, which is sorted afterwards.
+    Nothing that differs between passes is compiled in, not even that it is 1, and all are one program: each must see the same bits. Counts
+    are integers: their sum is the same in any order, and so is the set of what is collected, which is sorted afterwards.
     """
     if (task == 2) | (tl.load(settled) == 0):
         tiles = tl.cdiv(columns, COLUMNS)
@@ -442,7 +442,7 @@ def bitmap_sampled(
 # first row in `indices`, and its values a dense matrix [ROWS, columns of the group].
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_of_group"])
 def shared_product(
     pointers,
     indices,
@@ -493,7 +493,7 @@ def shared_product(
     tl.store(y + image * y_image + y_places, total.to(y.dtype.element_ty), mask=inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["usual"])
 def shared_transposed(
     pointers,
     values,
@@ -540,7 +540,7 @@ def shared_transposed(
         tl.store(parts + places, total.to(parts.dtype.element_ty), mask=exists[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows_of_group", "usual"])
 def shared_sampled(
     pointers,
     indices,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from math import prod
 
 import torch
@@ -20,7 +20,7 @@ from ...topology.geometry import Convolution, Matrix
 from ...topology.select import highest
 from ..dense import gradient_rows_of_convolution
 from ..verbs import Gradients, Need, Sample, slabs, summed_rows, values_dtype, widened
-from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Shared, Side, parts_dtype
+from .forms import Bitmap, Blocks, Connections, Form, Images, Rows, Shared, Side, Tables, parts_dtype
 from .loading import interpreted, kernels_for
 from .search import largest
 
@@ -72,10 +72,11 @@ class _Kernels(ABC):
         """
         self._check({"values": values}, x=x, dy=dy)
         self._check_dy(dy, x.shape)
+        dy = self._laid_out(dy, "dy")  # once for all of them
         return (
             self._sddmm(dy, x) if need[0] else None,
             self._spmm_t(values.contiguous(), dy, x.shape) if need[1] else None,
-            dy.movedim(1, 0).flatten(1).sum(1, dtype=values_dtype(dy.dtype)) if need[2] else None,
+            dy.sum([axis for axis in range(dy.ndim) if axis != 1], dtype=values_dtype(dy.dtype)) if need[2] else None,
         )
 
     def top_gradients(self, samples: Sequence[Sample], kept: Topology, k: int) -> Tensor:
@@ -245,7 +246,11 @@ class ConvolutionKernels(_Kernels):
 
     def __init__(self, topology: Topology, geometry: Convolution, form: Form) -> None:
         super().__init__(topology, geometry.shape, form)
-        self.geometry = geometry
+        self.geometry, self._tables = geometry, Tables()
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._tables.nbytes
 
     def gradient_rows(self, dy: Tensor, x: Tensor, start: int, stop: int) -> Tensor:
         """Rows `start` to `stop` of the dense dW, [stop - start, columns]."""
@@ -282,13 +287,14 @@ class ConvolutionKernels(_Kernels):
         g = self.geometry
         padded = F.pad(x, (g.padding[1], g.padding[1], g.padding[0], g.padding[0])) if any(g.padding) else x
         _, channels, height, width = padded.shape
+        steps = g.dilation[0] * width, g.dilation[1]
         return Side(
             padded,
             stride=0,
             image=channels * height * width,
             line=g.stride[0] * width,
             step=g.stride[1],
-            starts=starts(g.in_channels // g.groups, g.kernel, height * width, (g.dilation[0] * width, g.dilation[1]), x.device),
+            starts=self._tables.get((height, width), lambda: starts(g.in_channels // g.groups, g.kernel, height * width, steps, x.device)),
             group=None if g.groups == 1 else channels // g.groups * height * width,
         )
 
@@ -317,11 +323,12 @@ class Phases:
         geometry: of the convolution.
         dy: shape of the gradient of the output.
         dx: shape of that of the input.
+        tables: of the places that were made before.
     """
 
-    def __init__(self, geometry: Convolution, dy: torch.Size, dx: torch.Size) -> None:
+    def __init__(self, geometry: Convolution, dy: torch.Size, dx: torch.Size, tables: Tables) -> None:
         g = self.geometry = geometry
-        self.like = dx
+        self.like, self.tables, self.key = dx, tables, (dy[2:], dx[2:])
         self.height, self.width = (
             -(-(extent + 2 * padding) // stride) for extent, padding, stride in zip(dx[2:], g.padding, g.stride, strict=True)
         )
@@ -343,9 +350,9 @@ class Phases:
         down, right = taps // g.kernel[1] * g.dilation[0] // g.stride[0], taps % g.kernel[1] * g.dilation[1] // g.stride[1]
         return (self.reach[0] - down) * self.columns + self.reach[1] - right
 
-    def side(self, planes: Tensor, starts: Tensor, features: int) -> Side:
+    def side(self, planes: Tensor, starts: Callable[[], Tensor], features: int) -> Side:
         """`planes` [images, features, lines, columns], read from `starts` on."""
-        return Side(planes, 0, features * self.plane, self.columns, 1, starts)
+        return Side(planes, 0, features * self.plane, self.columns, 1, self.tables.get(("dy", *self.key), starts))
 
     def sum(self, product: Callable[[Side, None, Side, Images], None], planes: Side, dx: Tensor) -> None:
         """Sets `dx` to the `product` of the connections of its channels and phases with `planes`."""
@@ -353,7 +360,7 @@ class Phases:
         shape = (like[0], like[1], self.height * g.stride[0], self.width * g.stride[1])
         whole = dx if dx.shape == shape else torch.empty(shape, dtype=dx.dtype, device=dx.device)
         pixels = whole.shape[2] * whole.shape[3]
-        places = starts(like[1], g.stride, pixels, (whole.shape[3], 1), dx.device)
+        places = self.tables.get(("dx", *self.key), lambda: starts(like[1], g.stride, pixels, (whole.shape[3], 1), dx.device))
         target = Side(whole, 0, like[1] * pixels, g.stride[0] * whole.shape[3], g.stride[1], places)
         product(planes, None, target, Images(like[0], self.height * self.width, self.width))
         if whole is not dx:
@@ -374,7 +381,11 @@ class PlaneRows(Rows):
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
         super().__init__(topology, max(geometry.out_channels // geometry.groups, 1))
-        self.geometry = geometry
+        self.geometry, self._tables = geometry, Tables()
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._tables.nbytes
 
     def _by_column(self) -> Connections | Bitmap:
         """Rows are (in channel, phase of the stride), columns (out channel, position of the kernel)."""
@@ -384,12 +395,15 @@ class PlaneRows(Rows):
 
     def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
         """Sets dx."""
-        phases = Phases(self.geometry, dy.shape, dx.shape)
+        phases, g = Phases(self.geometry, dy.shape, dx.shape, self._tables), self.geometry
         if self._of_columns is None:
             self._of_columns = self._by_column()
-        channels, taps = (torch.arange(count, device=dy.device) for count in (self.geometry.out_channels, self.geometry.taps))
-        places = (channels[:, None] * phases.plane + phases.within(taps)).flatten()
-        phases.sum(partial(self._of_columns.product, values), phases.side(phases.padded(dy), places, len(channels)), dx)
+
+        def places() -> Tensor:
+            channels, taps = (torch.arange(count, device=dy.device) for count in (g.out_channels, g.taps))
+            return (channels[:, None] * phases.plane + phases.within(taps)).flatten()
+
+        phases.sum(partial(self._of_columns.product, values), phases.side(phases.padded(dy), places, g.out_channels), dx)
 
 
 class PlaneShared(Shared):
@@ -397,12 +411,11 @@ class PlaneShared(Shared):
 
     def __init__(self, topology: Topology, geometry: Convolution) -> None:
         super().__init__(topology, geometry.out_channels // geometry.groups)
-        self.geometry = geometry
+        self.geometry, self._tables = geometry, Tables()
 
-    @cached_property
-    def _tap(self) -> Tensor:
-        """Of each column of each group, [columns] int64."""
-        return self.columns_of_groups()[1] % self.geometry.taps
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + self._tables.nbytes
 
     def _by_column(self) -> Connections:
         """From the columns of the groups, one by one, to (in channel, phase of the stride)."""
@@ -412,14 +425,18 @@ class PlaneShared(Shared):
 
     def input_gradient(self, values: Tensor, dy: Tensor, dx: Tensor) -> None:
         """Sets dx."""
-        phases, (batch, channels, height, width) = Phases(self.geometry, dy.shape, dx.shape), dy.shape
+        phases, (batch, channels, height, width) = Phases(self.geometry, dy.shape, dx.shape, self._tables), dy.shape
         if self._of_columns is None:
             self._of_columns = self._by_column()
         planes = torch.zeros(batch, self.columns, phases.lines, phases.columns, dtype=parts_dtype(dy.dtype), device=dy.device)
         parts = Side(planes[:, :, phases.reach[0] :, phases.reach[1] :], phases.plane, self.columns * phases.plane, phases.columns, 1)
         pixels = height * width
         self.parts(values, Side(dy, pixels, channels * pixels, width, 1), parts, Images(batch, pixels, width))
-        places = torch.arange(self.columns, device=dy.device) * phases.plane + phases.within(self._tap)
+
+        def places() -> Tensor:
+            taps = self.columns_of_groups()[1] % self.geometry.taps
+            return torch.arange(self.columns, device=dy.device) * phases.plane + phases.within(taps)
+
         phases.sum(partial(self._of_columns.product, None), phases.side(planes, places, self.columns), dx)
 
 
