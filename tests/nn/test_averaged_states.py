@@ -1,6 +1,8 @@
 """Averages of models are of one topology, or they are refused: buffers written in place, and states averaged entry by entry."""
 
 import copy
+import pickle
+import zlib
 
 import pytest
 import torch
@@ -166,6 +168,34 @@ def test_states_from_before_there_were_fingerprints_load():
         assert target.load_state_dict(copy.deepcopy(state), assign=assign) == ([], [])
         assert torch.equal(target.to_dense(), layer(1).to_dense())
         assert int(target.fingerprint) == int(layer(1).fingerprint)
+
+
+def crc(*buffers):
+    """The first fingerprint: written here a second time, for files have it."""
+    return zlib.crc32(b"".join(buffer.numpy().tobytes() for buffer in buffers)) % FINGERPRINTS
+
+
+def test_states_and_pickles_with_the_first_fingerprint_load():
+    one, target = layer(1), layer(2)
+    state = one.state_dict()
+    assert crc(one.indptr, one.indices) != int(one.fingerprint)
+    state["fingerprint"] = torch.tensor(crc(one.indptr, one.indices), dtype=torch.int32)
+    for assign in (False, True):
+        target.load_state_dict(copy.deepcopy(state), assign=assign)
+        assert torch.equal(target.to_dense(), one.to_dense())
+        assert torch.equal(target.fingerprint, one.fingerprint)
+    with pytest.raises(RuntimeError, match=AVERAGED):
+        target.load_state_dict({**state, "indptr": another(one).indptr, "indices": another(one).indices})
+
+    x, expected = torch.randn(3, 24), one(torch.zeros(3, 24))
+    one._installed, one.fingerprint = crc(one.indptr, one.indices), state["fingerprint"]  # as a pickle of those days is read
+    read = pickle.loads(pickle.dumps(one))
+    assert torch.equal(read(torch.zeros(3, 24)), expected)
+    target.load_state_dict(read.state_dict())
+    assert torch.equal(target(x), read(x))
+    read.indices.copy_(another(one).indices)
+    with pytest.raises(RuntimeError, match=WRITTEN):
+        read(x)
 
 
 def test_fingerprints_are_exact_in_float32_and_differ():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 
@@ -38,3 +40,17 @@ def fingerprint(*buffers: Tensor) -> Tensor:
         mixed = torch.arange(buffer.numel(), dtype=torch.int32, device=buffer.device).mul_(SPREAD).add_(buffer.to(torch.int32))
         total = total * 31 + mixed.mul_(mixed).sum(dtype=torch.int32)
     return (total >> 8) & (FINGERPRINTS - 1)
+
+
+def is_fingerprint(number: float | Tensor, *buffers: Tensor) -> bool:
+    """Whether a number that was kept is that of the buffers: of today, or as states and pickles of before there were GPUs have it."""
+    number = float(number)
+    return number == float(fingerprint(*buffers)) or number == _crc(*buffers)
+
+
+def _crc(*buffers: Tensor) -> int:
+    """What fingerprints were at first: a GPU would wait for it."""
+    code = 0
+    for buffer in buffers:
+        code = zlib.crc32(buffer.cpu().contiguous().numpy(), code)  # type: ignore[arg-type]
+    return code % FINGERPRINTS
