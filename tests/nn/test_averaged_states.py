@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import random
 import zlib
 
 import pytest
@@ -146,6 +147,24 @@ def test_states_of_other_topologies_are_refused_and_nothing_changes(seed, strict
         target.load_state_dict(mixed, strict=strict)
     assert target.topology is topology
     assert torch.equal(target.values, before)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(16, 9), (4, 27), (8, 64)])
+def test_fingerprints_of_topologies_that_hardly_differ_do_not_average(rows, columns):
+    """One or two connections have moved by a few columns, as in a rewiring of a small convolution."""
+    draw = random.Random(0)
+    for _ in range(300):
+        fan_in, moved = columns // 4, draw.choice([1, 2])
+        before = [sorted(draw.sample(range(columns), fan_in)) for _ in range(rows)]
+        after = [list(row) for row in before]
+        for row in draw.sample(after, moved):
+            row[draw.randrange(fan_in)] = draw.choice([column for column in range(columns) if column not in row])
+            row.sort()
+        one, two = (torch.tensor(entries, dtype=torch.int32).flatten() for entries in (before, after))
+        mean, indptr = (one + two) // 2, torch.arange(0, rows * fan_in + 1, fan_in, dtype=torch.int32)
+        if not torch.equal(mean, one):  # else it is not an average that came out
+            of_both = int(fingerprint(indptr, one)) + int(fingerprint(indptr, two))
+            assert abs(2 * int(fingerprint(indptr, mean)) - of_both) > 1
 
 
 def test_a_legal_average_of_two_topologies_is_refused_for_what_it_is():
