@@ -1,6 +1,9 @@
 """Averages of models are of one topology, or they are refused: buffers written in place, and states averaged entry by entry."""
 
 import copy
+import pickle
+import random
+import zlib
 
 import pytest
 import torch
@@ -146,6 +149,24 @@ def test_states_of_other_topologies_are_refused_and_nothing_changes(seed, strict
     assert torch.equal(target.values, before)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(16, 9), (4, 27), (8, 64)])
+def test_fingerprints_of_topologies_that_hardly_differ_do_not_average(rows, columns):
+    """One or two connections have moved by a few columns, as in a rewiring of a small convolution."""
+    draw = random.Random(0)
+    for _ in range(300):
+        fan_in, moved = columns // 4, draw.choice([1, 2])
+        before = [sorted(draw.sample(range(columns), fan_in)) for _ in range(rows)]
+        after = [list(row) for row in before]
+        for row in draw.sample(after, moved):
+            row[draw.randrange(fan_in)] = draw.choice([column for column in range(columns) if column not in row])
+            row.sort()
+        one, two = (torch.tensor(entries, dtype=torch.int32).flatten() for entries in (before, after))
+        mean, indptr = (one + two) // 2, torch.arange(0, rows * fan_in + 1, fan_in, dtype=torch.int32)
+        if not torch.equal(mean, one):  # else it is not an average that came out
+            of_both = int(fingerprint(indptr, one)) + int(fingerprint(indptr, two))
+            assert abs(2 * int(fingerprint(indptr, mean)) - of_both) > 1
+
+
 def test_a_legal_average_of_two_topologies_is_refused_for_what_it_is():
     rows = [torch.tensor([[1, 0, 0, 1, 0, 0]] * 3), torch.tensor([[0, 0, 1, 0, 0, 1]] * 3)]
     ones = [ts.SparseLinear.from_dense(nn.Linear(6, 3), ts.Topology.from_mask(mask)) for mask in rows]
@@ -166,6 +187,34 @@ def test_states_from_before_there_were_fingerprints_load():
         assert target.load_state_dict(copy.deepcopy(state), assign=assign) == ([], [])
         assert torch.equal(target.to_dense(), layer(1).to_dense())
         assert int(target.fingerprint) == int(layer(1).fingerprint)
+
+
+def crc(*buffers):
+    """The first fingerprint: written here a second time, for files have it."""
+    return zlib.crc32(b"".join(buffer.numpy().tobytes() for buffer in buffers)) % FINGERPRINTS
+
+
+def test_states_and_pickles_with_the_first_fingerprint_load():
+    one, target = layer(1), layer(2)
+    state = one.state_dict()
+    assert crc(one.indptr, one.indices) != int(one.fingerprint)
+    state["fingerprint"] = torch.tensor(crc(one.indptr, one.indices), dtype=torch.int32)
+    for assign in (False, True):
+        target.load_state_dict(copy.deepcopy(state), assign=assign)
+        assert torch.equal(target.to_dense(), one.to_dense())
+        assert torch.equal(target.fingerprint, one.fingerprint)
+    with pytest.raises(RuntimeError, match=AVERAGED):
+        target.load_state_dict({**state, "indptr": another(one).indptr, "indices": another(one).indices})
+
+    x, expected = torch.randn(3, 24), one(torch.zeros(3, 24))
+    one._installed, one.fingerprint = crc(one.indptr, one.indices), state["fingerprint"]  # as a pickle of those days is read
+    read = pickle.loads(pickle.dumps(one))
+    assert torch.equal(read(torch.zeros(3, 24)), expected)
+    target.load_state_dict(read.state_dict())
+    assert torch.equal(target(x), read(x))
+    read.indices.copy_(another(one).indices)
+    with pytest.raises(RuntimeError, match=WRITTEN):
+        read(x)
 
 
 def test_fingerprints_are_exact_in_float32_and_differ():

@@ -15,7 +15,7 @@ from ..common.tracing import follower
 from ..ops import autograd, operators
 from ..ops.listeners import NOBODY, leaves, numbered
 from ..topology import Move, Topology
-from ..topology.identity import fingerprint, identity_of, version_of
+from ..topology.identity import fingerprint, identity_of, is_fingerprint, version_of
 from .base import Part, Sample, TopologyLayer
 from .compiled import of_any_length
 from .eager import check_followed, nothing_unusual, refusal
@@ -84,7 +84,7 @@ class SparseLayer(TopologyLayer):
         if indptr.is_meta:
             return Topology._trusted(self.geometry.shape, indptr, indices)
         held = self.fingerprint.clone() if self._installed is None else self._installed
-        if int(fingerprint(indptr, indices)) != int(held):
+        if not is_fingerprint(held, indptr, indices):
             kind = type(self).__name__
             if self._installed is None:
                 raise ValueError(f"{kind} holds no topology since it was on the meta device: call load_state_dict before it is used")

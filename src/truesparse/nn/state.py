@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..topology import Topology
-from ..topology.identity import fingerprint
+from ..topology.identity import is_fingerprint
 from .base import TopologyLayer
 
 ARRAYS = ("indptr", "indices", "values")
@@ -38,7 +38,7 @@ def stated_topology(layer: TopologyLayer, state: Mapping[str, Any], prefix: str,
     if acting is not None and (acting.shape != values.shape or acting.dtype != torch.bool):
         raise ValueError(f"acting must be bool, one for each of {topology.nnz} connections, got {acting.dtype} {tuple(acting.shape)}")
     saved = state.get(prefix + "fingerprint")
-    if saved is not None and (saved.numel() != 1 or float(saved) != float(fingerprint(indptr, indices))):
+    if saved is not None and (saved.numel() != 1 or not is_fingerprint(saved, indptr, indices)):
         raise ValueError(
             "the topology is not the one that was saved with these values: entries were averaged or exchanged one by one. Averages need "
             "one topology in all models, and leave indptr, indices and fingerprint as they are; over rewirings use ts.stability.Average"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import zlib
+
 import torch
 from torch import Tensor
 
 FINGERPRINTS = 2**24  # below it, whole numbers are exact in float32, in which averages of state dicts are often taken
 SPREAD = -1640531535  # 2^32 over the golden ratio, odd: places of neighbours are far apart modulo 2^32
+SCATTER = -2048144789  # odd, as are about half of its bits: neighbouring entries are far apart, and differ in high bits
 
 
 def version_of(tensor: Tensor) -> int:
@@ -30,11 +33,28 @@ def identity_of(indptr: Tensor, indices: Tensor) -> tuple[tuple[int, int], tuple
 def fingerprint(*buffers: Tensor) -> Tensor:
     """A number in [0, 2^24) made of all that the buffers hold, [] int32 on their device, which nothing waits for.
 
-    The average of two topologies is another one with another number: it is the sum of the squares of (entry + place x `SPREAD`), modulo
-    2^32 and without its lowest bits.
+    The average of two topologies is another one with another number: of each entry and its place a number is made whose high bits are laid
+    over the low ones before it is squared. A sum of squares alone would not do: of entries that differ by little, the square of the average
+    is nearly the average of the squares.
     """
     total = torch.zeros((), dtype=torch.int32, device=buffers[0].device)
     for buffer in buffers:
-        mixed = torch.arange(buffer.numel(), dtype=torch.int32, device=buffer.device).mul_(SPREAD).add_(buffer.to(torch.int32))
+        mixed = torch.arange(buffer.numel(), dtype=torch.int32, device=buffer.device).mul_(SPREAD)
+        mixed.add_(buffer.to(torch.int32), alpha=SCATTER)
+        mixed ^= mixed >> 15
         total = total * 31 + mixed.mul_(mixed).sum(dtype=torch.int32)
     return (total >> 8) & (FINGERPRINTS - 1)
+
+
+def is_fingerprint(number: float | Tensor, *buffers: Tensor) -> bool:
+    """Whether a number that was kept is that of the buffers: of today, or as states and pickles of before there were GPUs have it."""
+    number = float(number)
+    return number == float(fingerprint(*buffers)) or number == _crc(*buffers)
+
+
+def _crc(*buffers: Tensor) -> int:
+    """What fingerprints were at first: a GPU would wait for it."""
+    code = 0
+    for buffer in buffers:
+        code = zlib.crc32(buffer.cpu().contiguous().numpy(), code)  # type: ignore[arg-type]
+    return code % FINGERPRINTS
