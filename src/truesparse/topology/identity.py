@@ -9,6 +9,7 @@ from torch import Tensor
 
 FINGERPRINTS = 2**24  # below it, whole numbers are exact in float32, in which averages of state dicts are often taken
 SPREAD = -1640531535  # 2^32 over the golden ratio, odd: places of neighbours are far apart modulo 2^32
+SLAB = 2**17
 SCATTER = -2048144789  # odd, as are about half of its bits: neighbouring entries are far apart, and differ in high bits
 
 
@@ -39,10 +40,13 @@ def fingerprint(*buffers: Tensor) -> Tensor:
     """
     total = torch.zeros((), dtype=torch.int32, device=buffers[0].device)
     for buffer in buffers:
-        mixed = torch.arange(buffer.numel(), dtype=torch.int32, device=buffer.device).mul_(SPREAD)
-        mixed.add_(buffer.to(torch.int32), alpha=SCATTER)
-        mixed ^= mixed >> 15
-        total = total * 31 + mixed.mul_(mixed).sum(dtype=torch.int32)
+        total = total * 31
+        for start in range(0, buffer.numel(), SLAB):  # what is held beside them is little, and stays in the cache
+            slab = buffer[start : start + SLAB]
+            mixed = torch.arange(start, start + slab.numel(), dtype=torch.int32, device=buffer.device).mul_(SPREAD)
+            mixed.add_(slab.to(torch.int32), alpha=SCATTER)
+            mixed ^= mixed >> 15
+            total = total + mixed.mul_(mixed).sum(dtype=torch.int32)
     return (total >> 8) & (FINGERPRINTS - 1)
 
 
