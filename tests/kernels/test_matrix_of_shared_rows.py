@@ -10,15 +10,27 @@ from kernel_cases import assert_close, check_matrix, rows_together
 from torch import Tensor
 
 from truesparse import _core
-from truesparse.ops import values_dtype
+from truesparse.ops import plans, values_dtype
 from truesparse.ops.cpu import ConvolutionKernels, MatrixKernels
 from truesparse.ops.plans import MatrixPlan, SharedRowsPlan
 from truesparse.topology import Topology
 from truesparse.topology.geometry import Convolution, Matrix
-from truesparse.topology.patterns import Block
+from truesparse.topology.patterns import Block, SharedFanIn
 
 ALIKE = [8, 16, 24, 32, 64]  # where 24 rows share their columns, kernels are told of 8
 BATCHES = [0, 1, 3, 16, 17, 65, 255]
+
+
+@pytest.fixture(autouse=True)
+def _small_groups_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "LEAST_VALUES_OF_GROUP", 0)
+
+
+def test_groups_of_few_values_are_left_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plans, "LEAST_VALUES_OF_GROUP", 512)
+    for columns, kind in ((15, MatrixPlan), (16, SharedRowsPlan)):
+        topology = SharedFanIn(32).random((64, 99), 64 * columns, torch.Generator().manual_seed(0))
+        assert type(MatrixKernels(topology, Matrix(64, 99)).plan) is kind
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ TILE_BYTES, VECTOR_BYTES = 512, 64  # of a convolution: a tile of positions, and
 ROWS_PER_PART = 512  # 128 KB of the sums of a tile
 ROWS_PER_THREAD = 64  # at least
 LEAST_SHARED_ROWS = 8  # of which one load of x serves all
+LEAST_VALUES_OF_GROUP = 512  # on average: smaller matrices are mostly edges
 FEW_SAMPLES = 4  # fewer go one by one: a tile would be mostly empty
 
 # By the dtype of x, y and their gradients. Beside bfloat16, values and biases are float32, and so is the arithmetic: the kernels
@@ -151,7 +152,9 @@ class SharedRowsPlan:
 
 def matrix_plan(topology: Topology) -> MatrixPlan | SharedRowsPlan:
     """Of y = x W^T: the topology decides, whatever pattern it came from."""
-    return SharedRowsPlan(topology) if shared_rows(topology) >= LEAST_SHARED_ROWS else MatrixPlan(topology)
+    shared = shared_rows(topology)
+    large = shared * topology.nnz >= LEAST_VALUES_OF_GROUP * topology.shape[0]
+    return SharedRowsPlan(topology) if shared >= LEAST_SHARED_ROWS and large else MatrixPlan(topology)
 
 
 class ConvolutionPlan:
