@@ -296,8 +296,9 @@ class Pattern(ABC):
     def best(self, kept: Topology, nnz: int, candidates: Topology, scores: Tensor) -> Tensor:
         """Which of the `candidates` may grow in `grow_scored`, [candidates.nnz] bool: whoever meets them in parts keeps the best so far."""
         grid, vacant = self._begin(kept, nnz)
-        best = Topology._from_sorted_keys(grid.shape, self._best_units(grid, vacant, candidates, scores))
-        return best.contains(self._unit_keys(candidates))
+        best, units = Topology._from_sorted_keys(grid.shape, self._best_units(grid, vacant, candidates, scores)), self.units(candidates)
+        grows = best.contains(units.keys)
+        return grows if units is candidates else grows[block_of_each(candidates, units, self.unit(candidates.shape))]
 
     def pooled(self, candidates: Topology, scores: Tensor) -> tuple[Topology, Tensor]:
         """One candidate for each unit, its first connection, and the sum of the unit's `scores` [candidates.nnz]."""
@@ -431,10 +432,6 @@ class Pattern(ABC):
             return keys[lowest(-pooled, min(int(vacant), keys.numel()))]
         group = self._group_of(keys, candidates.shape)
         return keys[lowest_of_each(-pooled, group, torch.minimum(vacant, merge.counted(group, vacant.numel())))]
-
-    def _unit_keys(self, topology: Topology) -> Tensor:
-        height, width = self.unit(topology.shape)
-        return topology.rows.long() // height * self._grid(topology.shape)[1] + topology.indices // width
 
     def _connections(self, grid: Topology, shape: Shape) -> Topology:
         unit = self.unit(shape)
